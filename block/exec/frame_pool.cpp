@@ -1,0 +1,80 @@
+#include "block/exec/frame_pool.h"
+
+#include <array>
+#include <new>
+
+namespace platter {
+namespace {
+
+constexpr std::size_t kClassSize = 64;
+constexpr std::size_t kClasses = 64;  // frames up to 4 KiB
+constexpr unsigned kKeepPerClass = 256;
+
+struct FreeFrame {
+  FreeFrame* next;
+};
+
+class FramePool {
+ public:
+  ~FramePool() {
+    for (List& list : lists_) {
+      while (FreeFrame* frame = list.head) {
+        list.head = frame->next;
+        ::operator delete(frame);
+      }
+    }
+    dead = true;
+  }
+
+  void* allocate(std::size_t cls) {
+    List& list = lists_[cls];
+    if (FreeFrame* frame = list.head) {
+      list.head = frame->next;
+      --list.count;
+      return frame;
+    }
+    return ::operator new((cls + 1) * kClassSize);
+  }
+
+  void release(void* memory, std::size_t cls) noexcept {
+    List& list = lists_[cls];
+    if (list.count >= kKeepPerClass) {
+      ::operator delete(memory);
+      return;
+    }
+    list.head = ::new (memory) FreeFrame{list.head};
+    ++list.count;
+  }
+
+  // Coroutine frames can outlive a thread's pool only in static destruction; then the heap serves.
+  static thread_local bool dead;
+
+ private:
+  struct List {
+    FreeFrame* head = nullptr;
+    unsigned count = 0;
+  };
+  std::array<List, kClasses> lists_{};
+};
+
+thread_local bool FramePool::dead = false;
+thread_local FramePool pool;
+
+}  // namespace
+
+void* allocate_frame(std::size_t size) {
+  const std::size_t cls = (size - 1) / kClassSize;
+  if (cls >= kClasses || FramePool::dead) return ::operator new(cls >= kClasses ? size : (cls + 1) * kClassSize);
+  return pool.allocate(cls);
+}
+
+void free_frame(void* frame, std::size_t size) noexcept {
+  const std::size_t cls = (size - 1) / kClassSize;
+  if (cls >= kClasses || FramePool::dead) {
+    ::operator delete(frame);
+    return;
+  }
+  pool.release(frame, cls);
+}
+
+}  // namespace platter

@@ -1,0 +1,77 @@
+// WorkerPool: threads for what would block or keep an executor busy: path opens, name lookups,
+// compression, encryption, checksums.
+//
+//   auto work = [&] { return ::open(path, O_RDONLY); };   // a named local
+//   int fd = co_await run_on(WorkerPool::blocking(), work);
+//
+// Threads: submit() from any; a coroutine that awaits is resumed on its own executor.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "block/exec/sync.h"
+
+namespace platter {
+
+class WorkerPool {
+ public:
+  // Threads start at first use and number `threads` at most.
+  explicit WorkerPool(unsigned threads);
+  ~WorkerPool();  // finishes what was submitted
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  // The process's pool for CPU-heavy work: a thread per core.
+  static WorkerPool& codecs();
+  // The process's pool for calls that block: a few more threads than cores.
+  static WorkerPool& blocking();
+
+  void submit(std::function<void()> work);
+  unsigned threads() const { return limit_; }
+
+ private:
+  void loop();
+
+  const unsigned limit_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> queue_;  // guarded by mutex_
+  std::vector<std::thread> threads_;         // guarded by mutex_
+  unsigned idle_ = 0;                        // guarded by mutex_
+  bool stop_ = false;                        // guarded by mutex_
+};
+
+namespace detail {
+template <class F>
+struct WorkAwaiter : Waiter {
+  WorkerPool& pool;
+  F& work;
+  std::optional<std::invoke_result_t<F&>> result;
+
+  WorkAwaiter(WorkerPool& p, F& w) : pool(p), work(w) {}
+  bool await_ready() noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> h) {
+    capture(h);
+    pool.submit([this] {
+      result.emplace(work());
+      resume();
+    });
+  }
+  std::invoke_result_t<F&> await_resume() { return std::move(*result); }
+};
+}  // namespace detail
+
+// Runs `work()` (which returns a value) on the pool; the callable must live until it has run, so it
+// is a named local of the awaiting coroutine.
+template <class F>
+detail::WorkAwaiter<F> run_on(WorkerPool& pool, F& work) {
+  return detail::WorkAwaiter<F>(pool, work);
+}
+
+}  // namespace platter
