@@ -1,0 +1,104 @@
+// What only some formats can do, as small interfaces that a Driver may hand out. Each call is made
+// through the node that owns the driver, with no other such call running on it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "block/base/error.h"
+#include "block/exec/task.h"
+
+namespace platter {
+
+// Internal snapshots ----------------------------------------------------------------------------
+
+struct SnapshotInfo {
+  std::string id;
+  std::string name;
+  std::uint64_t vm_state_size = 0;  // bytes
+  std::uint64_t date_seconds = 0;   // since the epoch
+  std::uint32_t date_nanoseconds = 0;
+  std::uint64_t vm_clock_nanoseconds = 0;
+  std::optional<std::uint64_t> icount;
+  std::uint64_t disk_size = 0;  // bytes
+};
+
+class SnapshotAbility {
+ public:
+  virtual ~SnapshotAbility() = default;
+  virtual std::vector<SnapshotInfo> list() const = 0;
+  // Both name lookups: by id first, then by name; ENOENT when there is none.
+  virtual Task<Result<void>> create(std::string name, std::uint64_t date_seconds,
+                                    std::uint32_t date_nanoseconds) = 0;
+  virtual Task<Result<void>> apply(std::string id_or_name) = 0;
+  virtual Task<Result<void>> remove(std::string id_or_name) = 0;
+};
+
+// Consistency check -------------------------------------------------------------------------------
+
+// Counted as `qemu-img check` counts.
+struct CheckResult {
+  std::uint64_t corruptions = 0;
+  std::uint64_t leaks = 0;
+  std::uint64_t check_errors = 0;  // places that could not be checked
+  std::uint64_t corruptions_fixed = 0;
+  std::uint64_t leaks_fixed = 0;
+  std::uint64_t image_end_offset = 0;  // bytes; 0: not told
+  std::uint64_t total_clusters = 0;
+  std::uint64_t allocated_clusters = 0;
+  std::uint64_t compressed_clusters = 0;
+  std::uint64_t fragmented_clusters = 0;
+};
+
+struct CheckRequest {
+  bool fix_leaks = false;
+  bool fix_errors = false;
+  // One line per finding ("Leaked cluster 5 refcount=1 reference=0"); `repaired` says it was mended.
+  std::function<void(std::string_view line)> report;
+};
+
+class CheckAbility {
+ public:
+  virtual ~CheckAbility() = default;
+  virtual Task<Result<CheckResult>> check(const CheckRequest& request) = 0;
+};
+
+// Backing reference ---------------------------------------------------------------------------------
+
+class BackingAbility {
+ public:
+  virtual ~BackingAbility() = default;
+  // As stored in the image; empty: none.
+  virtual std::string backing_filename() const = 0;
+  virtual std::string backing_format() const = 0;
+  // Rewrites the reference only (no data is touched). Empty filename: none.
+  virtual Task<Result<void>> change_backing(std::string filename, std::string format) = 0;
+  // Drops every cluster of this layer, so that the backing node shows through (commit's last step).
+  virtual Task<Result<void>> make_empty() = 0;
+};
+
+// Information -----------------------------------------------------------------------------------------
+
+// A value of "Format specific information": ordered, so that text and JSON come out as users know.
+struct InfoField {
+  using Fields = std::vector<InfoField>;
+  std::string name;  // JSON spelling: "lazy-refcounts"; the text form replaces '-' by ' '
+  std::variant<bool, std::uint64_t, std::string, Fields> value;
+};
+
+struct FormatInfo {
+  std::uint64_t cluster_size = 0;  // bytes; 0: none
+  bool encrypted = false;
+  bool compressed = false;  // some cluster may be stored packed
+  bool dirty = false;
+  bool corrupt = false;
+  std::vector<InfoField> specific;  // empty: the format says nothing more
+};
+
+}  // namespace platter

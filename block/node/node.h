@@ -1,0 +1,142 @@
+// BlockNode: one node of the block graph, as everybody who is not its driver sees it.
+//
+// Its calls are not virtual. Each enters the node's gate, checks range, right and flags, splits to
+// the driver's limits, pads unaligned edges (read-modify-write under a range lock), tracks the
+// request, and only then calls the Driver.
+//
+// Threads: I/O calls from any executor, any number at once. Graph changes (graph.h) are made by one
+// control thread's executor. size() may be read anywhere.
+// Ownership: shared_ptr; parents hold Edges, and the node closes when its last edge is detached.
+// Errors: one line, without the node's name; whoever reports to the user adds what was being done.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "block/base/error.h"
+#include "block/exec/iovec.h"
+#include "block/exec/sync.h"
+#include "block/exec/task.h"
+#include "block/node/driver.h"
+#include "block/node/extent.h"
+#include "block/node/limits.h"
+#include "block/node/permission.h"
+
+namespace platter {
+
+struct DriverType;  // registry.h
+class BlockNode;
+using NodePtr = std::shared_ptr<BlockNode>;
+
+class BlockNode : public std::enable_shared_from_this<BlockNode> {
+ public:
+  // Use open_node() (graph.h), or this for a driver made by hand (tests).
+  static NodePtr create(const DriverType& type, std::unique_ptr<Driver> driver, std::string node_name,
+                        std::string filename, OpenFlags flags);
+  ~BlockNode();
+  BlockNode(const BlockNode&) = delete;
+  BlockNode& operator=(const BlockNode&) = delete;
+
+  // Offsets and lengths in bytes, any alignment. A range past size() is EINVAL ("beyond the end");
+  // writing to a read-only node is EROFS; a node that met corruption and poisoned itself, EIO.
+  Task<Result<void>> read(std::uint64_t offset, IoVec iov, ReadFlags flags = {});
+  Task<Result<void>> write(std::uint64_t offset, IoVec iov, WriteFlags flags = {});
+  Task<Result<void>> write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags = {});
+  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length);
+  Task<Result<void>> flush();
+  // The extent at `offset` (< size()), clipped to `length` (> 0); its length is at least 1.
+  Task<Result<Extent>> extent(std::uint64_t offset, std::uint64_t length);
+  Task<Result<void>> resize(ResizeRequest request);
+  // Copies from another node without passing bytes through memory; ENOTSUP: read and write instead.
+  Task<Result<void>> copy_from(BlockNode& source, std::uint64_t source_offset, std::uint64_t offset,
+                               std::uint64_t length);
+
+  std::uint64_t size() const { return driver_->size(); }  // bytes
+  Limits limits() const { return driver_->limits(); }
+  bool read_only() const { return flags_.read_only; }
+  OpenFlags flags() const { return flags_; }
+  const DriverType& type() const { return type_; }
+  std::string_view driver_name() const;
+  const std::string& node_name() const { return node_name_; }
+  // As the user (or the image that refers to it) named it.
+  const std::string& filename() const { return filename_; }
+  bool probed() const { return probed_; }  // the format was guessed, not named
+  Driver& driver() { return *driver_; }
+  BlockNode* backing() { return driver_->backing(); }
+  BlockNode* storage() { return driver_->storage(); }
+  // This node, or the one below the filters on top of it.
+  BlockNode& skip_filters();
+
+  // Pause: no new request enters, those inside have ended; then resume(). Nests.
+  Task<void> drain();
+  void undrain();
+
+  // Called (on the calling executor of resize()) after the size has changed.
+  void on_resize(std::function<void(std::uint64_t)> callback) { on_resize_ = std::move(callback); }
+
+ private:
+  friend class Edge;
+  friend struct GraphAccess;
+  BlockNode(const DriverType& type, std::unique_ptr<Driver> driver, std::string node_name,
+            std::string filename, OpenFlags flags);
+
+  const DriverType& type_;
+  std::unique_ptr<Driver> driver_;
+  const std::string node_name_;
+  const std::string filename_;
+  OpenFlags flags_;
+  bool probed_ = false;
+  Gate gate_;
+  unsigned drains_ = 0;
+  RangeLock ranges_;
+  std::vector<Edge*> parents_;
+  Permissions cumulative_;
+  std::function<void(std::uint64_t)> on_resize_;
+};
+
+// One user's hold on a node: who it is, what it needs, what it shares. Move-only. The last edge's
+// detach() closes the node; destroying an attached Edge without detach() closes it without writing
+// back (as a crash would) and is for error paths of nodes that were never written.
+class Edge {
+ public:
+  Edge() = default;
+  Edge(Edge&& other) noexcept;
+  Edge& operator=(Edge&& other) noexcept;
+  ~Edge();
+
+  // `user` for messages: "node 'x' (qcow2)", "device vda". Fails naming both holders when the
+  // rights conflict with another edge's.
+  static Task<Result<Edge>> attach(NodePtr node, std::string user, Permissions permissions);
+  Task<Result<void>> set_permissions(Permissions permissions);
+  // Gives up the hold; closes the node (flush, write back, detach its children) when it was the last.
+  Task<Result<void>> detach();
+
+  explicit operator bool() const { return node_ != nullptr; }
+  BlockNode* get() const { return node_.get(); }
+  BlockNode& operator*() const { return *node_; }
+  BlockNode* operator->() const { return node_.get(); }
+  const NodePtr& node() const { return node_; }
+  const std::string& user() const { return user_; }
+  const Permissions& permissions() const { return permissions_; }
+
+ private:
+  friend struct GraphAccess;
+  NodePtr node_;
+  std::string user_;
+  Permissions permissions_;
+};
+
+// Walking a chain ------------------------------------------------------------------------------
+
+// How [offset, offset + length) reads through `top` and its backing chain, down to but not
+// including `base` (nullptr: all of it). One piece that starts at `offset`. Looks for holes in the
+// storage below where a layer says data, unless `shallow`.
+Task<Result<ChainExtent>> chain_extent(BlockNode& top, BlockNode* base, std::uint64_t offset,
+                                       std::uint64_t length, bool shallow = false);
+
+}  // namespace platter

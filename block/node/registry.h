@@ -1,0 +1,94 @@
+// The table of drivers. A driver registers itself from its own .cpp:
+//
+//   const RegisterDriver registered{DriverType{.name = "raw", ...}};
+//
+// Threads: registration before main(); lookups anywhere.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "block/node/driver.h"
+#include "block/node/node.h"
+
+namespace platter {
+
+// What a driver's open gets: its own options (it takes what it knows), and how to open children.
+struct OpenContext {
+  Options& options;
+  OpenFlags flags;
+  std::string node_name;  // this node's (given or made up)
+  std::string filename;   // as the user named it; may be empty
+  unsigned depth = 0;     // of the backing chain above this node
+
+  // Opens (or looks up) the child named by option `name` ("file", "backing", "data-file") or by its
+  // dotted keys, and attaches it with the role's usual rights. Fails when none is given.
+  Task<Result<Edge>> open_child(std::string_view name, Permissions permissions);
+  // Opens the backing node a header names: relative names are resolved against this image's
+  // directory; `format` empty means probe (then the node is read-only). Honours flags.no_backing and
+  // an explicit "backing" option ("backing": null spelled as an empty value: none). A chain deeper
+  // than kMaxChain or that meets itself is refused.
+  Task<Result<Edge>> open_backing(std::string stored_filename, std::string stored_format);
+  static constexpr unsigned kMaxChain = 2000;
+};
+
+// An option of `create`, for -o help and for validation.
+struct CreateOption {
+  enum class Type : std::uint8_t { kString, kSize, kNumber, kBool };
+  std::string_view name;
+  Type type = Type::kString;
+  std::string_view help;
+  std::string_view default_text = {};
+};
+
+struct CreateRequest {
+  std::string filename;
+  std::uint64_t size = 0;  // bytes
+  Options options;         // of create_options, validated for name and type
+};
+
+// What an image of this format would need for `size` bytes or to hold what `source` holds.
+struct MeasureRequest {
+  Options options;           // as for create
+  std::uint64_t size = 0;    // bytes; used when there is no source
+  BlockNode* source = nullptr;
+};
+struct MeasureResult {
+  std::uint64_t required = 0;         // bytes of file
+  std::uint64_t fully_allocated = 0;  // bytes of file when all is written
+  std::optional<std::uint64_t> bitmaps;
+};
+
+struct DriverType {
+  std::string_view name;
+  // A ground-floor driver is opened by filename; a format has a "file" child.
+  bool protocol = false;
+  bool filter = false;
+  // "nbd:", "http:"...: filenames starting with one of these are this driver's.
+  std::vector<std::string_view> prefixes = {};
+  bool supports_backing = false;
+  // 0: not mine ... 100: certainly mine. `head` is the start of the file, 2 KiB or less.
+  int (*probe)(std::span<const std::byte> head, std::string_view filename) = nullptr;
+  Task<Result<std::unique_ptr<Driver>>> (*open)(OpenContext& context) = nullptr;
+
+  std::span<const CreateOption> create_options = {};
+  // Makes a new image. Nothing on disk has changed when it fails on bad options.
+  Task<Result<void>> (*create)(CreateRequest request) = nullptr;
+  Task<Result<MeasureResult>> (*measure)(MeasureRequest request) = nullptr;
+};
+
+struct RegisterDriver {
+  explicit RegisterDriver(DriverType type);
+};
+
+// nullptr when there is none of that name.
+const DriverType* find_driver(std::string_view name);
+// All, sorted by name.
+std::vector<const DriverType*> all_drivers();
+// The ground-floor driver for a filename: by prefix, or "file" / "host_device" by what it is.
+const DriverType* protocol_for(std::string_view filename);
+
+}  // namespace platter
