@@ -9,7 +9,12 @@ namespace {
 
 // Size classes 4 KiB, 8 KiB, ... 2 MiB; larger buffers come from the heap.
 constexpr unsigned kClasses = 10;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// A pool would hide a buffer's use after its end from the sanitizers.
+constexpr std::size_t kKeepBytesPerClass = 0;
+#else
 constexpr std::size_t kKeepBytesPerClass = std::size_t{4} << 20;
+#endif
 
 constexpr std::size_t class_size(unsigned cls) { return Buffer::kAlignment << cls; }
 

@@ -3,7 +3,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cstdio>
+#include <cstdlib>
 
 namespace platter {
 
@@ -52,6 +54,13 @@ Result<std::unique_ptr<Executor>> Executor::create(Config config) {
 }
 
 Executor::~Executor() {
+  if (in_flight_ != 0) {
+    std::fprintf(stderr, "platter: an Executor was destroyed with %u operations in flight\n",
+                 in_flight_);
+    std::abort();
+  }
+  // A poster may still be on its way out.
+  { std::lock_guard lock(inbox_mutex_); }
   if (ring_open_) io_uring_queue_exit(&ring_);
   if (event_fd_ >= 0) close(event_fd_);
   used_indexes.fetch_and(~(std::uint64_t{1} << index_));
@@ -59,15 +68,20 @@ Executor::~Executor() {
 
 void Executor::open_ring() {
   // The ladder: each step gives up flags that an older kernel refuses.
+  constexpr unsigned kBase = IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE;
   constexpr unsigned kLadder[] = {
-      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CLAMP,
-      IORING_SETUP_COOP_TASKRUN | IORING_SETUP_CLAMP,
-      IORING_SETUP_CLAMP,
+      kBase | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+          IORING_SETUP_TASKRUN_FLAG,
+      kBase | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+      kBase,
       0,
   };
   int error = 0;
   for (unsigned flags : kLadder) {
-    error = io_uring_queue_init(config_.ring_entries, &ring_, flags);
+    io_uring_params params{};
+    params.flags = flags;
+    if ((flags & IORING_SETUP_CQSIZE) != 0) params.cq_entries = config_.ring_entries * 4;
+    error = io_uring_queue_init_params(config_.ring_entries, &ring_, &params);
     if (error == 0) {
       ring_open_ = true;
       return;
@@ -82,7 +96,8 @@ io_uring_sqe* Executor::next_sqe() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   while (!sqe) {
     // The submission queue is full: hand it to the kernel without waiting.
-    submit_and_wait(false);
+    enter_kernel(0);
+    reap();
     sqe = io_uring_get_sqe(&ring_);
   }
   return sqe;
@@ -105,25 +120,24 @@ void Executor::arm_wakeup() {
   wakeup_armed_ = true;
 }
 
-void Executor::submit_and_wait(bool wait) {
+void Executor::enter_kernel(unsigned wait_for) {
+  rounds_since_enter_ = 0;
   int n;
-  do {
-    n = wait ? io_uring_submit_and_wait(&ring_, 1) : io_uring_submit(&ring_);
-  } while (n == -EINTR && !wait);
-  // EINTR while waiting: the loop comes back. EBUSY/EAGAIN: completions must be reaped first.
-  if (n < 0 && n != -EINTR && n != -EBUSY && n != -EAGAIN && n != -ETIME) {
-    die("io_uring_enter failed", -n);
+  if (wait_for != 0) {
+    n = io_uring_submit_and_wait(&ring_, wait_for);
+  } else if (io_uring_sq_ready(&ring_) != 0) {
+    n = io_uring_submit(&ring_);
+  } else {
+    n = io_uring_get_events(&ring_);
   }
-  if (n == -EBUSY || n == -EAGAIN) reap();
+  // EINTR: the loop comes back. EBUSY and EAGAIN: completions have to be fetched first; the kernel
+  // keeps those that did not fit until it is entered for events.
+  if (n == -EBUSY || n == -EAGAIN) n = io_uring_get_events(&ring_);
+  if (n < 0 && n != -EINTR && n != -EBUSY && n != -EAGAIN) die("io_uring_enter failed", -n);
 }
 
 void Executor::reap() {
   if (!ring_open_) return;
-  // With DEFER_TASKRUN completions are posted only when the kernel is entered for events.
-  if ((ring_.flags & IORING_SETUP_DEFER_TASKRUN) != 0 &&
-      (*ring_.sq.kflags & IORING_SQ_TASKRUN) != 0) {
-    io_uring_get_events(&ring_);
-  }
   unsigned head;
   unsigned count = 0;
   io_uring_cqe* cqe;
@@ -156,147 +170,88 @@ void Executor::resume_ready() {
   running_.clear();
 }
 
-void Executor::turn(bool may_sleep) {
-  take_inbox();
-  if (!ready_.empty()) {
-    resume_ready();
-    if (ready_.empty() && !inbox_filled_.load(std::memory_order_relaxed)) {
-      // Fall through: submit and look for completions.
-    } else if (ring_open_ && io_uring_sq_ready(&ring_) == 0) {
-      return;
-    }
-    if (!ready_.empty()) {
-      if (ring_open_ && io_uring_sq_ready(&ring_) >= config_.ring_entries / 2) submit_and_wait(false);
-      reap();
-      return;
-    }
-    // The coroutines that ran may have been all that block_on() waits for: let it look before
-    // sleeping.
-    if (!ring_open_ || (io_uring_sq_ready(&ring_) == 0 && in_flight_ == 0)) return;
-    if (io_uring_sq_ready(&ring_) != 0) {
-      submit_and_wait(false);
-      reap();
-    }
-    return;
-  }
-  reap();
-  if (!ready_.empty()) return;
-  if (!may_sleep || stop_.load(std::memory_order_acquire)) return;
+bool Executor::busy_poll_for_events() {
+  if (io_uring_sq_ready(&ring_) != 0) enter_kernel(0);
+  const auto until = std::chrono::steady_clock::now() + busy_poll_;
+  do {
+    // Completions are posted when the kernel is entered; it flags that there are some to post.
+    if ((*ring_.sq.kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0) enter_kernel(0);
+    reap();
+    take_inbox();
+    if (!ready_.empty() || stopping()) return true;
+  } while (std::chrono::steady_clock::now() < until);
+  return false;
+}
 
-  if (busy_poll_.count() > 0) {
-    if (ring_open_ && io_uring_sq_ready(&ring_) != 0) submit_and_wait(false);
-    const auto until = std::chrono::steady_clock::now() + busy_poll_;
-    do {
-      reap();
-      take_inbox();
-      if (!ready_.empty() || stop_.load(std::memory_order_acquire)) return;
-    } while (std::chrono::steady_clock::now() < until);
-  }
-
+void Executor::wait_for_events() {
   arm_wakeup();
+  // Making room for that may have fetched completions.
+  if (!ready_.empty()) return;
+  if (busy_poll_.count() > 0 && busy_poll_for_events()) return;
   sleeping_.store(true, std::memory_order_seq_cst);
-  const bool idle = !inbox_filled_.load(std::memory_order_seq_cst) &&
-                    !stop_.load(std::memory_order_seq_cst);
-  submit_and_wait(idle);
+  const bool idle = !inbox_filled_.load(std::memory_order_seq_cst) && !stopping();
+  enter_kernel(idle ? 1 : 0);
   sleeping_.store(false, std::memory_order_relaxed);
   reap();
+  take_inbox();
+}
+
+void Executor::turn() {
+  // While coroutines keep each other busy the kernel is entered only now and then; what they queue
+  // is submitted, with the wait for its completion, in one system call when nobody is ready.
+  constexpr unsigned kRoundsPerEnter = 32;
+  take_inbox();
+  if (ready_.empty()) {
+    reap();
+    if (ready_.empty()) wait_for_events();
+  } else if (ring_open_ && ++rounds_since_enter_ >= kRoundsPerEnter &&
+             (in_flight_ != 0 || io_uring_sq_ready(&ring_) != 0)) {
+    enter_kernel(0);
+    reap();
+  }
+  resume_ready();
 }
 
 void Executor::run() {
   Enter enter(*this);
-  while (!stop_.load(std::memory_order_acquire)) turn(true);
+  stoppable_ = true;
+  while (!stop_.load(std::memory_order_acquire)) turn();
+  stoppable_ = false;
   stop_.store(false, std::memory_order_relaxed);
 }
 
-void Executor::stop() {
-  stop_.store(true, std::memory_order_seq_cst);
+void Executor::drain() {
+  Enter enter(*this);
+  take_inbox();
+  while (in_flight_ != 0 || !ready_.empty()) {
+    turn();
+    take_inbox();
+  }
+}
+
+void Executor::write_event() noexcept {
   const std::uint64_t one = 1;
-  [[maybe_unused]] ssize_t n = write(event_fd_, &one, sizeof one);
+  [[maybe_unused]] const ssize_t n = write(event_fd_, &one, sizeof one);
+}
+
+void Executor::stop() {
+  std::lock_guard lock(inbox_mutex_);
+  stop_.store(true, std::memory_order_seq_cst);
+  if (sleeping_.exchange(false, std::memory_order_seq_cst)) write_event();
 }
 
 void Executor::post_from_any_thread(std::coroutine_handle<> handle) noexcept {
-  {
-    std::lock_guard lock(inbox_mutex_);
-    inbox_.push_back(handle);
-    inbox_filled_.store(true, std::memory_order_seq_cst);
-  }
-  if (sleeping_.load(std::memory_order_seq_cst)) {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] ssize_t n = write(event_fd_, &one, sizeof one);
-  }
+  // The mutex is held to the end: the coroutine may be the last that the executor waits for, and
+  // the executor destroyed as soon as it has run.
+  std::lock_guard lock(inbox_mutex_);
+  inbox_.push_back(handle);
+  inbox_filled_.store(true, std::memory_order_seq_cst);
+  if (sleeping_.exchange(false, std::memory_order_seq_cst)) write_event();
 }
 
 void IoOp::await_suspend(std::coroutine_handle<> handle) noexcept {
   waiter = handle;
   Executor::current().start(*this);
 }
-
-namespace io {
-namespace {
-std::uint64_t address_of(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }
-}  // namespace
-
-IoOp readv(int fd, const iovec* iov, unsigned count, std::uint64_t offset, int rw_flags) {
-  IoOp op;
-  op.opcode = IORING_OP_READV;
-  op.fd = fd;
-  op.address = address_of(iov);
-  op.length = count;
-  op.offset = offset;
-  op.op_flags = static_cast<std::uint32_t>(rw_flags);
-  return op;
-}
-IoOp writev(int fd, const iovec* iov, unsigned count, std::uint64_t offset, int rw_flags) {
-  IoOp op = readv(fd, iov, count, offset, rw_flags);
-  op.opcode = IORING_OP_WRITEV;
-  return op;
-}
-IoOp read(int fd, void* data, unsigned length, std::uint64_t offset) {
-  IoOp op;
-  op.opcode = IORING_OP_READ;
-  op.fd = fd;
-  op.address = address_of(data);
-  op.length = length;
-  op.offset = offset;
-  return op;
-}
-IoOp write(int fd, const void* data, unsigned length, std::uint64_t offset) {
-  IoOp op = read(fd, nullptr, length, offset);
-  op.opcode = IORING_OP_WRITE;
-  op.address = address_of(data);
-  return op;
-}
-IoOp fsync(int fd, bool data_only) {
-  IoOp op;
-  op.opcode = IORING_OP_FSYNC;
-  op.fd = fd;
-  op.op_flags = data_only ? IORING_FSYNC_DATASYNC : 0;
-  return op;
-}
-IoOp fallocate(int fd, int mode, std::uint64_t offset, std::uint64_t length) {
-  // The SQE carries the mode in `len` and the length in `addr`.
-  IoOp op;
-  op.opcode = IORING_OP_FALLOCATE;
-  op.fd = fd;
-  op.length = static_cast<std::uint32_t>(mode);
-  op.address = length;
-  op.offset = offset;
-  return op;
-}
-IoOp poll(int fd, unsigned events) {
-  IoOp op;
-  op.opcode = IORING_OP_POLL_ADD;
-  op.fd = fd;
-  op.op_flags = events;
-  return op;
-}
-IoOp timeout(const __kernel_timespec* when) {
-  IoOp op;
-  op.opcode = IORING_OP_TIMEOUT;
-  op.address = address_of(when);
-  op.length = 1;
-  return op;
-}
-}  // namespace io
 
 }  // namespace platter

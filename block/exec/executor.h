@@ -4,8 +4,12 @@
 // SQEs are queued while coroutines run and submitted in one system call when the ready list is
 // empty; completions put coroutines on the ready list and never run user code inside the reaper.
 //
-// Threads: an Executor belongs to the thread that runs it (run() or block_on()); only
-// post_from_any_thread() and stop() may be called from elsewhere. index() is immutable.
+// Threads: an Executor belongs to the first thread that runs it (run() or block_on()), since the
+// kernel takes a ring's submissions from one thread only; post_from_any_thread() and stop() may be
+// called from elsewhere. index() is immutable.
+// Errors: a kernel that gives no io_uring at all ends the process with a message.
+// Destroying an Executor that has operations in flight aborts: the kernel may own their buffers.
+// drain() first, or cancel() what would not end by itself.
 //
 // Example:
 //   auto executor = Executor::create();
@@ -62,6 +66,10 @@ IoOp fallocate(int fd, int mode, std::uint64_t offset, std::uint64_t length);
 IoOp poll(int fd, unsigned events);
 // Completes (with -ETIME) after the time has passed; `when` must live until then.
 IoOp timeout(const __kernel_timespec* when);
+// Asks the kernel to end `target`, an operation in flight on this executor, which then completes
+// with -ECANCELED, or with its result when it was too late. Completes itself with 0, or with
+// -ENOENT or -EALREADY when it was too late.
+IoOp cancel(const IoOp& target);
 }  // namespace io
 
 class Executor {
@@ -92,11 +100,16 @@ class Executor {
   auto block_on(Start&& start) {
     Enter enter(*this);
     auto task = start();
-    while (!task.done()) turn(true);
+    while (!task.done()) turn();
     return task.take();
   }
 
-  // Runs the loop on the calling thread until stop(). Work that is still pending then stays so.
+  // Runs the loop on the calling thread until nothing is ready or in flight. Coroutines that wait
+  // for anything else (a lock, another thread) stay as they are.
+  void drain();
+
+  // Runs the loop on the calling thread until stop(), or not at all when stop() was called since the
+  // last run. Work that is still pending then stays so.
   void run();
   void stop();  // any thread
 
@@ -124,17 +137,22 @@ class Executor {
   };
 
   Executor() = default;
-  // Resumes what is ready, submits what was queued, and reaps; sleeps for events when there is
-  // nothing else to do and `may_sleep`.
-  void turn(bool may_sleep);
+  // One round: finds coroutines to resume, sleeping for them when there are none, resumes each
+  // once, and returns so that the caller can look whether what it waits for has happened.
+  void turn();
   void resume_ready();
   void take_inbox();
   void reap();
-  void submit_and_wait(bool wait);
+  // Submits what is queued and sleeps until a completion or another thread's post.
+  void wait_for_events();
+  bool busy_poll_for_events();
+  void enter_kernel(unsigned wait_for);
   void start(IoOp& op) noexcept;
   io_uring_sqe* next_sqe();
   void open_ring();
   void arm_wakeup();
+  bool stopping() const { return stoppable_ && stop_.load(std::memory_order_seq_cst); }
+  void write_event() noexcept;
 
   static thread_local Executor* current_;
 
@@ -142,6 +160,7 @@ class Executor {
   unsigned index_ = 0;
   bool ring_open_ = false;
   bool wakeup_armed_ = false;
+  unsigned rounds_since_enter_ = 0;
   io_uring ring_{};
   unsigned in_flight_ = 0;
   std::chrono::microseconds busy_poll_{0};
@@ -149,11 +168,13 @@ class Executor {
   std::vector<std::coroutine_handle<>> running_;
 
   std::atomic<bool> stop_{false};
-  // True from just before the loop looks at the inbox for the last time until it wakes: a poster
-  // that sees it must write the eventfd.
+  bool stoppable_ = false;  // inside run()
+  // True from just before the loop looks at the inbox for the last time until it wakes: the poster
+  // that turns it back to false writes the eventfd.
   std::atomic<bool> sleeping_{false};
   int event_fd_ = -1;
   std::uint64_t event_value_ = 0;
+  // Held by a poster until it touches the executor no more.
   std::mutex inbox_mutex_;
   std::vector<std::coroutine_handle<>> inbox_;  // guarded by inbox_mutex_
   std::atomic<bool> inbox_filled_{false};

@@ -8,7 +8,12 @@ namespace {
 
 constexpr std::size_t kClassSize = 64;
 constexpr std::size_t kClasses = 64;  // frames up to 4 KiB
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// A pool would hide a frame's use after its end from the sanitizers.
+constexpr unsigned kKeepPerClass = 0;
+#else
 constexpr unsigned kKeepPerClass = 256;
+#endif
 
 struct FreeFrame {
   FreeFrame* next;
@@ -64,7 +69,8 @@ thread_local FramePool pool;
 
 void* allocate_frame(std::size_t size) {
   const std::size_t cls = (size - 1) / kClassSize;
-  if (cls >= kClasses || FramePool::dead) return ::operator new(cls >= kClasses ? size : (cls + 1) * kClassSize);
+  if (cls >= kClasses) return ::operator new(size);
+  if (FramePool::dead) return ::operator new((cls + 1) * kClassSize);
   return pool.allocate(cls);
 }
 

@@ -67,17 +67,21 @@ bool AsyncMutex::LockAwaiter::await_suspend(std::coroutine_handle<> h) noexcept 
   return true;
 }
 
+// Here and below waiters are resumed after the plain mutex has been dropped: one of another
+// executor runs at once and may destroy the object that it had waited for.
 void AsyncMutex::unlock() noexcept {
-  std::lock_guard lock(mutex_);
-  // Ownership passes straight to the next waiter, so that nobody overtakes it.
-  if (Waiter* next = waiters_.pop()) {
-    next->resume();
-  } else {
-    held_ = false;
+  Waiter* next;
+  {
+    std::lock_guard lock(mutex_);
+    // Ownership passes straight to the next waiter, so that nobody overtakes it.
+    next = waiters_.pop();
+    if (!next) held_ = false;
   }
+  if (next) next->resume();
 }
 
 bool AsyncEvent::WaitAwaiter::await_suspend(std::coroutine_handle<> h) noexcept {
+  // Always under the mutex: who has seen set_ may destroy the event, so set() must have left it.
   std::lock_guard lock(event.mutex_);
   if (event.is_set()) return false;
   capture(h);
@@ -86,11 +90,13 @@ bool AsyncEvent::WaitAwaiter::await_suspend(std::coroutine_handle<> h) noexcept 
 }
 
 void AsyncEvent::set() noexcept {
-  // Under the mutex to the end: a waiter that is resumed elsewhere may destroy the event, but
-  // only after it got the mutex in is_set()'s slow path or was resumed here.
-  std::lock_guard lock(mutex_);
-  set_.store(true, std::memory_order_release);
-  resume_all(waiters_.take_all());
+  Waiter* all;
+  {
+    std::lock_guard lock(mutex_);
+    set_.store(true, std::memory_order_release);
+    all = waiters_.take_all();
+  }
+  resume_all(all);
 }
 
 void ConditionQueue::notify_all() noexcept { resume_all(waiters_.take_all()); }
@@ -111,12 +117,13 @@ bool AsyncSemaphore::AcquireAwaiter::await_suspend(std::coroutine_handle<> h) no
 }
 
 void AsyncSemaphore::release() noexcept {
-  std::lock_guard lock(mutex_);
-  if (Waiter* waiter = waiters_.pop()) {
-    waiter->resume();
-  } else {
-    ++permits_;
+  Waiter* next;
+  {
+    std::lock_guard lock(mutex_);
+    next = waiters_.pop();
+    if (!next) ++permits_;
   }
+  if (next) next->resume();
 }
 
 bool RangeLock::grantable(const Hold& hold) {
@@ -145,16 +152,20 @@ bool RangeLock::suspend(Hold& hold, std::coroutine_handle<> handle) noexcept {
 }
 
 void RangeLock::release(Hold& hold) noexcept {
-  std::lock_guard lock(mutex_);
-  (hold.previous_ ? hold.previous_->next_ : head_) = hold.next_;
-  (hold.next_ ? hold.next_->previous_ : tail_) = hold.previous_;
-  hold.queued_ = false;
-  for (Hold* later = hold.next_; later; later = later->next_) {
-    if (later->granted_ || !conflict(hold, *later) || !grantable(*later)) continue;
-    later->granted_ = true;
-    // Without a handle it is between enqueue() and suspend(), which will see granted_.
-    if (later->waiter_.handle) later->waiter_.resume();
+  WaiterQueue granted;
+  {
+    std::lock_guard lock(mutex_);
+    (hold.previous_ ? hold.previous_->next_ : head_) = hold.next_;
+    (hold.next_ ? hold.next_->previous_ : tail_) = hold.previous_;
+    hold.queued_ = false;
+    for (Hold* later = hold.next_; later; later = later->next_) {
+      if (later->granted_ || !conflict(hold, *later) || !grantable(*later)) continue;
+      later->granted_ = true;
+      // Without a handle it is between enqueue() and suspend(), which will see granted_.
+      if (later->waiter_.handle) granted.push(later->waiter_);
+    }
   }
+  resume_all(granted.take_all());
 }
 
 Gate::~Gate() {
@@ -180,8 +191,12 @@ void Gate::leave() noexcept {
     if (state & 1) break;
     if (state_.compare_exchange_weak(state, state - 2, std::memory_order_seq_cst)) return;
   } while (true);
-  std::lock_guard lock(mutex_);
-  if (state_.fetch_sub(2, std::memory_order_seq_cst) == 3) resume_all(waiters_.take_all());
+  Waiter* closers = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (state_.fetch_sub(2, std::memory_order_seq_cst) == 3) closers = waiters_.take_all();
+  }
+  resume_all(closers);
 }
 
 namespace {
@@ -229,6 +244,13 @@ struct ScopeRunner {
     }
   }
 };
+
+TaskScope::~TaskScope() {
+  if (running_ != 0) {
+    std::fputs("platter: a TaskScope was destroyed with tasks running\n", stderr);
+    std::abort();
+  }
+}
 
 void TaskScope::spawn(Task<void> task) {
   if (task.done()) return;

@@ -9,6 +9,7 @@
 // Threads: any executor, except TaskScope, which belongs to one.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <coroutine>
 #include <cstdint>
@@ -89,13 +90,14 @@ class AsyncMutex {
   WaiterQueue waiters_;  // guarded by mutex_
 };
 
-// One-shot: wait() completes once set() has been called. set() may be called once, from any thread.
+// One-shot: wait() completes once set() has been called, at most once, from any thread. Who has come
+// back from wait() may destroy the event; who has only seen is_set() may not.
 class AsyncEvent {
  public:
   struct WaitAwaiter : Waiter {
     AsyncEvent& event;
     explicit WaitAwaiter(AsyncEvent& e) : event(e) {}
-    bool await_ready() noexcept { return event.is_set(); }
+    bool await_ready() noexcept { return false; }
     bool await_suspend(std::coroutine_handle<> h) noexcept;
     void await_resume() noexcept {}
   };
@@ -203,9 +205,10 @@ class RangeLock {
   };
 
  private:
+  // An empty range conflicts with nothing.
   static bool conflict(const Hold& a, const Hold& b) {
-    return (a.mode_ == Mode::kExclusive || b.mode_ == Mode::kExclusive) && a.offset_ < b.end_ &&
-           b.offset_ < a.end_;
+    return (a.mode_ == Mode::kExclusive || b.mode_ == Mode::kExclusive) &&
+           std::max(a.offset_, b.offset_) < std::min(a.end_, b.end_);
   }
   // Whether no claim before `hold` conflicts with it.
   static bool grantable(const Hold& hold);
@@ -256,10 +259,14 @@ class Gate {
   WaiterQueue waiters_;  // guarded by mutex_
 };
 
-// Fire-and-forget tasks of one executor; join() waits for all that were spawned.
+// Fire-and-forget tasks of one executor; join(), by one coroutine at a time, waits for all that were
+// spawned, also while it waits.
 class TaskScope {
  public:
   TaskScope() = default;
+  ~TaskScope();  // aborts when tasks are still running
+  TaskScope(const TaskScope&) = delete;
+  TaskScope& operator=(const TaskScope&) = delete;
   void spawn(Task<void> task);
   Task<void> join();
   std::size_t running() const { return running_; }
