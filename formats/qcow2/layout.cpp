@@ -96,20 +96,20 @@ Result<void> validate_tables(const Header& header, std::uint64_t file_size) {
   }
   auto table = validate_table_in_file("Reference count table", header.refcount_table_offset,
                                       header.refcount_table_clusters, cluster_size,
-                                      kMaxRefcountTableBytes, cluster_size, file_size);
+                                      kMaxRefTableBytes, cluster_size, file_size);
   PLATTER_TRY(table);
 
-  const std::uint64_t needed = header.l1_entries_for(header.size);
-  if (needed > kMaxL1TableBytes / 8) {
+  const std::uint64_t needed = header.geometry().l1_entries_for(header.size);
+  if (needed > kMaxL1Bytes / 8) {
     return fail(EFBIG, "Image is too big: size {} needs {} L1 entries, at most {}", header.size,
-                needed, kMaxL1TableBytes / 8);
+                needed, kMaxL1Bytes / 8);
   }
   if (header.l1_size < needed) {
     return fail(EINVAL, "L1 table is too small: l1_size is {}, a size of {} needs {}",
                 header.l1_size, header.size, needed);
   }
   table = validate_table_in_file("Active L1 table", header.l1_table_offset, header.l1_size, 8,
-                                 kMaxL1TableBytes, cluster_size, file_size);
+                                 kMaxL1Bytes, cluster_size, file_size);
   PLATTER_TRY(table);
 
   if (header.nb_snapshots > kMaxSnapshots) {
@@ -161,10 +161,6 @@ Result<void> parse_start(Reader& in, Header& header, BackingName& name) {
 }
 
 }  // namespace
-
-std::uint64_t Header::l1_entries_for(std::uint64_t bytes) const {
-  return div_round_up(div_round_up(bytes, cluster_size()), l2_entries());
-}
 
 Result<void> validate_table(std::string_view name, std::uint64_t offset, std::uint64_t entries,
                             std::uint64_t entry_size, std::uint64_t max_bytes,

@@ -15,26 +15,20 @@
 #include <vector>
 
 #include "block/base/error.h"
+#include "formats/qcow2/geometry.h"
 #include "formats/qcow2/header_extensions.h"
 
 namespace platter::qcow2 {
 
 inline constexpr std::uint32_t kMagic = 0x514649fb;  // "QFI\xfb"
-inline constexpr unsigned kMinClusterBits = 9;
-inline constexpr unsigned kMaxClusterBits = 21;
 inline constexpr unsigned kMinExtendedL2ClusterBits = 14;
-inline constexpr unsigned kMaxRefcountOrder = 6;
 inline constexpr std::uint32_t kHeaderV2Size = 72;
 inline constexpr std::uint32_t kHeaderV3Size = 104;
 // What we write for version 3: with compression_type, padded to 8.
 inline constexpr std::uint32_t kHeaderWrittenSize = 112;
 // QEMU's bounds, which we share so that each opens what the other makes.
-inline constexpr std::uint64_t kMaxL1TableBytes = std::uint64_t{32} << 20;
-inline constexpr std::uint64_t kMaxRefcountTableBytes = std::uint64_t{8} << 20;
 inline constexpr std::uint32_t kMaxBackingNameBytes = 1023;
 inline constexpr std::uint32_t kMaxSnapshots = 65536;
-// L1 and L2 entries hold bits 9-55 of an offset: no table or cluster lies beyond.
-inline constexpr std::uint64_t kMaxHostOffset = std::uint64_t{1} << 56;
 
 namespace incompatible {
 inline constexpr std::uint64_t kDirty = 1;
@@ -79,8 +73,10 @@ struct Header {
   Extensions extensions;
   std::string backing_file;  // as stored; empty: none
 
+  Geometry geometry() const {
+    return {version, cluster_bits, refcount_order, extended_l2(), has_data_file()};
+  }
   std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
-  unsigned refcount_bits() const { return 1u << refcount_order; }
   std::uint64_t refcount_table_bytes() const {
     return std::uint64_t{refcount_table_clusters} << cluster_bits;
   }
@@ -91,11 +87,6 @@ struct Header {
   bool extended_l2() const { return (incompatible_features & incompatible::kExtendedL2) != 0; }
   bool lazy_refcounts() const { return (compatible_features & compatible::kLazyRefcounts) != 0; }
   bool data_file_raw() const { return (autoclear_features & autoclear::kDataFileRaw) != 0; }
-  // Bytes of an L2 entry, and entries of an L2 table.
-  unsigned l2_entry_size() const { return extended_l2() ? 16 : 8; }
-  std::uint64_t l2_entries() const { return cluster_size() / l2_entry_size(); }
-  // L1 entries that `bytes` of virtual disk need. Any size; never wraps.
-  std::uint64_t l1_entries_for(std::uint64_t bytes) const;
 
   bool operator==(const Header&) const = default;
 };

@@ -123,7 +123,7 @@ Result<std::vector<std::byte>> encode_snapshot_table(const std::vector<Snapshot>
 Result<void> validate_snapshot_l1(const Snapshot& snapshot, const Header& header,
                                   std::uint64_t file_size) {
   return validate_table_in_file(fmt::format("Snapshot L1 table of '{}'", snapshot.id),
-                                snapshot.l1_table_offset, snapshot.l1_size, 8, kMaxL1TableBytes,
+                                snapshot.l1_table_offset, snapshot.l1_size, 8, kMaxL1Bytes,
                                 header.cluster_size(), file_size);
 }
 

@@ -77,15 +77,6 @@ TEST(Layout, WhatDoesNotFitIntoTheFirstClusterIsRefused) {
   EXPECT_EQ(encoded.error().code(), ENOSPC);
 }
 
-TEST(Layout, L1EntriesNeverWrap) {
-  Header h;
-  EXPECT_EQ(h.l1_entries_for(0), 0U);
-  EXPECT_EQ(h.l1_entries_for(1), 1U);
-  EXPECT_EQ(h.l1_entries_for(std::uint64_t{512} << 20), 1U);
-  EXPECT_EQ(h.l1_entries_for((std::uint64_t{512} << 20) + 1), 2U);
-  EXPECT_EQ(h.l1_entries_for(~std::uint64_t{0}), std::uint64_t{1} << 35);
-}
-
 // One lie per field (HOSTILE.md I-1 to I-6 and I-8): what is patched, and what the error says.
 struct Lie {
   const char* name;
