@@ -38,6 +38,9 @@ class SnapshotAbility {
                                     std::uint32_t date_nanoseconds) = 0;
   virtual Task<Result<void>> apply(std::string id_or_name) = 0;
   virtual Task<Result<void>> remove(std::string id_or_name) = 0;
+  // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes that
+  // are open read-only.
+  virtual Task<Result<void>> load(std::string id_or_name);
 };
 
 // Consistency check -------------------------------------------------------------------------------
