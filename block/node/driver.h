@@ -27,6 +27,7 @@ namespace platter {
 
 class BlockNode;
 class Edge;
+class MappedDriver;
 
 struct ReadFlags {
   bool copy_on_read = false;
@@ -115,6 +116,8 @@ class Driver {
   virtual BlockNode* storage() { return nullptr; }
   // A filter shows its child's data unchanged; extents and abilities may be asked of the child.
   virtual BlockNode* filtered() { return nullptr; }
+  // This driver, if its reads may be resolved by asking for mappings (mapped_driver.h).
+  virtual MappedDriver* mapped() { return nullptr; }
 
   // Bytes of storage in use on the host, for "disk size"; nullopt: not known.
   virtual std::optional<std::uint64_t> allocated_size() { return std::nullopt; }
