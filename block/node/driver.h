@@ -1,11 +1,12 @@
 // Driver: what a format, an adapter or a filter implements. Users never call it: they call
 // BlockNode (node.h), which checks, pads, splits and tracks every request first.
 //
-// Contract of do_* calls: offset and length are within the size at the time of the call (writes
-// may be asked beyond the end only where can_grow() says so), are aligned to limits(), and lie
-// within its maxima; buffers live until completion; any executor may call at any time, several at
-// once. Each driver's header lists its members in three groups: immutable after open, guarded by
-// which mutex, per executor.
+// Contract of do_* calls: offset and length are aligned to limits() and lie within its maxima;
+// they are within the size at the time of the call, rounded up to limits().request_alignment
+// (writes may be asked further only where can_grow() says so): what a driver reads behind its end
+// are zeroes, and a write there may round its size up. Buffers live until completion; any executor
+// may call at any time, several at once. Each driver's header lists its members in three groups:
+// immutable after open, guarded by which mutex, per executor.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@
 #include "block/exec/task.h"
 #include "block/node/abilities.h"
 #include "block/node/extent.h"
+#include "block/node/fault_event.h"
 #include "block/node/limits.h"
 #include "block/node/options.h"
 #include "block/node/permission.h"
@@ -49,21 +51,22 @@ Result<Preallocation> parse_preallocation(std::string_view text);
 struct ResizeRequest {
   std::uint64_t size = 0;  // bytes
   Preallocation preallocation = Preallocation::kOff;
-  bool exact = true;       // a device of fixed size may stay larger when false
-  bool zero_new = false;   // the new range must read as zeroes, whatever the backing node holds
+  bool exact = true;      // a device of fixed size may stay larger when false
+  bool zero_new = false;  // the new range must read as zeroes, whatever the backing node holds
 };
 
 // What a reopen may change (see graph.h).
 struct OpenFlags {
   bool read_only = true;
-  bool direct = false;       // cache.direct: bypass the page cache
-  bool no_flush = false;     // cache.no-flush: flushes do nothing
-  bool writethrough = false; // each write is durable when it completes
+  bool direct = false;         // cache.direct: bypass the page cache
+  bool no_flush = false;       // cache.no-flush: flushes do nothing
+  bool writethrough = false;   // each write is durable when it completes
   bool discard_unmap = false;  // discard=unmap: guest discards reach the lower layers
-  bool force_share = false;  // -U: look on while another process writes
-  bool no_backing = false;   // do not open the backing chain
-  bool no_io = false;        // for `info`: nothing but metadata will be read
-  bool check = false;        // for `check`: open although the image is corrupt or dirty, repair nothing by itself
+  bool force_share = false;    // -U: look on while another process writes
+  bool no_backing = false;     // do not open the backing chain
+  bool no_io = false;          // for `info`: nothing but metadata will be read
+  bool check =
+      false;  // for `check`: open although the image is corrupt or dirty, repair nothing by itself
   enum class DetectZeroes : std::uint8_t { kOff, kOn, kUnmap } detect_zeroes = DetectZeroes::kOff;
 };
 
@@ -73,6 +76,7 @@ class Driver {
 
   // Current size in bytes; constant time, any thread.
   virtual std::uint64_t size() const = 0;
+  // Constant but for a reopen.
   virtual Limits limits() const { return {}; }
   // Whether do_write may reach beyond size() and so enlarge it (a plain file below a format).
   virtual bool can_grow() const { return false; }
@@ -80,14 +84,16 @@ class Driver {
   virtual Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) = 0;
   virtual Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) = 0;
   // ENOTSUP: the node writes zero buffers instead, unless no_fallback.
-  virtual Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  virtual Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
+                                             ZeroFlags flags);
   // Advice: ENOTSUP is not reported to the user of the node. What a discarded range reads as
   // afterwards is either as before or zeroes.
   virtual Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length);
   // All that completed before is durable afterwards.
   virtual Task<Result<void>> do_flush() = 0;
-  // The extent that starts at `offset`, as long as the driver knows cheaply, clipped to `length`
-  // (> 0). Default: all data, here unknown.
+  // The extent that starts at `offset` (< size()), as long as the driver knows cheaply, clipped to
+  // `length` (> 0). A host_offset without a node counts in this node itself. Default: all data,
+  // place unknown.
   virtual Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length);
   virtual Task<Result<void>> do_resize(ResizeRequest request);
   // Copies between two ranges below (copy_file_range, reflink) without passing the bytes through
@@ -118,6 +124,11 @@ class Driver {
   virtual BlockNode* filtered() { return nullptr; }
   // This driver, if its reads may be resolved by asking for mappings (mapped_driver.h).
   virtual MappedDriver* mapped() { return nullptr; }
+
+  // Fault points (fault_event.h): whether do_announce() is worth calling, constant; and an event of
+  // the node above.
+  virtual bool listens_to_events() const { return false; }
+  virtual Task<void> do_announce(FaultEvent event);
 
   // Bytes of storage in use on the host, for "disk size"; nullopt: not known.
   virtual std::optional<std::uint64_t> allocated_size() { return std::nullopt; }

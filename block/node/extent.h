@@ -32,6 +32,8 @@ struct Extent {
   // offset in it; nullptr and kNoHost where there is no such place.
   BlockNode* node = nullptr;
   std::uint64_t host_offset = kNoHost;
+  // The stored bytes may be a hole in the node below (space was preallocated): worth asking it.
+  bool maybe_hole = false;
 
   bool has_host_offset() const { return host_offset != kNoHost; }
   std::uint64_t end() const { return offset + length; }
@@ -41,10 +43,10 @@ struct Extent {
 struct ChainExtent {
   std::uint64_t offset = 0;
   std::uint64_t length = 0;
-  unsigned depth = 0;       // 0: the node that was asked; its backing is 1; and so on
-  bool present = false;     // some node of the chain allocates it (data, zero or compressed)
-  bool zero = false;        // reads as zeroes
-  bool data = false;        // has stored bytes (packed or not)
+  unsigned depth = 0;    // 0: the node that was asked; its backing is 1; and so on
+  bool present = false;  // some node of the chain allocates it (data, zero or compressed)
+  bool zero = false;     // reads as zeroes
+  bool data = false;     // has stored bytes (packed or not)
   bool compressed = false;
   BlockNode* node = nullptr;  // the node of the lowest layer that host_offset counts in, if any
   std::uint64_t host_offset = Extent::kNoHost;

@@ -36,12 +36,22 @@ Task<Result<Edge>> open_node(OpenRequest request);
 NodePtr find_node(std::string_view node_name);
 
 // Changes flags (read-only, cache mode) of a node and its storage children as one transaction.
+// Requests wait meanwhile. A failure leaves everything as it was. A node cannot become read-only
+// under a user who needs to write: lower that edge's rights first.
 Task<Result<void>> reopen(BlockNode& node, OpenFlags flags);
 
 // Makes an image of `format` with the text of -o ("a=b,c=d") and a size. Validates all options
 // before anything on disk changes.
-Task<Result<void>> create_image(std::string_view format, std::string filename, std::uint64_t size,
+Task<Result<void>> create_image(std::string format, std::string filename, std::uint64_t size,
                                 Options options);
+
+// Makes (or empties) the file below a format by the protocol's own create: what a format's create
+// calls first. The options are the protocol's.
+Task<Result<void>> create_protocol(std::string filename, std::uint64_t size, Options options);
+
+// Opens a filename with its protocol driver and nothing on top, as its only writer: what a format's
+// create writes its metadata through.
+Task<Result<Edge>> open_protocol(std::string filename, OpenFlags flags, std::string user);
 
 // The backing name as stored in `overlay_filename`, made openable: absolute names, json: names and
 // names with a protocol stay; relative ones are taken from the overlay's directory.

@@ -19,6 +19,8 @@ struct Limits {
   std::uint64_t max_discard = std::uint64_t{1} << 40;
   // Best size of a request (a cluster, a stripe); 0: no opinion.
   std::uint32_t optimal_transfer = 0;
+  // WriteFlags::fua and ZeroFlags::fua are honoured; otherwise the node flushes after such a write.
+  bool native_fua = false;
 };
 
 // What do_write_zeroes can do better than writing a buffer of zeroes, and flags it honours.

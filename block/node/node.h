@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,14 +37,16 @@ using NodePtr = std::shared_ptr<BlockNode>;
 class BlockNode : public std::enable_shared_from_this<BlockNode> {
  public:
   // Use open_node() (graph.h), or this for a driver made by hand (tests).
-  static NodePtr create(const DriverType& type, std::unique_ptr<Driver> driver, std::string node_name,
-                        std::string filename, OpenFlags flags);
+  static NodePtr create(const DriverType& type, std::unique_ptr<Driver> driver,
+                        std::string node_name, std::string filename, OpenFlags flags);
   ~BlockNode();
   BlockNode(const BlockNode&) = delete;
   BlockNode& operator=(const BlockNode&) = delete;
 
-  // Offsets and lengths in bytes, any alignment. A range past size() is EINVAL ("beyond the end");
-  // writing to a read-only node is EROFS; a node that met corruption and poisoned itself, EIO.
+  // Offsets and lengths in bytes, any alignment. A range past size() is EINVAL ("beyond the end"),
+  // except at the ground floor, where reads give zeroes there, and in a driver that can grow, which
+  // a write enlarges; writing to a read-only node is EROFS; a node that met corruption and poisoned
+  // itself, EIO.
   Task<Result<void>> read(std::uint64_t offset, IoVec iov, ReadFlags flags = {});
   Task<Result<void>> write(std::uint64_t offset, IoVec iov, WriteFlags flags = {});
   Task<Result<void>> write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags = {});
@@ -67,6 +70,9 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   const std::string& filename() const { return filename_; }
   bool probed() const { return probed_; }  // the format was guessed, not named
   Driver& driver() { return *driver_; }
+  // Fault points: PLATTER_FAULT(node, event) in fault_event.h.
+  bool listens_to_events() const { return listens_; }
+  Task<void> announce(FaultEvent event) { return driver_->do_announce(event); }
   BlockNode* backing() { return driver_->backing(); }
   BlockNode* storage() { return driver_->storage(); }
   // This node, or the one below the filters on top of it.
@@ -85,15 +91,70 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   BlockNode(const DriverType& type, std::unique_ptr<Driver> driver, std::string node_name,
             std::string filename, OpenFlags flags);
 
+  // node.cpp: waits while the node is drained; fails when it is closed.
+  Task<Result<void>> enter();
+  Task<Result<void>> leave_after(Task<Result<void>> task);
+  Task<Result<void>> close();
+  // Derives what the request path looks at from flags, limits and the driver.
+  void refresh();
+  Result<void> check_range(std::uint64_t offset, std::uint64_t length) const;
+  Result<void> check_write(std::uint64_t offset, std::uint64_t length) const;
+
+  // read.cpp
+  bool takes_as_is(std::uint64_t offset, const IoVec& iov) const;
+  Task<Result<void>> read_slow(std::uint64_t offset, IoVec iov, ReadFlags flags);
+  Task<Result<void>> read_any(std::uint64_t offset, IoVec iov, ReadFlags flags);
+  Task<Result<void>> read_aligned(std::uint64_t offset, IoVec iov, ReadFlags flags);
+  Task<Result<void>> call_read(std::uint64_t offset, IoVec iov, ReadFlags flags);
+  Task<Result<Extent>> ask_extent(std::uint64_t offset, std::uint64_t length);
+
+  // write.cpp
+  Task<Result<void>> write_slow(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> write_any(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> write_aligned(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> write_block(std::uint64_t block, std::uint64_t offset, IoVec iov,
+                                 WriteFlags flags);
+  Task<Result<void>> call_write(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> flush_below();
+  Task<Result<void>> start_flush();
+  // Whether a write with `flags` must be followed by a flush; takes the flag out if so.
+  bool flush_instead_of_fua(bool& fua) const;
+  void mark_dirty() {
+    if (!dirty_.load(std::memory_order_relaxed)) dirty_.store(true, std::memory_order_relaxed);
+  }
+
+  // zero.cpp
+  Task<Result<void>> zero_locked(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> call_discard(std::uint64_t offset, std::uint64_t length);
+  Task<Result<void>> discard_pieces(std::uint64_t offset, std::uint64_t length);
+  Task<Result<void>> zero_any(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> zero_aligned(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> zero_by_buffer(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> call_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+
+  // head_guard.cpp: refuses what would make a probed raw image's start look like a format. `iov` is
+  // nullptr for zeroes.
+  Task<Result<void>> check_head(std::uint64_t offset, std::uint64_t length, const IoVec* iov);
+
   const DriverType& type_;
   std::unique_ptr<Driver> driver_;
   const std::string node_name_;
   const std::string filename_;
-  OpenFlags flags_;
+  OpenFlags flags_;  // changed only while drained, as are the following six
   bool probed_ = false;
+  Limits limits_;
+  bool can_grow_ = false;
+  bool listens_ = false;
+  bool plain_writes_ = false;  // an aligned write without FUA may go straight to the driver
+  bool guard_head_ = false;
+  std::atomic<bool> dirty_{false};  // written since the last flush began
   Gate gate_;
-  unsigned drains_ = 0;
   RangeLock ranges_;
+  std::mutex pause_mutex_;
+  ConditionQueue resumed_;  // guarded by pause_mutex_, as are the following two
+  unsigned drains_ = 0;
+  bool closed_ = false;
+  AsyncMutex permissions_mutex_;  // held over changes of the following two
   std::vector<Edge*> parents_;
   Permissions cumulative_;
   std::function<void(std::uint64_t)> on_resize_;
@@ -113,7 +174,8 @@ class Edge {
   // rights conflict with another edge's.
   static Task<Result<Edge>> attach(NodePtr node, std::string user, Permissions permissions);
   Task<Result<void>> set_permissions(Permissions permissions);
-  // Gives up the hold; closes the node (flush, write back, detach its children) when it was the last.
+  // Gives up the hold; closes the node (flush, write back, detach its children) when it was the
+  // last.
   Task<Result<void>> detach();
 
   explicit operator bool() const { return node_ != nullptr; }
@@ -125,6 +187,12 @@ class Edge {
   const Permissions& permissions() const { return permissions_; }
 
  private:
+  static Task<Result<Edge>> attach_task(NodePtr node, std::string user, Permissions permissions,
+                                        bool yield);
+  Task<Result<void>> set_permissions_task(Permissions permissions, bool yield);
+  Task<Result<void>> detach_task(bool yield);
+  void abandon() noexcept;
+
   friend struct GraphAccess;
   NodePtr node_;
   std::string user_;

@@ -30,7 +30,9 @@ class Options {
   // A filename as users type it: "json:{...}" or plain text (then key "filename").
   static Result<Options> from_filename(std::string_view filename);
 
-  void set(std::string key, std::string value) { values_.insert_or_assign(std::move(key), std::move(value)); }
+  void set(std::string key, std::string value) {
+    values_.insert_or_assign(std::move(key), std::move(value));
+  }
   bool has(std::string_view key) const { return values_.find(key) != values_.end(); }
   bool empty() const { return values_.empty(); }
   const std::string* peek(std::string_view key) const;

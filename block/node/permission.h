@@ -1,6 +1,7 @@
-// Who may do what to a node at the same time: each user of a node (a parent driver, a device, a job)
-// states the rights it needs and those it lets others have. The meaning and the bit numbers are
-// QEMU's, because the file adapter mirrors them as byte locks that exclude QEMU's tools and ours.
+// Who may do what to a node at the same time: each user of a node (a parent driver, a device, a
+// job) states the rights it needs and those it lets others have. The meaning and the bit numbers
+// are QEMU's, because the file adapter mirrors them as byte locks that exclude QEMU's tools and
+// ours.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +10,10 @@
 namespace platter {
 
 namespace perm {
-inline constexpr std::uint32_t kConsistentRead = 1;   // what it reads is a disk's state at one time
-inline constexpr std::uint32_t kWrite = 2;            // change the visible data
-inline constexpr std::uint32_t kWriteUnchanged = 4;   // write what reads as before (copy-on-read)
-inline constexpr std::uint32_t kResize = 8;           // change the size
+inline constexpr std::uint32_t kConsistentRead = 1;  // what it reads is a disk's state at one time
+inline constexpr std::uint32_t kWrite = 2;           // change the visible data
+inline constexpr std::uint32_t kWriteUnchanged = 4;  // write what reads as before (copy-on-read)
+inline constexpr std::uint32_t kResize = 8;          // change the size
 inline constexpr std::uint32_t kAll = 15;
 }  // namespace perm
 
@@ -28,9 +29,12 @@ struct Permissions {
   static Permissions unsafe_reader() { return {0, perm::kAll}; }
   // The only writer.
   static Permissions writer() {
-    return {perm::kConsistentRead | perm::kWrite | perm::kResize, perm::kConsistentRead | perm::kWriteUnchanged};
+    return {perm::kConsistentRead | perm::kWrite | perm::kResize,
+            perm::kConsistentRead | perm::kWriteUnchanged};
   }
-  bool writes() const { return (need & (perm::kWrite | perm::kWriteUnchanged | perm::kResize)) != 0; }
+  bool writes() const {
+    return (need & (perm::kWrite | perm::kWriteUnchanged | perm::kResize)) != 0;
+  }
 };
 
 // "consistent read, write": names for messages.

@@ -16,6 +16,10 @@
 
 namespace platter {
 
+namespace detail {
+struct OpenState;
+}
+
 // What a driver's open gets: its own options (it takes what it knows), and how to open children.
 struct OpenContext {
   Options& options;
@@ -23,14 +27,18 @@ struct OpenContext {
   std::string node_name;  // this node's (given or made up)
   std::string filename;   // as the user named it; may be empty
   unsigned depth = 0;     // of the backing chain above this node
+  // Opened below another node, which may write beyond the end; not for a user who sees a disk of
+  // fixed size.
+  bool as_storage = false;
+  const detail::OpenState* state = nullptr;  // what the graph keeps while it opens
 
   // Opens (or looks up) the child named by option `name` ("file", "backing", "data-file") or by its
   // dotted keys, and attaches it with the role's usual rights. Fails when none is given.
   Task<Result<Edge>> open_child(std::string_view name, Permissions permissions);
   // Opens the backing node a header names: relative names are resolved against this image's
-  // directory; `format` empty means probe (then the node is read-only). Honours flags.no_backing and
-  // an explicit "backing" option ("backing": null spelled as an empty value: none). A chain deeper
-  // than kMaxChain or that meets itself is refused.
+  // directory; `format` empty means probe (then the node is read-only). Honours flags.no_backing
+  // and an explicit "backing" option ("backing": null spelled as an empty value: none). A chain
+  // deeper than kMaxChain or that meets itself is refused.
   Task<Result<Edge>> open_backing(std::string stored_filename, std::string stored_format);
   static constexpr unsigned kMaxChain = 2000;
 };
@@ -52,8 +60,8 @@ struct CreateRequest {
 
 // What an image of this format would need for `size` bytes or to hold what `source` holds.
 struct MeasureRequest {
-  Options options;           // as for create
-  std::uint64_t size = 0;    // bytes; used when there is no source
+  Options options;         // as for create
+  std::uint64_t size = 0;  // bytes; used when there is no source
   BlockNode* source = nullptr;
 };
 struct MeasureResult {
@@ -89,6 +97,16 @@ const DriverType* find_driver(std::string_view name);
 // All, sorted by name.
 std::vector<const DriverType*> all_drivers();
 // The ground-floor driver for a filename: by prefix, or "file" / "host_device" by what it is.
+// nullptr when the prefix is nobody's.
 const DriverType* protocol_for(std::string_view filename);
+// "nbd" of "nbd:...", empty for a plain path.
+std::string_view protocol_prefix(std::string_view filename);
+// The path without a "file:" in front.
+std::string_view local_path(std::string_view filename);
+
+// The driver (among those that probe) which knows the start of a file best; nullptr: none.
+const DriverType* probe_format(std::span<const std::byte> head, std::string_view filename);
+// Bytes of the start that probes are shown.
+inline constexpr std::size_t kProbeSize = 2048;
 
 }  // namespace platter

@@ -1,0 +1,42 @@
+#include <algorithm>
+
+#include "block/base/checked.h"
+#include "block/exec/buffer.h"
+#include "block/node/node.h"
+#include "block/node/registry.h"
+
+namespace platter {
+
+// A raw image whose format was guessed would be taken for another format at its next opening if a
+// guest wrote that format's header at its start, and then the guest would choose which host files
+// are opened as its backing chain. So such a write is refused; under the caller's range lock.
+Task<Result<void>> BlockNode::check_head(std::uint64_t offset, std::uint64_t length,
+                                         const IoVec* iov) {
+  if (offset >= kProbeSize) co_return {};
+  const std::uint64_t head_size =
+      std::min<std::uint64_t>(std::max(can_grow_ ? offset + length : 0, size()), kProbeSize);
+  const Buffer head = Buffer::zeroed(kProbeSize);
+  const std::uint64_t old = std::min(size(), head_size);
+  if (old != 0) {
+    const std::uint64_t padded = align_up(old, limits_.request_alignment);
+    const Buffer block(padded);
+    auto read = co_await read_aligned(0, block.iov(), ReadFlags{});
+    PLATTER_CO_TRY(read);
+    std::memcpy(head.data(), block.data(), old);
+  }
+  const std::uint64_t change = std::min(length, head_size - offset);
+  if (iov) {
+    iov->first(change).copy_to(head.data() + offset);
+  } else {
+    std::memset(head.data() + offset, 0, change);
+  }
+  const DriverType* const looks_like = probe_format(head.span().first(head_size), filename_);
+  if (!looks_like || looks_like == &type_) co_return {};
+  co_return fail(
+      EPERM,
+      "Refusing to write a '{}' header at the start of '{}', whose format was guessed to be "
+      "raw; specify the 'raw' format explicitly to allow it",
+      looks_like->name, filename_);
+}
+
+}  // namespace platter

@@ -1,0 +1,207 @@
+#include "block/exec/buffer.h"
+#include "block/node/graph_access.h"
+#include "block/node/nesting.h"
+#include "block/node/open_state.h"
+
+namespace platter {
+namespace detail {
+namespace {
+
+bool has_prefix_of(const DriverType& type, std::string_view filename) {
+  return std::ranges::any_of(type.prefixes,
+                             [&](std::string_view prefix) { return filename.starts_with(prefix); });
+}
+
+Task<Result<std::unique_ptr<Driver>>> start_open(const DriverType& type, OpenContext& context) {
+  const Nesting nested;
+  return type.open(context);
+}
+
+// Opens what is below a node of yet unknown format, and guesses the format from its start.
+Task<Result<const DriverType*>> probe_below(Options& options, const NodeRequest& request,
+                                            OpenFlags flags, Edge& file) {
+  NodeRequest below{.options = options.take_child("file"),
+                    .format = {},
+                    .flags = storage_flags(flags),
+                    .role = Role::kStorage,
+                    .display = {},
+                    .depth = request.depth,
+                    .overlay = nullptr};
+  NodePtr node;
+  if (const auto reference = options.take_string("file")) {
+    node = find_node(*reference);
+    if (!node) {
+      co_return fail(ENODEV, "Cannot find device='{}' nor node-name='{}'", *reference, *reference);
+    }
+  } else {
+    if (const auto filename = options.take_string("filename"))
+      below.options.set("filename", *filename);
+    if (!below.options.has("filename") && !below.options.has("driver")) {
+      co_return fail(EINVAL, "Must specify either driver or file");
+    }
+    auto opened = co_await open_new_node(std::move(below));
+    PLATTER_CO_TRY(opened);
+    node = *opened;
+  }
+  const Permissions nothing_yet{.need = 0, .shared = perm::kAll};
+  auto attached = co_await Edge::attach(node, "the format probe", nothing_yet);
+  PLATTER_CO_TRY(attached);
+  file = std::move(*attached);
+
+  const std::size_t length = std::min<std::uint64_t>(kProbeSize, file->size());
+  const Buffer head(length);
+  auto read = co_await file->read(0, head.iov());
+  if (!read) co_return forward_error(read, "Could not read image for determining its format");
+  const DriverType* type = probe_format(head.span(), file->filename());
+  if (!type) type = find_driver("raw");
+  if (!type) co_return fail(ENOENT, "Could not determine image format: No compatible driver found");
+  co_return type;
+}
+
+Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
+  co_await YieldIf{yield};
+  Options options = std::move(request.options);
+  std::optional<std::string> driver_name = options.take_string("driver");
+  if (!driver_name && !request.format.empty()) driver_name = request.format;
+  OpenFlags flags = request.flags;
+  const Result<void> common = take_common_options(options, flags);
+  PLATTER_CO_TRY(common);
+  std::optional<std::string> node_name = options.take_string("node-name");
+  if (node_name) {
+    const Result<void> usable = check_node_name(*node_name);
+    PLATTER_CO_TRY(usable);
+  } else {
+    node_name = made_up_node_name();
+  }
+
+  OpenState state{
+      .overlay = request.overlay, .base_name = bottom_filename(options), .identity = {}};
+  state.identity = FileIdentity::of(state.base_name);
+  std::string display = std::move(request.display);
+  if (display.empty()) display = state.base_name;
+
+  const DriverType* type = nullptr;
+  Edge file;
+  bool probed = false;
+  const std::string* filename = options.peek("filename");
+  if (driver_name) {
+    type = find_driver(*driver_name);
+    if (!type || !type->open) co_return fail(EINVAL, "Unknown driver '{}'", *driver_name);
+  } else if (request.role == Role::kStorage ||
+             (filename && protocol_for(*filename) && protocol_for(*filename)->filter)) {
+    // (A filename may also spell a filter over another file, as in "blkdebug:CONFIG:FILE".)
+    if (!filename) co_return fail(EINVAL, "Must specify either driver or file");
+    type = protocol_for(*filename);
+    if (!type) co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
+  } else {
+    if (filename && !protocol_for(*filename)) {
+      co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
+    }
+    auto guessed = co_await probe_below(options, request, flags, file);
+    PLATTER_CO_TRY(guessed);
+    type = *guessed;
+    probed = true;
+    state.preopened = &file;
+  }
+  if (!type->protocol && !probed) {
+    // "driver=qcow2" with a plain filename: the name is the file below.
+    filename = options.peek("filename");
+    if (filename && !has_prefix_of(*type, *filename)) {
+      std::string below = *options.take_string("filename");
+      if (!options.has("file") && !options.has_child("file"))
+        options.set("file.filename", std::move(below));
+    }
+  }
+
+  OpenContext context{.options = options,
+                      .flags = flags,
+                      .node_name = *node_name,
+                      .filename = display,
+                      .depth = request.depth,
+                      .as_storage = request.role == Role::kStorage,
+                      .state = &state};
+  auto opened = co_await start_open(*type, context);
+  if (!opened) {
+    if (file) {
+      auto detached = co_await file.detach();
+      static_cast<void>(detached);
+    }
+    co_return forward_error(opened);
+  }
+  NodePtr node = BlockNode::create(*type, std::move(*opened), std::move(*node_name),
+                                   std::move(display), flags);
+  if (const Result<void> all = options.all_taken(type->name); !all) {
+    auto closed = co_await close_unattached(node);
+    static_cast<void>(closed);
+    co_return forward_error(all);
+  }
+  if (probed) GraphAccess::set_probed(*node);
+  remember_node(node);
+  co_return node;
+}
+
+Task<Result<NodePtr>> open_or_retry(NodeRequest request, bool yield) {
+  Options peeked = request.options;
+  const Result<std::optional<bool>> automatic = peeked.take_bool("auto-read-only");
+  PLATTER_CO_TRY(automatic);
+  NodeRequest again = request;
+  auto opened = co_await open_once(std::move(request), yield);
+  if (opened || !automatic->value_or(false)) co_return opened;
+  const int code = opened.error().code();
+  if (code != EACCES && code != EROFS && code != EPERM) co_return opened;
+  again.options.set("read-only", "on");
+  auto read_only = co_await open_once(std::move(again), false);
+  co_return read_only;
+}
+
+}  // namespace
+
+Task<Result<NodePtr>> open_new_node(NodeRequest request) {
+  const bool deep = nested_too_deep();
+  const Nesting nested;
+  if (request.options.has("auto-read-only")) return open_or_retry(std::move(request), deep);
+  return open_once(std::move(request), deep);
+}
+
+Task<Result<void>> close_unattached(NodePtr node) {
+  // An edge without rights, given up at once, closes a node in the usual way.
+  const Permissions none{.need = 0, .shared = perm::kAll};
+  auto edge = co_await Edge::attach(std::move(node), "nobody", none);
+  PLATTER_CO_TRY(edge);
+  auto closed = co_await edge->detach();
+  co_return closed;
+}
+
+}  // namespace detail
+
+Task<Result<Edge>> open_node(OpenRequest request) {
+  std::string name = request.filename;
+  if (name.empty()) name = detail::bottom_filename(request.options);
+  const auto in_context = [&](const auto& failed) {
+    return forward_error(failed, "Could not open '{}'", name);
+  };
+
+  Result<Options> options =
+      detail::compose_options(request.filename, request.options, request.format);
+  if (!options) co_return in_context(options);
+  detail::NodeRequest below{.options = std::move(*options),
+                            .format = request.format,
+                            .flags = request.flags,
+                            .role = detail::Role::kUser,
+                            .display = request.filename,
+                            .depth = 0,
+                            .overlay = nullptr};
+  auto opened = co_await detail::open_new_node(std::move(below));
+  if (!opened) co_return in_context(opened);
+  Permissions permissions = request.permissions;
+  if ((*opened)->flags().force_share) permissions.shared = perm::kAll;
+  auto edge = co_await Edge::attach(*opened, request.user, permissions);
+  if (!edge) {
+    auto closed = co_await detail::close_unattached(std::move(*opened));
+    static_cast<void>(closed);
+    co_return in_context(edge);
+  }
+  co_return edge;
+}
+
+}  // namespace platter

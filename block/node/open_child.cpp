@@ -1,0 +1,130 @@
+#include "block/node/open_state.h"
+
+namespace platter {
+namespace {
+
+std::string user_name(const OpenContext& context, std::string_view role) {
+  return fmt::format("node '{}' as '{}'", context.node_name, role);
+}
+
+Result<NodePtr> referenced_node(const std::string& name) {
+  NodePtr node = find_node(name);
+  if (!node) return fail(ENODEV, "Cannot find device='{}' nor node-name='{}'", name, name);
+  return node;
+}
+
+Task<Result<Edge>> attach_child(const OpenContext& context, NodePtr node, std::string_view role,
+                                Permissions permissions, bool fresh) {
+  if (context.flags.force_share) permissions.shared = perm::kAll;
+  auto edge = co_await Edge::attach(node, user_name(context, role), permissions);
+  if (!edge && fresh) {
+    auto closed = co_await detail::close_unattached(std::move(node));
+    static_cast<void>(closed);
+  }
+  co_return edge;
+}
+
+}  // namespace
+
+Task<Result<Edge>> OpenContext::open_child(std::string_view name, Permissions permissions) {
+  if (name == "file" && state && state->preopened && *state->preopened) {
+    // Attached anew before the probe's hold goes, so that the node stays open.
+    auto edge = co_await attach_child(*this, state->preopened->node(), name, permissions, false);
+    auto given_up = co_await state->preopened->detach();
+    static_cast<void>(given_up);
+    co_return edge;
+  }
+  if (const auto reference = options.take_string(name)) {
+    const Result<NodePtr> node = referenced_node(*reference);
+    PLATTER_CO_TRY(node);
+    auto edge = co_await attach_child(*this, *node, name, permissions, false);
+    co_return edge;
+  }
+  detail::NodeRequest request{.options = options.take_child(name),
+                              .format = {},
+                              .flags = detail::storage_flags(flags),
+                              .role = detail::Role::kStorage,
+                              .display = {},
+                              .depth = depth,
+                              .overlay = nullptr};
+  if (request.options.empty()) {
+    co_return fail(EINVAL, "A block device must be specified for \"{}\"", name);
+  }
+  auto node = co_await detail::open_new_node(std::move(request));
+  PLATTER_CO_TRY(node);
+  auto edge = co_await attach_child(*this, *node, name, permissions, true);
+  co_return edge;
+}
+
+Task<Result<Edge>> OpenContext::open_backing(std::string stored_filename,
+                                             std::string stored_format) {
+  if (flags.no_backing) co_return Edge();
+  if (const auto reference = options.take_string("backing")) {
+    if (reference->empty()) co_return Edge();
+    const Result<NodePtr> node = referenced_node(*reference);
+    PLATTER_CO_TRY(node);
+    auto edge = co_await attach_child(*this, *node, "backing", Permissions::reader(), false);
+    co_return edge;
+  }
+  Options beside = options.take_child("backing");
+  if (stored_filename.empty() && beside.empty()) co_return Edge();
+  const auto in_context = [](const auto& failed) {
+    return forward_error(failed, "Could not open backing file");
+  };
+  if (depth + 1 >= kMaxChain) {
+    co_return fail(ELOOP, "Could not open backing file: the chain is longer than {} images",
+                   kMaxChain);
+  }
+
+  std::string backing_name;
+  const bool named_beside =
+      beside.has("filename") || beside.has("file") || beside.has_child("file");
+  if (!named_beside && !stored_filename.empty()) {
+    const std::string& overlay =
+        state && !state->base_name.empty() ? state->base_name : this->filename;
+    Result<std::string> resolved = resolve_backing(overlay, stored_filename);
+    if (!resolved) co_return in_context(resolved);
+    backing_name = std::move(*resolved);
+  }
+  if (beside.has("driver")) stored_format.clear();
+  Result<Options> composed = detail::compose_options(backing_name, beside, stored_format);
+  if (!composed) co_return in_context(composed);
+
+  const std::string bottom = detail::bottom_filename(*composed);
+  if (!bottom.empty()) {
+    const detail::FileIdentity identity = detail::FileIdentity::of(bottom);
+    for (const detail::OpenState* above = state; above; above = above->overlay) {
+      if (above->identity == identity) {
+        co_return fail(ELOOP, "Backing file '{}' creates an infinite loop", bottom);
+      }
+    }
+  }
+
+  detail::NodeRequest request{.options = std::move(*composed),
+                              .format = std::move(stored_format),
+                              .flags = detail::backing_flags(flags),
+                              .role = detail::Role::kBacking,
+                              .display = backing_name,
+                              .depth = depth + 1,
+                              .overlay = state};
+  auto node = co_await detail::open_new_node(std::move(request));
+  if (!node) co_return in_context(node);
+  auto edge = co_await attach_child(*this, *node, "backing", Permissions::reader(), true);
+  if (!edge) co_return in_context(edge);
+  co_return edge;
+}
+
+Result<std::string> resolve_backing(std::string_view overlay_filename, std::string_view stored) {
+  if (stored.starts_with('/') || !protocol_prefix(stored).empty()) return std::string(stored);
+  if (overlay_filename.starts_with("json:")) {
+    return fail(EINVAL, "Cannot use relative backing file names for '{}'", overlay_filename);
+  }
+  std::size_t directory = overlay_filename.rfind('/');
+  if (directory == std::string_view::npos && !protocol_prefix(overlay_filename).empty()) {
+    directory = overlay_filename.find(':');
+  }
+  if (directory == std::string_view::npos) return std::string(stored);
+  return std::string(overlay_filename.substr(0, directory + 1)) + std::string(stored);
+}
+
+}  // namespace platter

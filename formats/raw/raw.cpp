@@ -1,0 +1,183 @@
+// raw: the bytes of the file are the bytes of the disk, or a window of them.
+//
+// Options: file, offset (bytes), size (bytes; default: to the end of the file).
+// Threads: any. Members are immutable after open but for size_, which is atomic.
+//
+// Requests cost no coroutine of their own: the Task of the file's node is handed on.
+
+#include <algorithm>
+#include <atomic>
+
+#include "block/base/checked.h"
+#include "block/exec/executor.h"
+#include "block/node/graph.h"
+
+namespace platter {
+namespace {
+
+// Disks are whole sectors, whatever the size of the file.
+constexpr std::uint64_t kSector = 512;
+
+class RawDriver : public Driver {
+ public:
+  RawDriver(Edge file, std::uint64_t offset, std::optional<std::uint64_t> size, bool below_a_format)
+      : file_(std::move(file)),
+        offset_(offset),
+        fixed_size_(size.has_value()),
+        size_(size.value_or(0)),
+        grows_(below_a_format && !fixed_size_ && file_->driver().can_grow()) {}
+
+  std::uint64_t size() const override {
+    if (fixed_size_) return size_.load(std::memory_order_acquire);
+    // Disks end at a sector's end; behind the end of the file are zeroes.
+    const std::uint64_t end = file_->size();
+    return end > offset_ ? align_up<std::uint64_t>(end - offset_, kSector) : 0;
+  }
+  Limits limits() const override {
+    Limits limits = file_->limits();
+    // The file's node pads, locks and flushes; doing so here too would only cost time.
+    limits.request_alignment = 1;
+    limits.native_fua = true;
+    return limits;
+  }
+  bool can_grow() const override { return grows_; }
+
+  Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) override {
+    return file_->read(offset_ + offset, iov, flags);
+  }
+  Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) override {
+    if (flags.compressed) [[unlikely]]
+      return no_compression();
+    return file_->write(offset_ + offset, iov, flags);
+  }
+  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
+                                     ZeroFlags flags) override {
+    return file_->write_zeroes(offset_ + offset, length, flags);
+  }
+  Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override {
+    return file_->discard(offset_ + offset, length);
+  }
+  Task<Result<void>> do_flush() override { return file_->flush(); }
+
+  Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override {
+    if (offset_ == 0) return file_->extent(offset, length);
+    return shifted_extent(offset, length);
+  }
+
+  Task<Result<void>> do_resize(ResizeRequest request) override {
+    if (fixed_size_) co_return fail(ENOTSUP, "Cannot resize fixed-size raw disks");
+    const auto end = checked_add(request.size, offset_);
+    if (!end) co_return fail(EINVAL, "Disk size too large for the chosen offset");
+    request.size = *end;
+    auto resized = co_await file_->resize(request);
+    co_return resized;
+  }
+
+  Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
+                                  std::uint64_t offset, std::uint64_t length) override {
+    // Both windows go; what remains is between the files.
+    auto* const raw = dynamic_cast<RawDriver*>(&source.driver());
+    if (!raw) return file_->copy_from(source, source_offset, offset_ + offset, length);
+    return file_->copy_from(*raw->file_, raw->offset_ + source_offset, offset_ + offset, length);
+  }
+
+  // What the users of the disk need and allow is needed and allowed of the file.
+  Task<Result<void>> do_set_permissions(Permissions cumulative) override {
+    Permissions rights = cumulative;
+    if (file_->flags().force_share) rights.shared = perm::kAll;
+    return file_.set_permissions(rights);
+  }
+
+  std::vector<Edge*> children() override { return {&file_}; }
+  BlockNode* storage() override { return file_.get(); }
+  std::optional<std::uint64_t> allocated_size() override {
+    return file_->driver().allocated_size();
+  }
+  std::string exact_filename() const override {
+    return offset_ == 0 && !fixed_size_ ? file_->driver().exact_filename() : std::string();
+  }
+  bool listens_to_events() const override { return file_->listens_to_events(); }
+  Task<void> do_announce(FaultEvent event) override { return file_->announce(event); }
+
+ private:
+  Task<Result<Extent>> shifted_extent(std::uint64_t offset, std::uint64_t length) {
+    auto extent = co_await file_->extent(offset_ + offset, length);
+    PLATTER_CO_TRY(extent);
+    extent->offset = offset;
+    co_return extent;
+  }
+  static Task<Result<void>> no_compression() {
+    co_return fail(ENOTSUP, "the raw format cannot store compressed data");
+  }
+
+  Edge file_;
+  const std::uint64_t offset_;
+  const bool fixed_size_;
+  std::atomic<std::uint64_t> size_;
+  const bool grows_;
+};
+
+Task<Result<std::unique_ptr<Driver>>> open_raw(OpenContext& context) {
+  const auto offset = context.options.take_size("offset");
+  PLATTER_CO_TRY(offset);
+  const auto size = context.options.take_size("size");
+  PLATTER_CO_TRY(size);
+  // Rights come with the users (do_set_permissions).
+  const Permissions none{.need = 0, .shared = perm::kAll};
+  auto file = co_await context.open_child("file", none);
+  PLATTER_CO_TRY(file);
+  const std::uint64_t start = offset->value_or(0);
+  const std::uint64_t file_size = align_up<std::uint64_t>((*file)->size(), kSector);
+  Result<void> fits;
+  if (*size && !is_aligned(**size, kSector)) {
+    fits = fail(EINVAL, "Specified size is not multiple of {}", kSector);
+  } else if (start > file_size) {
+    fits = fail(EINVAL, "Offset ({}) cannot be greater than size of the containing file ({})",
+                start, file_size);
+  } else if (*size && **size > file_size - start) {
+    fits =
+        fail(EINVAL,
+             "The sum of offset ({}) and size ({}) has to be smaller or equal to the  actual size "
+             "of the containing file ({})",
+             start, **size, file_size);
+  }
+  if (!fits) {
+    auto closed = co_await file->detach();
+    static_cast<void>(closed);
+    co_return forward_error(fits);
+  }
+  co_return std::make_unique<RawDriver>(std::move(*file), start, *size, context.as_storage);
+}
+
+// Anything may be a raw image, and everything else is a better guess.
+int probe_raw(std::span<const std::byte>, std::string_view) { return 1; }
+
+Task<Result<void>> create_raw(CreateRequest request) {
+  auto created = co_await create_protocol(std::move(request.filename),
+                                          align_up<std::uint64_t>(request.size, kSector),
+                                          std::move(request.options));
+  co_return created;
+}
+
+constexpr CreateOption kCreateOptions[] = {
+    {.name = "preallocation",
+     .type = CreateOption::Type::kString,
+     .help = "Preallocation mode (allowed values: off, falloc, full)",
+     .default_text = "off"},
+};
+
+Task<Result<MeasureResult>> measure_raw(MeasureRequest request) {
+  const std::uint64_t size = request.source ? request.source->size() : request.size;
+  const std::uint64_t rounded = align_up<std::uint64_t>(size, kSector);
+  co_return MeasureResult{.required = rounded, .fully_allocated = rounded, .bitmaps = std::nullopt};
+}
+
+const RegisterDriver registered{DriverType{.name = "raw",
+                                           .probe = probe_raw,
+                                           .open = open_raw,
+                                           .create_options = kCreateOptions,
+                                           .create = create_raw,
+                                           .measure = measure_raw}};
+
+}  // namespace
+}  // namespace platter
