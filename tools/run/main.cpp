@@ -1,0 +1,74 @@
+#include "tools/run/main.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <cstdio>
+
+#include "tools/run/machine.h"
+#include "tools/run/options.h"
+#include "tools/run/probe.h"
+
+namespace platter::run {
+namespace {
+
+constexpr int kCouldNotStart = 1;
+constexpr int kCouldNotClose = 4;
+
+int fail_with(const std::string& program, int code, const std::string& message) {
+  fmt::print(stderr, "{}: {}\n", program, message);
+  return code;
+}
+
+int probe(const std::string& program, bool json) {
+  auto result = probe_kvm();
+  if (!result) {
+    if (json) fmt::print("{{\"usable\": false}}\n");
+    return fail_with(program, kCouldNotStart, result.error().message());
+  }
+  const double million = result->instructions_per_second / 1e6;
+  if (json) {
+    fmt::print("{{\"usable\": true, \"kind\": \"{}\", \"million-instructions-per-second\": {:.3f}}}\n",
+               result->hardware ? "hardware" : "software", million);
+  } else if (result->hardware) {
+    fmt::print("hardware: /dev/kvm runs guests on the processor ({:.0f} million ring-0 instructions "
+               "a second)\n", million);
+  } else {
+    fmt::print("software: /dev/kvm emulates ring 0 ({:.2f} million instructions a second); "
+               "stock kernels do not run here\n", million);
+  }
+  return 0;
+}
+
+// Ends by these are ours to handle, in the main thread; every thread inherits the mask.
+void block_end_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, signal);
+  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+}
+
+}  // namespace
+
+int run_main(std::string program, int argc, char** argv) {
+  const CommandLine line = parse_command_line(program, argc, argv);
+  if (line.exit_code) {
+    fmt::print(*line.exit_code == 0 ? stdout : stderr, "{}", line.text);
+    return *line.exit_code;
+  }
+  if (line.options.probe) return probe(program, line.options.json);
+
+  block_end_signals();
+  auto machine = Machine::create(line.options);
+  if (!machine) return fail_with(program, kCouldNotStart, machine.error().message());
+  const Result<void> closed = (*machine)->run();
+  const EndReason reason = (*machine)->control().reason();
+  const std::string message = (*machine)->control().message();
+  machine->reset();  // the terminal is itself again before the last words
+  if (!message.empty()) fail_with(program, 0, message);
+  if (!closed) return fail_with(program, kCouldNotClose, closed.error().message());
+  return exit_code(reason);
+}
+
+}  // namespace platter::run

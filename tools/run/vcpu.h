@@ -1,0 +1,77 @@
+// Vcpu: one virtual processor and the thread that runs it.
+//
+// Threads: create(), set-up, start() and stop() from the main thread; the run loop in its own.
+// Port and memory accesses that leave the kernel are served there through the buses.
+// Ownership: owns the vCPU descriptor and its kvm_run area; refers to the Vm, the buses and the
+// Control, which outlive it. stop() before destruction.
+// Errors: set-up fails with what KVM refused. When the guest does what KVM cannot carry, the run
+// loop ends the machine with one message: where, which instruction bytes, and the registers.
+#pragma once
+
+#include <linux/kvm.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "block/base/error.h"
+#include "tools/run/boot.h"
+#include "tools/run/bus.h"
+#include "tools/run/control.h"
+#include "tools/run/vm.h"
+
+namespace platter::run {
+
+class Vcpu {
+ public:
+  struct Buses {
+    const Bus& ports;
+    const Bus& memory;
+  };
+
+  static Result<std::unique_ptr<Vcpu>> create(Vm& vm, const Memory& memory, unsigned id,
+                                              Buses buses, Control& control);
+  ~Vcpu();
+  Vcpu(const Vcpu&) = delete;
+  Vcpu& operator=(const Vcpu&) = delete;
+
+  Result<void> set_cpuid(std::span<const kvm_cpuid_entry2> table);
+  // The state the boot processor starts in; others wait for the guest to start them.
+  Result<void> set_entry(const EntryState& entry);
+
+  void start();
+  // Makes the run loop return, and waits for it. Control::end() was called before.
+  void stop();
+
+  // Runs on the calling thread until an exit to user space and gives its reason (KVM_EXIT_*);
+  // for the probe.
+  Result<unsigned> run_once();
+
+ private:
+  Vcpu(const Memory& memory, unsigned id, Buses buses, Control& control)
+      : memory_(memory), id_(id), buses_(buses), control_(control) {}
+  void run();
+  // Serves one exit; false: the machine has come to its end.
+  bool serve_exit();
+  void serve_port_access();
+  void serve_memory_access();
+  void end_with_failure(const std::string& what);
+  std::string describe_state();
+  std::string instruction_bytes(const kvm_regs& registers);
+  kvm_run& area() { return *run_; }
+
+  const Memory& memory_;
+  const unsigned id_;
+  const Buses buses_;
+  Control& control_;
+  UniqueFd fd_;
+  kvm_run* run_ = nullptr;
+  std::size_t run_size_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace platter::run
