@@ -6,7 +6,7 @@
 // registers, holes) cannot be reached by DMA.
 //
 // Guest memory is shared with running vCPUs: every byte may change at any time. Read a value once
-// through load_shared() or a copy, then check the copy, then use the copy.
+// through load_shared() or copy_shared(), then check the copy, then use the copy.
 //
 // Threads: add() before any device runs; afterwards the object is immutable and find() may be
 // called from any thread.
@@ -15,8 +15,10 @@
 // Errors: add() refuses overlaps and wraps by name; find() answers nothing.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -66,6 +68,13 @@ class GuestMemory {
  private:
   std::vector<Region> regions_;
 };
+
+// Takes a copy that stays what it is: the barrier keeps the compiler from reading the source again
+// in place of the copy.
+inline void copy_shared(std::span<std::byte> to, const std::byte* from) noexcept {
+  std::memcpy(to.data(), from, to.size());
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+}
 
 // Little-endian values in memory shared with vCPUs. `p` is aligned for T (ring parts are checked
 // to be). Relaxed: the ring argues its fences where it needs them.
