@@ -142,10 +142,15 @@ class Device : private QueueOwner {
  private:
   void on_queue_fault(Queue& queue, RingFault fault) override;
   void on_used_buffers(Queue& queue) noexcept override;
+  bool queues_halted() const noexcept override { return (status() & kStatusNeedsReset) != 0; }
   void announce_config_change();
   void start_queues();
   void reset();
   void stop_queues();
+  // The queue, or nullptr when there is none of that number.
+  Queue* find(unsigned queue) const {
+    return queue < queues_.size() ? queues_[queue].get() : nullptr;
+  }
 
   const GuestMemory& memory_;
   const std::uint16_t device_id_;
@@ -155,7 +160,9 @@ class Device : private QueueOwner {
 
   mutable std::mutex
       mutex_;  // control state; held while waiting for queues, so never taken by them
-  std::uint64_t accepted_ = 0;  // guarded by mutex_: what the driver wrote so far
+  std::uint64_t accepted_ = 0;    // guarded by mutex_: what the driver wrote so far
+  bool accepted_beyond_ = false;  // guarded by mutex_: bits above 63 were accepted
+  bool closing_ = false;          // guarded by mutex_: stop was called
   std::atomic<std::uint64_t> negotiated_{0};
   std::atomic<std::uint8_t> status_{0};
   std::atomic<std::uint32_t> generation_{0};

@@ -38,6 +38,8 @@ class QueueOwner {
   virtual void serve(Queue& queue, Chain& chain) = 0;
   virtual void on_queue_fault(Queue& queue, RingFault fault) = 0;
   virtual void on_used_buffers(Queue& queue) noexcept = 0;  // send the queue's interrupt
+  // Whether no buffers are to be taken for now (the device needs a reset).
+  virtual bool queues_halted() const noexcept = 0;
 
  protected:
   ~QueueOwner() = default;
@@ -95,14 +97,10 @@ class Queue {
   Task<void> stopped();
 
  private:
-  struct FlushAwaiter;
-
   // All on the executor.
   Detached serve_loop();
   Detached flush_loop();
-  bool take_batch();
-  void publish();
-  void schedule_flush();
+  bool take_batch();  // true: there may be more
   void finish_stop() noexcept;
 
   QueueOwner& owner_;
