@@ -42,6 +42,12 @@ class MmioTransport final : private InterruptSink {
   bool interrupt_pending() const;
 
  private:
+  struct Selectors {
+    std::uint32_t device_features = 0;
+    std::uint32_t driver_features = 0;
+    std::uint32_t queue = 0;
+  };
+  Selectors selectors();
   std::uint32_t read_register(std::uint64_t offset);
   void write_register(std::uint64_t offset, std::uint32_t value);
   void queue_interrupt(unsigned queue) noexcept override;
@@ -56,10 +62,8 @@ class MmioTransport final : private InterruptSink {
   const std::uint64_t base_;
   std::vector<bool> bound_;  // per queue; immutable after construction
 
-  std::mutex mutex_;  // the selectors
-  std::uint32_t device_features_select_ = 0;
-  std::uint32_t driver_features_select_ = 0;
-  std::uint32_t queue_select_ = 0;
+  std::mutex mutex_;
+  Selectors selectors_;  // guarded by mutex_
 
   mutable std::mutex interrupt_mutex_;  // cause and line level change together
   std::uint8_t interrupt_status_ = 0;   // guarded by interrupt_mutex_

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -56,6 +57,16 @@ class PciTransport final : public PciFunction, private InterruptSink {
   void after_config_write(unsigned offset, unsigned size) override;
   void bar_changed(unsigned bar, bool mapped, std::uint64_t address) override;
 
+  struct Selectors {
+    std::uint32_t device_features = 0;
+    std::uint32_t driver_features = 0;
+    std::uint16_t queue = 0;
+  };
+  Selectors selectors();
+  // A capability that describes a structure of the BAR; `extra` is one more dword after it. Gives
+  // its offset in configuration space.
+  unsigned add_structure(std::uint8_t type, std::uint32_t offset, std::uint32_t length,
+                         std::optional<std::uint32_t> extra);
   std::uint32_t read_common(std::uint64_t offset);
   void write_common(std::uint64_t offset, std::uint32_t value);
   std::uint8_t read_isr();
@@ -76,10 +87,8 @@ class PciTransport final : public PciFunction, private InterruptSink {
   unsigned msix_capability_ = 0;
   unsigned window_capability_ = 0;
 
-  std::mutex mutex_;  // the selectors
-  std::uint32_t device_features_select_ = 0;
-  std::uint32_t driver_features_select_ = 0;
-  std::uint16_t queue_select_ = 0;
+  std::mutex mutex_;
+  Selectors selectors_;  // guarded by mutex_
 
   std::atomic<std::uint16_t> config_vector_{MsixTable::kNoVector};
   std::vector<std::atomic<std::uint16_t>> queue_vectors_;
