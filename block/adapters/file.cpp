@@ -1,0 +1,158 @@
+#include "block/adapters/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/adapters/file_create.h"
+#include "block/exec/workers.h"
+
+namespace platter {
+namespace {
+
+constexpr std::string_view kDriverName = "file";
+
+Result<Locking> parse_locking(const std::string& text) {
+  if (text == "on") return Locking::kOn;
+  if (text == "off") return Locking::kOff;
+  if (text == "auto") return Locking::kAuto;
+  return fail(EINVAL, "invalid parameter value: {}", text);
+}
+
+}  // namespace
+
+FileDriver::FileDriver(UniqueFd fd, std::uint64_t size, Settings settings)
+    : settings_(std::move(settings)), size_(size), locks_(settings_.locking) {
+  in_memory_ = platter::in_memory(fd.get());
+  adopt(describe(std::move(fd), settings_.flags.direct));
+}
+
+FileDriver::Opened FileDriver::describe(UniqueFd fd, bool direct) {
+  Opened opened{std::move(fd), direct, {}};
+  if (direct) opened.alignment = direct_alignment(opened.fd.get());
+  return opened;
+}
+
+void FileDriver::adopt(Opened opened) {
+  fd_ = std::move(opened.fd);
+  direct_ = opened.direct;
+  alignment_ = opened.alignment;
+}
+
+Result<FileDriver::Settings> FileDriver::take_options(OpenContext& context) {
+  Settings settings;
+  settings.flags = context.flags;
+  std::optional<std::string> filename = context.options.take_string("filename");
+  if (!filename) return fail(EINVAL, "A filename is required");
+  settings.path = local_path_of(*filename);
+  if (const auto aio = context.options.take_string("aio")) {
+    // All three are the ring's business here.
+    if (*aio != "threads" && *aio != "native" && *aio != "io_uring") {
+      return fail(EINVAL, "invalid parameter value: {}", *aio);
+    }
+  }
+  if (const auto locking = context.options.take_string("locking")) {
+    const Result<Locking> parsed = parse_locking(*locking);
+    PLATTER_TRY(parsed);
+    settings.locking = *parsed;
+  }
+  return settings;
+}
+
+Task<Result<std::unique_ptr<Driver>>> FileDriver::open(OpenContext& context) {
+  Result<Settings> settings = take_options(context);
+  PLATTER_CO_TRY(settings);
+  const OpenMode mode{context.flags.read_only, context.flags.direct};
+  Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kRegular, kDriverName);
+  PLATTER_CO_TRY(fd);
+  struct stat status {};
+  if (::fstat(fd->get(), &status) != 0) {
+    co_return fail_errno(errno, "Could not get the size of '{}'", settings->path);
+  }
+  const auto size = static_cast<std::uint64_t>(status.st_size);
+  co_return std::make_unique<FileDriver>(std::move(*fd), size, std::move(*settings));
+}
+
+Limits FileDriver::basic_limits() const {
+  Limits limits;
+  if (direct_) {
+    limits.request_alignment = alignment_.request;
+    limits.memory_alignment = alignment_.memory;
+  }
+  limits.native_fua = true;
+  return limits;
+}
+
+Limits FileDriver::limits() const { return basic_limits(); }
+
+std::optional<std::uint64_t> FileDriver::allocated_size() {
+  struct stat status {};
+  if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
+  return static_cast<std::uint64_t>(status.st_blocks) * 512;
+}
+
+Task<Result<void>> FileDriver::do_close() {
+  const int error = fd_.close();
+  if (error != 0) co_return fail_errno(error, "Could not close '{}'", settings_.path);
+  co_return {};
+}
+
+Task<Result<void>> FileDriver::do_set_permissions(Permissions cumulative) {
+  co_return locks_.change(fd_.get(), cumulative, settings_.path);
+}
+
+Task<Result<void>> FileDriver::prepare_reopen(OpenFlags flags) {
+  reopened_flags_ = flags;
+  reopened_.reset();
+  const OpenFlags& now = settings_.flags;
+  if (flags.read_only == now.read_only && flags.direct == now.direct) co_return {};
+  const OpenMode mode{flags.read_only, flags.direct};
+  Result<UniqueFd> fd = open_again(fd_.get(), mode, settings_.path);
+  PLATTER_CO_TRY(fd);
+  // The old description keeps its locks until the new one has them too.
+  Result<void> locked = locks_.copy_to(fd->get());
+  PLATTER_CO_TRY(locked);
+  reopened_ = describe(std::move(*fd), flags.direct);
+  co_return {};
+}
+
+void FileDriver::commit_reopen() {
+  settings_.flags = reopened_flags_;
+  if (reopened_) adopt(std::move(*reopened_));
+  reopened_.reset();
+}
+
+void FileDriver::abort_reopen() { reopened_.reset(); }
+
+namespace {
+
+// The names and meanings are those of qemu-img.
+constexpr CreateOption kCreateOptions[] = {
+    {"extent_size_hint",
+     CreateOption::Type::kSize,
+     "Extent size hint for the image file, 0 to disable",
+     {}},
+    {"nocow", CreateOption::Type::kBool, "Turn off copy-on-write (valid only on btrfs)", {}},
+    {"preallocation",
+     CreateOption::Type::kString,
+     "Preallocation mode (allowed values: off, falloc, full)",
+     {}},
+};
+
+Task<Result<void>> create(CreateRequest request) {
+  Result<FileCreation> creation = FileCreation::from(std::move(request));
+  PLATTER_CO_TRY(creation);
+  auto work = [&] { return creation->run(); };
+  co_return co_await run_on(WorkerPool::blocking(), work);
+}
+
+const RegisterDriver registered{DriverType{
+    .name = kDriverName,
+    .protocol = true,
+    .open = FileDriver::open,
+    .create_options = kCreateOptions,
+    .create = create,
+}};
+
+}  // namespace
+}  // namespace platter
