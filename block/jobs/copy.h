@@ -1,0 +1,67 @@
+// The copy engine: moves what one or several nodes show to a target node. It walks extents, so that
+// only stored bytes are read; finds zeroes in those; and keeps several requests in flight.
+//
+//   CopySource source{.node = a.get(), .length = a->size()};
+//   CopyOptions options;
+//   options.target_is_zero = true;
+//   Result<void> done = co_await copy(std::span(&source, 1), *target, options);
+//
+// Used by convert, commit and rebase.
+//
+// Threads: one executor, that of the caller. The nodes and what `options` refers to live until the
+// end. Errors: "error while reading at byte N: ..." and "error while writing at byte N: ..."; what was
+// written before stays written.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "block/base/error.h"
+#include "block/exec/task.h"
+#include "block/node/node.h"
+
+namespace platter {
+
+// [0, length) of `node` goes to [target_offset, ...) of the target. Where `length` is more than the
+// node's size, zeroes follow. Sources are in ascending order, without gaps.
+struct CopySource {
+  BlockNode* node = nullptr;
+  std::uint64_t target_offset = 0;
+  std::uint64_t length = 0;
+  // With CopyOptions::keep_unallocated: the node below which nothing is copied; nullptr: the end of
+  // the chain.
+  BlockNode* base = nullptr;
+};
+
+struct CopyOptions {
+  static constexpr std::uint64_t kDefaultSparse = 4096;
+
+  unsigned in_flight = 8;
+  // Start writes in the order of their offsets, so that a format allocates in that order.
+  bool in_order = true;
+  // Zeroes of at least this many bytes (a multiple of 512) are not written as data; 0: everything
+  // is written.
+  std::uint64_t sparse = kDefaultSparse;
+  // The target reads as zeroes everywhere: zeroes need not be written at all.
+  bool target_is_zero = false;
+  // Leave the target alone where no node above a source's base allocates (the target shows the same
+  // from its own backing node), up to this offset of the target; beyond it such ranges are zeroes.
+  bool keep_unallocated = false;
+  std::uint64_t keep_until = ~std::uint64_t{0};
+  // Nonzero: write compressed, in units of this many bytes.
+  std::uint32_t compressed_unit = 0;
+  // Let the host copy where it can.
+  bool offload = false;
+  // Put zeroes in place of what cannot be read, and tell.
+  bool salvage = false;
+  std::function<void(std::uint64_t offset, const Error& error)> on_unreadable;
+  std::uint64_t bytes_per_second = 0;  // 0: as fast as it goes
+  // Called as the copy goes on, with a count out of the sum of all lengths.
+  std::function<void(std::uint64_t bytes)> progress;
+};
+
+Task<Result<void>> copy(std::span<const CopySource> sources, BlockNode& target,
+                        const CopyOptions& options);
+
+}  // namespace platter

@@ -1,0 +1,182 @@
+// commit: moves what an overlay holds into an image below it.
+#include <algorithm>
+
+#include "block/jobs/copy.h"
+#include "tools/img/commands.h"
+#include "tools/img/common.h"
+#include "tools/img/progress.h"
+
+namespace platter::img {
+namespace {
+
+struct CommitArguments {
+  CommonOptions common;
+  std::string filename;
+  std::optional<std::string> base;
+  std::uint64_t rate = 0;
+  bool keep = false;  // -d: do not empty the overlay
+};
+
+// The image below `top` that is called `name`, as stored in the image above it or in full.
+BlockNode* find_base(BlockNode& top, const std::string& name) {
+  for (BlockNode* node = &top; node->backing() != nullptr; node = node->backing()) {
+    BlockNode* below = node->backing();
+    if (below->filename() == name || below->driver().exact_filename() == name) return below;
+    const BackingAbility* reference = node->driver().backing_reference();
+    if (reference != nullptr && reference->backing_filename() == name) return below;
+  }
+  return nullptr;
+}
+
+// The hold that `node` has on its backing node.
+Edge* backing_edge(BlockNode& node) {
+  for (Edge* child : node.driver().children()) {
+    if (child != nullptr && *child && child->get() == node.backing()) return child;
+  }
+  return nullptr;
+}
+
+// While the overlay's contents arrive in the base, those who stand on it must let it change: what
+// `top` reads stays the same all the time, and what lies between them is given up.
+Task<Result<void>> share_chain(BlockNode& top, const BlockNode& base, bool writable) {
+  for (BlockNode* node = &top; node != &base; node = node->backing()) {
+    Edge* edge = backing_edge(*node);
+    if (edge == nullptr) co_return fail(EINVAL, "node '{}' has no backing node", node->node_name());
+    Permissions rights = Permissions::reader();
+    if (writable) rights.shared = perm::kAll;
+    const Result<void> changed = co_await edge->set_permissions(rights);
+    PLATTER_CO_TRY(changed);
+  }
+  co_return {};
+}
+
+Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArguments& arguments) {
+  Result<Edge> writer = co_await Edge::attach(base.shared_from_this(), "commit", Permissions::writer());
+  PLATTER_CO_TRY(writer);
+  Result<void> result;
+  if (base.size() < top.size()) {
+    ResizeRequest request;
+    request.size = top.size();
+    result = co_await base.resize(request);
+  }
+  if (result) {
+    Progress progress(arguments.common.progress && !arguments.common.quiet);
+    progress.start();
+    const CopySource source{.node = &top, .target_offset = 0, .length = top.size(), .base = &base};
+    CopyOptions options;
+    options.keep_unallocated = true;
+    options.bytes_per_second = arguments.rate;
+    options.progress = [&](std::uint64_t done) { progress.update(done, source.length); };
+    result = co_await copy(std::span(&source, 1), base, options);
+    if (result) result = co_await base.flush();
+    if (result) progress.finish();
+  }
+  const Result<void> detached = co_await writer->detach();
+  if (result && !detached) result = detached;
+  co_return result;
+}
+
+Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments) {
+  if (top.backing() == nullptr) co_return fail(EINVAL, "Image does not have a backing file");
+  BlockNode* base = arguments.base ? find_base(top, *arguments.base) : top.backing();
+  if (base == nullptr) {
+    co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.base,
+                   arguments.filename);
+  }
+  const OpenFlags old_flags = base->flags();
+  OpenFlags flags = top.flags();
+  flags.read_only = false;
+  const Result<void> shared = co_await share_chain(top, *base, true);
+  PLATTER_CO_TRY(shared);
+  Result<void> result = co_await reopen(*base, flags);
+  if (result) {
+    result = co_await copy_down(top, *base, arguments);
+    const Result<void> restored = co_await reopen(*base, old_flags);
+    if (result && !restored) result = restored;
+  }
+  const Result<void> unshared = co_await share_chain(top, *base, false);
+  if (result && !unshared) result = unshared;
+  PLATTER_CO_TRY(result);
+  BackingAbility* reference = top.driver().backing_reference();
+  if (!arguments.keep && reference != nullptr) {
+    result = co_await reference->make_empty();
+    if (result) result = co_await top.flush();
+    if (!result) co_return forward_error(result, "Could not empty {}", arguments.filename);
+  }
+  co_return result;
+}
+
+Task<int> commit(CommitArguments arguments) {
+  OpenSpec spec;
+  spec.filename = arguments.filename;
+  spec.format = arguments.common.format;
+  spec.image_opts = arguments.common.image_opts;
+  spec.cache = arguments.common.cache;
+  spec.flags.read_only = false;
+  spec.flags.discard_unmap = true;
+  Result<Edge> image = co_await open_image(std::move(spec));
+  if (!image) co_return report_failure(image);
+  Result<void> result = co_await commit_node(**image, arguments);
+  const Result<void> closed = co_await image->detach();
+  if (result && !closed) result = closed;
+  if (!result) co_return report_failure(result);
+  if (!arguments.common.quiet) print("Image committed.\n");
+  co_return 0;
+}
+
+}  // namespace
+
+int run_commit(int argc, char** argv) {
+  static constexpr Flag kFlags[] = {{'h', "help"},
+                                    {'f', nullptr, true},
+                                    {'t', nullptr, true},
+                                    {'b', nullptr, true},
+                                    {'r', nullptr, true},
+                                    {'d', nullptr},
+                                    {'p', nullptr},
+                                    {'q', nullptr},
+                                    {kObject, "object", true},
+                                    {kImageOpts, "image-opts"}};
+  CommitArguments commit_arguments;
+  CommonOptions& common = commit_arguments.common;
+  Arguments arguments(argc, argv, kFlags);
+  while (const std::optional<Option> option = arguments.next()) {
+    if (common.take(*option).failed) return 1;
+    switch (option->id) {
+      case 'h': return print_help();
+      case 'f': common.format = option->value; break;
+      case 't': common.cache = option->value; break;
+      case 'd': commit_arguments.keep = true; break;
+      case 'p': common.progress = true; break;
+      case 'q': common.quiet = true; break;
+      case 'b':
+        commit_arguments.base = option->value;
+        // The overlay stands on an image that is no longer what it was: only its own data is right.
+        commit_arguments.keep = true;
+        break;
+      case 'r': {
+        const auto rate = parse_bounded_size(option->value, "rate limit", 0, kMostBytes);
+        if (!rate) return 1;
+        commit_arguments.rate = *rate;
+        break;
+      }
+      default: break;
+    }
+  }
+  if (arguments.failed()) return 1;
+  const std::vector<std::string> rest = arguments.rest();
+  if (rest.size() != 1) return usage_error("Expecting one image file name");
+  if (common.image_opts && common.format) {
+    report("--image-opts and --format are mutually exclusive");
+    return 1;
+  }
+  OpenFlags ignored;
+  if (!parse_cache(common.cache, ignored)) {
+    report("Invalid cache option: {}", common.cache);
+    return 1;
+  }
+  commit_arguments.filename = rest[0];
+  return finish_output(run_to_end([&] { return commit(commit_arguments); }));
+}
+
+}  // namespace platter::img

@@ -1,0 +1,243 @@
+// convert: the work. Opens the sources, makes the target, and hands both to the copy engine.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+
+#include "block/base/checked.h"
+#include "block/jobs/copy.h"
+#include "tools/img/convert.h"
+#include "tools/img/progress.h"
+
+namespace platter::img {
+namespace {
+
+constexpr std::uint64_t kSector = 512;
+
+class Conversion {
+ public:
+  explicit Conversion(const ConvertArguments& arguments) : arguments_(arguments) {}
+
+  Task<Result<void>> run() {
+    const Result<void> sources = co_await open_sources();
+    PLATTER_CO_TRY(sources);
+    Options options;
+    const Result<void> checked = check_target(options);
+    PLATTER_CO_TRY(checked);
+    if (!arguments_.no_create) {
+      const Result<void> created = co_await create_target(std::move(options));
+      PLATTER_CO_TRY(created);
+    }
+    const Result<void> opened = co_await open_target();
+    PLATTER_CO_TRY(opened);
+    const Result<void> copied = co_await copy_all();
+    PLATTER_CO_TRY(copied);
+    co_return {};
+  }
+
+  // Closes everything; tells the first error, unless there was one before.
+  Task<Result<void>> close(Result<void> before) {
+    Result<void> result = std::move(before);
+    if (target_) {
+      const Result<void> closed = co_await target_.detach();
+      if (result && !closed) result = closed;
+    }
+    for (Edge& source : sources_) {
+      const Result<void> closed = co_await source.detach();
+      if (result && !closed) result = closed;
+    }
+    co_return result;
+  }
+
+ private:
+  Task<Result<void>> open_sources();
+  Result<void> check_target(Options& options);
+  Result<void> check_bitmaps();
+  Task<Result<void>> create_target(Options options);
+  Task<Result<void>> open_target();
+  Task<Result<void>> copy_all();
+
+  const ConvertArguments& arguments_;
+  std::vector<Edge> sources_;
+  std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
+  std::uint64_t total_ = 0;
+  Edge target_;
+  std::optional<std::string> backing_;  // the target's, as given
+};
+
+Task<Result<void>> Conversion::open_sources() {
+  for (const std::string& name : arguments_.sources) {
+    OpenSpec spec;
+    spec.filename = name;
+    spec.format = arguments_.common.format;
+    spec.image_opts = arguments_.common.image_opts;
+    spec.cache = arguments_.common.source_cache;
+    spec.flags.force_share = arguments_.common.force_share;
+    Result<Edge> source = co_await open_image(std::move(spec));
+    PLATTER_CO_TRY(source);
+    sources_.push_back(std::move(*source));
+    if (arguments_.snapshot) {
+      const Result<void> loaded = co_await load_snapshot(*sources_.back(), *arguments_.snapshot);
+      PLATTER_CO_TRY(loaded);
+    }
+    const std::uint64_t length = align_up(sources_.back()->size(), kSector);
+    const std::optional<std::uint64_t> sum = checked_add(total_, length);
+    if (!sum) co_return fail(EFBIG, "The images are too large to be put together");
+    lengths_.push_back(length);
+    total_ = *sum;
+  }
+  co_return {};
+}
+
+Result<void> Conversion::check_bitmaps() {
+  const std::string_view source = sources_.front()->driver_name();
+  if (source != "qcow2") return fail(ENOTSUP, "Source lacks bitmap support");
+  const std::string format = arguments_.target_format.value_or("raw");
+  if (!arguments_.target_image_opts && format != "qcow2") {
+    return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", format);
+  }
+  return fail(ENOTSUP, "Persistent bitmaps of '{}' cannot be copied by this version",
+              arguments_.sources.front());
+}
+
+// Everything about the target that can be wrong before it is made.
+Result<void> Conversion::check_target(Options& options) {
+  backing_ = arguments_.backing_file;
+  if (!arguments_.target_image_opts && !arguments_.no_create) {
+    const std::string format = arguments_.target_format.value_or("raw");
+    const Result<CreateOptions> known = create_options(format, arguments_.target);
+    PLATTER_TRY(known);
+    if (arguments_.options) {
+      Result<Options> parsed = parse_create_options(*known, *arguments_.options);
+      PLATTER_TRY(parsed);
+      options = std::move(*parsed);
+    }
+    if (arguments_.backing_file) {
+      if (known->find("backing_file") == nullptr) {
+        return fail(ENOTSUP, "Backing file not supported for file format '{}'", format);
+      }
+      options.set("backing_file", *arguments_.backing_file);
+    }
+    if (arguments_.backing_format) {
+      if (known->find("backing_fmt") == nullptr) {
+        return fail(ENOTSUP, "Backing file format not supported for file format '{}'", format);
+      }
+      options.set("backing_fmt", *arguments_.backing_format);
+    }
+    if (const std::string* backing = options.peek("backing_file")) {
+      backing_ = *backing;
+      if (backing->empty()) return fail(EINVAL, "Expected backing file name, got empty string");
+      if (sources_.size() > 1) {
+        return fail(EINVAL,
+                    "Having a backing file for the target makes no sense when concatenating multiple "
+                    "input images");
+      }
+      if (!options.has("backing_fmt")) {
+        return fail(EINVAL, "Use of backing file requires explicit backing format");
+      }
+    }
+    if (arguments_.compress) {
+      if (known->find("compression_type") == nullptr) {
+        return fail(ENOTSUP, "Compression not supported for this file format");
+      }
+      const std::string* preallocation = options.peek("preallocation");
+      if (preallocation != nullptr && *preallocation != "off") {
+        return fail(ENOTSUP, "Compression and preallocation not supported at the same time");
+      }
+    }
+  }
+  if (arguments_.bitmaps) return check_bitmaps();
+  return {};
+}
+
+Task<Result<void>> Conversion::create_target(Options options) {
+  const std::string format = arguments_.target_format.value_or("raw");
+  const Result<std::optional<std::uint64_t>> wanted = options.take_size("size");
+  PLATTER_CO_TRY(wanted);
+  const std::uint64_t size = std::max(wanted->value_or(total_), total_);
+  const Result<void> created =
+      co_await create_image(format, arguments_.target, size, std::move(options));
+  if (!created) {
+    co_return forward_error(created, "{}: error while converting {}", arguments_.target, format);
+  }
+  co_return {};
+}
+
+Task<Result<void>> Conversion::open_target() {
+  OpenSpec spec;
+  spec.filename = arguments_.target;
+  spec.image_opts = arguments_.target_image_opts;
+  if (!arguments_.target_image_opts) spec.format = arguments_.target_format.value_or("raw");
+  spec.cache = arguments_.common.cache;
+  spec.flags.read_only = false;
+  spec.flags.discard_unmap = arguments_.sparse.value_or(CopyOptions::kDefaultSparse) != 0;
+  Result<Edge> target = co_await open_image(std::move(spec));
+  PLATTER_CO_TRY(target);
+  target_ = std::move(*target);
+  if (target_->size() < total_) co_return fail(EINVAL, "output file is smaller than input file");
+  if (arguments_.target_is_zero && target_->backing() != nullptr) {
+    co_return fail(EINVAL, "Cannot use --target-is-zero when the destination image has a backing file");
+  }
+  co_return {};
+}
+
+Task<Result<void>> Conversion::copy_all() {
+  CopyOptions options;
+  options.in_flight = arguments_.in_flight;
+  options.in_order = !arguments_.out_of_order;
+  options.sparse = arguments_.sparse.value_or(CopyOptions::kDefaultSparse);
+  options.offload = arguments_.offload;
+  options.salvage = arguments_.salvage;
+  options.bytes_per_second = arguments_.rate;
+  // A new image without a backing file reads as zeroes.
+  options.target_is_zero = (arguments_.target_is_zero || !arguments_.no_create) && options.sparse != 0 &&
+                           target_->backing() == nullptr;
+  if (backing_ && target_->backing() != nullptr) {
+    // What the source leaves to its backing file, the target leaves to its own, as far as that goes.
+    options.keep_unallocated = true;
+    options.keep_until = target_->backing()->size();
+  }
+  if (arguments_.compress) {
+    const std::uint64_t cluster = target_->driver().info().cluster_size;
+    if (cluster == 0 || cluster > (std::uint64_t{1} << 30)) {
+      co_return fail(ENOTSUP, "Compression not supported for this file format");
+    }
+    options.compressed_unit = static_cast<std::uint32_t>(cluster);
+    // Enough to keep every core's compressor busy while others read and write.
+    options.in_flight = std::max(options.in_flight, 4 * std::max(std::thread::hardware_concurrency(), 1u));
+  }
+  const bool quiet = arguments_.common.quiet;
+  options.on_unreadable = [&](std::uint64_t offset, const Error& error) {
+    if (!quiet) report("warning: error while reading offset {}: {}", offset, error.message());
+  };
+  Progress progress(arguments_.common.progress && !quiet);
+  progress.start();
+  options.progress = [&](std::uint64_t done) { progress.update(done, total_); };
+
+  std::vector<CopySource> sources;
+  std::uint64_t offset = 0;
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
+    BlockNode& node = *sources_[i];
+    sources.push_back({.node = &node, .target_offset = offset, .length = lengths_[i], .base = node.backing()});
+    offset += lengths_[i];
+  }
+  const Result<void> copied = co_await copy(sources, *target_, options);
+  PLATTER_CO_TRY(copied);
+  const Result<void> flushed = co_await target_->flush();
+  if (!flushed) co_return forward_error(flushed, "error while writing to {}", arguments_.target);
+  progress.finish();
+  co_return {};
+}
+
+}  // namespace
+
+Task<int> convert(ConvertArguments arguments) {
+  Conversion conversion(arguments);
+  Result<void> result = co_await conversion.run();
+  result = co_await conversion.close(std::move(result));
+  if (!result) co_return report_failure(result);
+  co_return 0;
+}
+
+}  // namespace platter::img

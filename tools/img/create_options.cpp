@@ -1,0 +1,156 @@
+// -o: what a format lets its maker choose.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <iterator>
+
+#include "tools/img/common.h"
+
+namespace platter::img {
+namespace {
+
+// Splits at single commas; ",," is a comma in a value.
+std::vector<std::string> split_list(std::string_view text) {
+  std::vector<std::string> parts(1);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != ',') {
+      parts.back() += text[i];
+    } else if (i + 1 < text.size() && text[i + 1] == ',') {
+      parts.back() += ',';
+      ++i;
+    } else {
+      parts.emplace_back();
+    }
+  }
+  return parts;
+}
+
+std::string_view type_text(CreateOption::Type type) {
+  switch (type) {
+    case CreateOption::Type::kString: return "str";
+    case CreateOption::Type::kSize: return "size";
+    case CreateOption::Type::kNumber: return "num";
+    case CreateOption::Type::kBool: return "bool (on/off)";
+  }
+  return {};
+}
+
+Result<std::string> canonical_value(const CreateOption& option, const std::string& value) {
+  switch (option.type) {
+    case CreateOption::Type::kString:
+      return value;
+    case CreateOption::Type::kSize: {
+      const Result<std::uint64_t> size = parse_size(value);
+      if (size) return std::to_string(*size);
+      return fail(EINVAL, "Parameter '{}' expects a non-negative number below 2^64", option.name);
+    }
+    case CreateOption::Type::kNumber: {
+      std::uint64_t number = 0;
+      const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+      if (error == std::errc() && end == value.data() + value.size()) return std::to_string(number);
+      return fail(EINVAL, "Parameter '{}' expects a number", option.name);
+    }
+    case CreateOption::Type::kBool:
+      for (const char* word : {"on", "yes", "true", "y"}) {
+        if (value == word) return std::string("on");
+      }
+      for (const char* word : {"off", "no", "false", "n"}) {
+        if (value == word) return std::string("off");
+      }
+      return fail(EINVAL, "Parameter '{}' expects 'on' or 'off'", option.name);
+  }
+  return value;
+}
+
+}  // namespace
+
+bool add_create_options(std::optional<std::string>& all, std::string_view more) {
+  const std::size_t trailing = more.size() - std::min(more.size(), more.find_last_not_of(',') + 1);
+  if (more.empty() || more.front() == ',' || trailing % 2 == 1) {
+    report("Invalid option list: {}", more);
+    return false;
+  }
+  if (all) {
+    *all += ',';
+    *all += more;
+  } else {
+    all = std::string(more);
+  }
+  return true;
+}
+
+bool asks_for_help(std::string_view options) {
+  const std::vector<std::string> parts = split_list(options);
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const std::string& part) { return part == "help" || part == "?"; });
+}
+
+const CreateOption* CreateOptions::find(std::string_view name) const {
+  const auto found = std::find_if(all.begin(), all.end(),
+                                  [&](const CreateOption& option) { return option.name == name; });
+  return found == all.end() ? nullptr : &*found;
+}
+
+Result<CreateOptions> create_options(const std::string& format, const std::string& filename) {
+  CreateOptions result;
+  result.format = find_driver(format);
+  if (result.format == nullptr) return fail(ENOENT, "Unknown file format '{}'", format);
+  if (result.format->create == nullptr) {
+    return fail(ENOTSUP, "Format driver '{}' does not support image creation", format);
+  }
+  result.all.assign(result.format->create_options.begin(), result.format->create_options.end());
+  if (filename.empty()) return result;
+  result.protocol = protocol_for(filename);
+  if (result.protocol == nullptr || result.protocol->create == nullptr) {
+    return fail(ENOTSUP, "Protocol driver '{}' does not support image creation",
+                result.protocol == nullptr ? "?" : std::string(result.protocol->name));
+  }
+  for (const CreateOption& option : result.protocol->create_options) {
+    if (result.find(option.name) == nullptr) result.all.push_back(option);
+  }
+  return result;
+}
+
+int print_create_options(const std::string& format, const std::optional<std::string>& filename) {
+  Result<CreateOptions> options = create_options(format, filename.value_or(""));
+  if (!options) return report_failure(options);
+  std::sort(options->all.begin(), options->all.end(),
+            [](const CreateOption& a, const CreateOption& b) { return a.name < b.name; });
+  std::string out = filename ? "Supported options:\n" : fmt::format("Supported {} options:\n", format);
+  for (const CreateOption& option : options->all) {
+    const std::string head = fmt::format("  {}=<{}>", option.name, type_text(option.type));
+    fmt::format_to(std::back_inserter(out), "{:<24} - {}\n", head, option.help);
+  }
+  if (!filename && !options->format->protocol) {
+    out += "\nThe protocol level may support further options.\n"
+           "Specify the target filename to include those options.\n";
+  }
+  print(out);
+  return finish_output(0);
+}
+
+Result<Options> parse_create_options(const CreateOptions& known, std::string_view text) {
+  Options result;
+  for (const std::string& part : split_list(text)) {
+    const std::size_t equals = part.find('=');
+    std::string name = part.substr(0, equals);
+    std::string value = equals == std::string::npos ? "on" : part.substr(equals + 1);
+    const CreateOption* option = known.find(name);
+    // "nolazy_refcounts" is an old spelling of "lazy_refcounts=off".
+    if (option == nullptr && equals == std::string::npos && name.starts_with("no")) {
+      option = known.find(std::string_view(name).substr(2));
+      if (option != nullptr) {
+        name.erase(0, 2);
+        value = "off";
+      }
+    }
+    if (option == nullptr) return fail(EINVAL, "Invalid parameter '{}'", name);
+    Result<std::string> canonical = canonical_value(*option, value);
+    PLATTER_TRY(canonical);
+    result.set(std::move(name), std::move(*canonical));
+  }
+  return result;
+}
+
+}  // namespace platter::img

@@ -1,0 +1,59 @@
+#include <algorithm>
+#include <string_view>
+
+#include "tools/img/commands.h"
+#include "tools/img/common.h"
+#include "tools/tools.h"
+
+namespace platter::img {
+namespace {
+
+struct Command {
+  std::string_view name;
+  int (*run)(int argc, char** argv);
+};
+
+constexpr Command kCommands[] = {
+    {"check", run_check},
+    {"commit", run_commit},
+    {"compare", run_compare},
+    {"convert", run_convert},
+    {"create", run_create},
+    {"info", run_info},
+    {"map", run_map},
+    {"measure", run_measure},
+    {"rebase", run_rebase},
+    {"resize", run_resize},
+    {"snapshot", run_snapshot},
+};
+
+}  // namespace
+
+int run_img(std::string program, int argc, char** argv) {
+  set_program(std::move(program));
+  static constexpr Flag kFlags[] = {{'h', "help"}, {'V', "version"}, {'T', "trace", true}};
+
+  // Options of the tool stand in front of the command; the command's own come after it.
+  int first = 1;
+  while (first < argc && argv[first][0] == '-' && argv[first][1] != '\0') {
+    const bool separate_value =
+        std::string_view(argv[first]) == "-T" || std::string_view(argv[first]) == "--trace";
+    first += separate_value ? 2 : 1;
+  }
+  const int standard = std::min(first, argc);
+  Arguments arguments(standard, argv, kFlags);
+  while (const std::optional<Option> option = arguments.next()) {
+    if (option->id == 'h') return print_help();
+    if (option->id == 'V') return print_version();
+  }
+  if (arguments.failed()) return 1;
+  if (first >= argc) return usage_error("Not enough arguments");
+
+  const std::string_view name = argv[first];
+  for (const Command& command : kCommands) {
+    if (command.name == name) return command.run(argc - first, argv + first);
+  }
+  return usage_error("Command not found: {}", name);
+}
+
+}  // namespace platter::img

@@ -1,0 +1,28 @@
+// The tools that the multi-call program `platter` is made of.
+//
+// Each tool is a function in its own folder: it gets the name it was called by ("platter img" or
+// "qemu-img", for messages) and the arguments from its own name on (argv[0]), and gives the
+// process's exit status. To add a tool: its folder, a line here, a line in CMakeLists.txt.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace platter::img {
+int run_img(std::string program, int argc, char** argv);
+}  // namespace platter::img
+
+namespace platter::tools {
+
+struct Tool {
+  std::string_view name;
+  std::string_view alias;  // the program whose habits it keeps; empty: none
+  std::string_view summary;
+  int (*run)(std::string program, int argc, char** argv);
+};
+
+inline constexpr Tool kTools[] = {
+    {"img", "qemu-img", "create, inspect, convert, check, snapshot, clone and repair images", img::run_img},
+};
+
+}  // namespace platter::tools
