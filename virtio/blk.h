@@ -25,7 +25,7 @@ namespace platter::virtio {
 struct BlkOptions {
   std::uint16_t queues = 1;        // 1 to kMaxQueues
   std::uint16_t queue_size = 256;  // entries: a power of two, 4 to SplitRing::kMaxSize
-  std::string serial;              // at most 20 bytes are shown to the guest
+  std::string serial = {};         // at most 20 bytes are shown to the guest
   bool read_only = false;          // in addition to a read-only node
   bool writeback = true;           // the initial cache mode; false: every write is durable at once
   std::uint32_t logical_block_size = 512;  // bytes: a power of two, 512 to 4096
@@ -63,6 +63,8 @@ class BlkDevice final : public Device {
   std::span<const std::byte> config_bytes() override;
   void serve(Queue& queue, Chain& chain) override;
   void fill_config();
+  void set_writeback(bool writeback);  // with config_mutex_ held
+  bool offers_ranges(std::uint32_t type) const;
 
   BlockNode& node_;
   const BlkOptions options_;
