@@ -106,9 +106,11 @@ DirectAlignment direct_alignment(int fd) {
 }
 
 bool in_memory(int fd) {
-  struct statfs status {};
-  return ::fstatfs(fd, &status) == 0 &&
-         (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+  // A device's node lies in memory too, but not what is written to it.
+  struct stat status {};
+  struct statfs system {};
+  return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && ::fstatfs(fd, &system) == 0 &&
+         (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC);
 }
 
 std::string_view local_path_of(std::string_view filename) {

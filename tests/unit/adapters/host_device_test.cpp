@@ -1,0 +1,203 @@
+// Block devices, as loop devices over files.
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "block/adapters/posix_file.h"
+#include "block/exec/buffer.h"
+#include "unit/adapters/adapter_test.h"
+
+namespace platter {
+namespace {
+
+constexpr OpenFlags kReadWrite{.read_only = false};
+
+// First line of what a command prints; empty when it fails.
+std::string output_of(const std::string& command) {
+  FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");
+  char line[256] = {};
+  if (pipe && !fgets(line, sizeof line, pipe)) line[0] = '\0';
+  if (pipe && pclose(pipe) != 0) return {};
+  std::string text = line;
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+class LoopDevice {
+ public:
+  LoopDevice(const std::string& file, const std::string& options) {
+    path_ = output_of("losetup -f --show " + options + " " + file);
+  }
+  ~LoopDevice() {
+    if (!path_.empty()) output_of("losetup -d " + path_);
+  }
+  LoopDevice(const LoopDevice&) = delete;
+  LoopDevice& operator=(const LoopDevice&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+class HostDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (geteuid() != 0) GTEST_SKIP() << "needs root to set up loop devices";
+    if (output_of("losetup --version").empty()) GTEST_SKIP() << "needs losetup (util-linux)";
+    std::filesystem::resize_file(file_, kSize);
+  }
+  void TearDown() override {
+    loop_.reset();
+    if (!mounted_.empty()) ::umount2(mounted_.c_str(), MNT_DETACH);
+  }
+
+  // False when this machine has no loop devices.
+  bool attach(const std::string& options = "") {
+    loop_ = std::make_unique<LoopDevice>(file_, options);
+    return !loop_->path().empty();
+  }
+  OpenDriver open(OpenFlags flags = kReadWrite) {
+    return OpenDriver("host_device", filename_options(loop_->path()), flags);
+  }
+
+  static constexpr std::uint64_t kSize = 4 << 20;
+  ScratchDir dir_;
+  std::string file_ = [this] {
+    write_file(dir_ / "disk", "");
+    return dir_ / "disk";
+  }();
+  std::unique_ptr<LoopDevice> loop_;
+  std::string mounted_;
+};
+
+#define ATTACH_OR_SKIP(...) \
+  if (!attach(__VA_ARGS__)) GTEST_SKIP() << "this machine has no loop devices"
+
+TEST_F(HostDevice, ReadsWritesZeroesAndDiscards) {
+  ATTACH_OR_SKIP("");
+  for (const bool direct : {false, true}) {
+    OpenDriver device = open({.read_only = false, .direct = direct});
+    ASSERT_TRUE(device) << device.error();
+    EXPECT_EQ(device->size(), kSize);
+    EXPECT_FALSE(device->can_grow());
+    EXPECT_EQ(device->limits().request_alignment, direct ? 512U : 1U);
+    EXPECT_EQ(device->limits().discard_alignment, 512U);
+    Buffer out(1 << 20);
+    std::memset(out.data(), 0x5a, out.size());
+    ASSERT_TRUE(device.write(1 << 20, out.iov()));
+    ASSERT_TRUE(device.zero((1 << 20) + 512, 8192, {.fua = true, .may_unmap = false}));
+    ASSERT_TRUE(device.zero((1 << 20) + 65536, 65536, {.may_unmap = true}));
+    ASSERT_TRUE(device.flush());
+    Buffer in(1 << 20);
+    ASSERT_TRUE(device.read(1 << 20, in.iov()));
+    std::memset(out.data() + 512, 0, 8192);
+    std::memset(out.data() + 65536, 0, 65536);
+    EXPECT_EQ(std::memcmp(in.data(), out.data(), in.size()), 0);
+    EXPECT_EQ(device.zero(1, 511).error().code(), ENOTSUP);
+    // A loop device punches its file for a discard.
+    ASSERT_TRUE(device.discard(1 << 20, 1 << 20));
+    ASSERT_TRUE(device.read(1 << 20, in.iov()));
+    EXPECT_TRUE(is_zero(in.span()));
+    EXPECT_TRUE(device.discard(100, 200));  // no whole sector: nothing to do
+    EXPECT_EQ(device.extent(4096, 8192)->length, 8192U);
+    EXPECT_EQ(device.extent(4096, 8192)->kind, ExtentKind::kData);
+  }
+  EXPECT_TRUE(read_file(file_) == std::string(kSize, '\0'));
+}
+
+TEST_F(HostDevice, LargeSectors) {
+  ATTACH_OR_SKIP("--sector-size 4096");
+  OpenDriver device = open({.read_only = false, .direct = true});
+  ASSERT_TRUE(device) << device.error();
+  EXPECT_EQ(device->limits().request_alignment, 4096U);
+  EXPECT_EQ(device->limits().zeroes_alignment, 4096U);
+  EXPECT_EQ(device.zero(512, 512).error().code(), ENOTSUP);
+  ASSERT_TRUE(device.zero(4096, 4096));
+}
+
+TEST_F(HostDevice, ReadOnlyDevices) {
+  ATTACH_OR_SKIP("-r");
+  OpenDriver refused = open();
+  EXPECT_NE(refused.error().find(loop_->path()), std::string::npos);
+  EXPECT_FALSE(refused);
+  OpenDriver device = open({.read_only = true});
+  ASSERT_TRUE(device) << device.error();
+  Buffer in(4096);
+  EXPECT_TRUE(device.read(0, in.iov()));
+  EXPECT_FALSE(device.reopen(kReadWrite));
+  EXPECT_TRUE(device.read(0, in.iov()));
+}
+
+TEST_F(HostDevice, TheSizeIsTheDevices) {
+  ATTACH_OR_SKIP("");
+  OpenDriver device = open();
+  EXPECT_TRUE(device.resize({.size = kSize}));
+  EXPECT_EQ(error_of(device.resize({.size = kSize + 1})), "Cannot grow device files");
+  EXPECT_EQ(error_of(device.resize({.size = 4096})), "Cannot resize device files");
+  EXPECT_TRUE(device.resize({.size = 4096, .exact = false}));
+  EXPECT_EQ(device->size(), kSize);
+  EXPECT_EQ(device->allocated_size(), std::nullopt);
+}
+
+TEST_F(HostDevice, CreatingWipesTheStart) {
+  ATTACH_OR_SKIP("");
+  {
+    OpenDriver device = open();
+    Buffer out(16384);
+    std::memset(out.data(), 'x', out.size());
+    ASSERT_TRUE(device.write(0, out.iov()));
+  }
+  auto executor = Executor::create();
+  const DriverType* type = find_driver("host_device");
+  const auto create = [&](std::uint64_t size) {
+    CreateRequest request{.filename = "host_device:" + loop_->path(), .size = size, .options = {}};
+    return (*executor)->block_on([&] { return type->create(request); });
+  };
+  EXPECT_EQ(create(kSize + 1).error().code(), ENOSPC);
+  ASSERT_TRUE(create(kSize));
+  OpenDriver device = open();
+  Buffer in(16384);
+  ASSERT_TRUE(device.read(0, in.iov()));
+  EXPECT_TRUE(is_zero(in.span(0, 4096)));
+  EXPECT_EQ(static_cast<char>(in.data()[4096]), 'x');
+}
+
+TEST_F(HostDevice, OtherKindsAreRefused) {
+  for (const std::string& path : {dir_.path(), file_, std::string("/dev/zero")}) {
+    OpenDriver device("host_device", filename_options(path), {});
+    EXPECT_EQ(device.error(), "'host_device' driver requires '" + path + "' to be a block device");
+  }
+}
+
+// The device's file has no room for what the page cache took: the flush must say so, and so must
+// every flush after it, although the kernel reports the loss only once.
+TEST_F(HostDevice, AFailedFlushIsNeverForgotten) {
+  const std::string small = dir_ / "small";
+  std::filesystem::create_directory(small);
+  if (::mount("tmpfs", small.c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "may not mount a file system";
+  }
+  mounted_ = small;
+  file_ = small + "/disk";
+  write_file(file_, "");
+  std::filesystem::resize_file(file_, kSize);
+  ATTACH_OR_SKIP("");
+  OpenDriver device = open();
+  ASSERT_TRUE(device) << device.error();
+  Buffer out(1 << 20);
+  std::memset(out.data(), 'x', out.size());
+  ASSERT_TRUE(device.write(0, out.iov()));
+  EXPECT_FALSE(device.flush());
+  const Result<void> second = device.flush();
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().message().find("an earlier flush failed: "), 0U);
+  ASSERT_TRUE(device.write(0, out.iov().first(4096)));
+  EXPECT_FALSE(device.flush());
+}
+
+}  // namespace
+}  // namespace platter
