@@ -1,0 +1,145 @@
+#include "formats/qcow2/check.h"
+
+#include <limits>
+
+#include "formats/qcow2/checker.h"
+#include "formats/qcow2/storage_io.h"
+
+namespace platter::qcow2 {
+
+Checker::Checker(BlockNode& file, Header& header, const CheckRequest& request)
+    : file_(file),
+      header_(header),
+      request_(request),
+      g_(header.geometry()),
+      counts_(g_.clusters_for(file.size())) {}
+
+Task<Result<void>> Checker::write_table(std::uint64_t offset, std::span<const std::byte> bytes) {
+  const IoVec iov = IoVec::of_const(bytes);
+  auto written = co_await file_.write(offset, iov);
+  if (!written) co_return forward_error(written, "could not write the table at {:#x}", offset);
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Checker::write_header() {
+  auto encoded = encode_header(header_);
+  PLATTER_CO_TRY(encoded);
+  auto step = co_await file_.flush();
+  PLATTER_CO_TRY(step);
+  step = co_await write_table(0, *encoded);
+  PLATTER_CO_TRY(step);
+  step = co_await file_.flush();
+  co_return step;
+}
+
+// QEMU's order of things: a first comparison changes nothing and tells whether the refcount
+// structure itself can be trusted; only then is it mended in place, or made anew.
+Task<Result<void>> Checker::repair_or_compare() {
+  const bool fixing = request_.fix_leaks || request_.fix_errors;
+  const CheckResult before_comparison = result_;
+  auto step = co_await compare({}, !fixing);
+  PLATTER_CO_TRY(step);
+
+  if (need_rebuild_ && request_.fix_errors) {
+    say("Rebuilding refcount structure");
+    const CheckResult old = result_;
+    step = co_await rebuild();
+    if (!step) co_return forward_error(step, "could not rebuild the refcount structure");
+    result_.corruptions = 0;
+    result_.leaks = 0;
+    need_rebuild_ = false;
+    counts_.clear();
+    // Allocated and fragmented clusters have been counted already.
+    CheckResult recount = result_;
+    step = co_await count_references(false);
+    PLATTER_CO_TRY(step);
+    recount.corruptions = result_.corruptions;
+    recount.leaks = result_.leaks;
+    recount.check_errors = result_.check_errors;
+    // The old structure has become a leak, which is not the image's fault.
+    step = co_await compare({.leaks = request_.fix_leaks, .errors = false}, true);
+    PLATTER_CO_TRY(step);
+    if (need_rebuild_) say("ERROR rebuilt refcount structure is still broken");
+    const std::uint64_t fresh_leaks = request_.fix_leaks ? result_.leaks - recount.leaks : 0;
+    result_ = recount;
+    if (result_.corruptions < old.corruptions) {
+      result_.corruptions_fixed += old.corruptions - result_.corruptions;
+    }
+    if (result_.leaks < old.leaks) result_.leaks_fixed += old.leaks - result_.leaks;
+    result_.leaks += fresh_leaks;
+    co_return Result<void>{};
+  }
+  if (!fixing) co_return Result<void>{};
+  if (need_rebuild_) {
+    say("ERROR need to rebuild refcount structures");
+    co_return fail(EIO, "the refcount structure must be rebuilt, which repairs of leaks do not do");
+  }
+  // Also when nothing differs: the comparison leaves in memory what is on disk.
+  result_ = before_comparison;
+  step = co_await compare({.leaks = request_.fix_leaks, .errors = request_.fix_errors}, true);
+  co_return step;
+}
+
+Task<Result<void>> Checker::mark_clean() {
+  const std::uint64_t bits = incompatible::kDirty | incompatible::kCorrupt;
+  if ((header_.incompatible_features & bits) == 0) co_return Result<void>{};
+  header_.incompatible_features &= ~bits;
+  auto written = co_await write_header();
+  co_return written;
+}
+
+Task<Result<CheckResult>> Checker::run() {
+  const bool fixing = request_.fix_leaks || request_.fix_errors;
+  const std::uint64_t most = std::numeric_limits<std::int32_t>::max();
+  if (file_clusters() > most) {
+    co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(), most);
+  }
+  auto snapshots = co_await read_snapshot_table(file_, header_);
+  PLATTER_CO_TRY(snapshots);
+  snapshots_ = std::move(snapshots->snapshots);
+  snapshot_table_bytes_ = snapshots->bytes;
+
+  result_.total_clusters = g_.clusters_for(header_.size);
+  auto step = co_await load_refcount_table();
+  PLATTER_CO_TRY(step);
+  step = co_await count_references(request_.fix_errors);
+  PLATTER_CO_TRY(step);
+  // Repairing by a count that is not complete would free what is in use.
+  if (fixing && result_.check_errors != 0) {
+    co_return fail(EIO, "{} places could not be checked: nothing was repaired", result_.check_errors);
+  }
+  step = co_await repair_or_compare();
+  PLATTER_CO_TRY(step);
+  step = co_await check_copied();
+  PLATTER_CO_TRY(step);
+  result_.image_end_offset = (highest_cluster_ + 1) << g_.cluster_bits;
+  if (fixing) {
+    if (result_.corruptions == 0 && result_.check_errors == 0) {
+      step = co_await mark_clean();
+      PLATTER_CO_TRY(step);
+    }
+    step = co_await file_.flush();
+    PLATTER_CO_TRY(step);
+  }
+  co_return result_;
+}
+
+Task<Result<CheckResult>> check_image(BlockNode& file, Header& header, const CheckRequest& request) {
+  Checker checker(file, header, request);
+  auto result = co_await checker.run();
+  co_return result;
+}
+
+Task<Result<void>> rebuild_refcounts(BlockNode& file, Header& header) {
+  const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
+  Checker checker(file, header, request);
+  auto result = co_await checker.run();
+  if (!result) co_return forward_error(result, "could not repair the image's refcounts");
+  if (result->corruptions != 0 || result->check_errors != 0) {
+    co_return fail(kCorrupt, "the image has {} errors that cannot be repaired",
+                   result->corruptions + result->check_errors);
+  }
+  co_return Result<void>{};
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,349 @@
+// The counting pass of the checker: every reference that the image's tables make.
+#include <algorithm>
+#include <optional>
+
+#include "block/base/bytes.h"
+#include "formats/qcow2/checker.h"
+#include "formats/qcow2/storage_io.h"
+#include "formats/qcow2/table_stream.h"
+
+namespace platter::qcow2 {
+
+bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t times) {
+  if (length == 0) return true;
+  // The last cluster need not be there in full, but the reference must reach into the file.
+  const std::uint64_t size = file_.size();
+  const std::uint64_t limit = std::min(align_up(std::min(size, kMaxHostOffset * 2), g_.cluster_size()),
+                                       kMaxHostOffset * 2);
+  if (!range_within(offset, length, limit)) {
+    say("ERROR: counting reference for region exceeding the end of the file by one cluster or "
+        "more: offset {:#x} size {:#x}",
+        offset, length);
+    ++result_.corruptions;
+    return false;
+  }
+  const std::uint64_t last = g_.cluster_index(offset + length - 1);
+  for (std::uint64_t cluster = g_.cluster_index(offset); cluster <= last; ++cluster) {
+    bool overflow = false;
+    const std::uint64_t now = counts_.add(cluster, times, g_.max_refcount(), overflow);
+    if (now > 1) shared_ = true;
+    if (overflow) [[unlikely]] {
+      say("ERROR: overflow cluster offset={:#x}", cluster << g_.cluster_bits);
+      say("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a "
+          "clean copy if the image cannot be opened for writing");
+      ++result_.corruptions;
+    }
+  }
+  return true;
+}
+
+Task<Result<std::vector<Checker::L2Reference>>> Checker::count_l1(std::uint64_t offset,
+                                                                  std::uint64_t entries,
+                                                                  Active active) {
+  std::vector<L2Reference> tables;
+  if (!count(offset, entries * 8)) co_return tables;
+  auto l1 = co_await read_table(file_, "L1 table", offset, entries);
+  if (!l1) {
+    say("ERROR: I/O error in check_refcounts_l1");
+    ++result_.check_errors;
+    co_return forward_error(l1);
+  }
+  for (const std::uint64_t entry : *l1) {
+    if (entry == 0) continue;
+    if ((entry & kL1Reserved) != 0) {
+      say("ERROR found L1 entry with reserved bits set: {:x}", entry);
+      ++result_.corruptions;
+    }
+    const std::uint64_t table = l1_offset(entry);
+    const bool there = count(table, g_.cluster_size());
+    if (g_.in_cluster(table) != 0) {
+      say("ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted", table);
+      ++result_.corruptions;
+      continue;
+    }
+    if (active == Active::kYes && !l1_copied(entry)) all_copied_ = false;
+    if (there && table != 0) tables.push_back({table, 1});
+  }
+  if (active == Active::kYes) active_l1_ = std::move(*l1);
+  co_return tables;
+}
+
+// A table that is referenced several times is read once and counted so often: snapshots share most
+// of their tables, and a hostile L1 can point everywhere at the same one.
+Task<Result<void>> Checker::count_l2_tables(std::vector<L2Reference> tables, Active active,
+                                            bool fix) {
+  std::vector<std::uint64_t> offsets(tables.size());
+  const auto by_offset = [](const L2Reference& a, const L2Reference& b) {
+    return a.offset < b.offset;
+  };
+  std::vector<L2Reference> sorted = tables;
+  std::sort(sorted.begin(), sorted.end(), by_offset);
+  const auto same = [](const L2Reference& a, const L2Reference& b) { return a.offset == b.offset; };
+  if (std::adjacent_find(sorted.begin(), sorted.end(), same) != sorted.end()) {
+    tables.clear();
+    for (const L2Reference& reference : sorted) {
+      if (!tables.empty() && tables.back().offset == reference.offset) {
+        ++tables.back().times;
+      } else {
+        tables.push_back(reference);
+      }
+    }
+    offsets.resize(tables.size());
+  }
+  sorted = {};
+  std::transform(tables.begin(), tables.end(), offsets.begin(),
+                 [](const L2Reference& r) { return r.offset; });
+
+  TableStream stream(file_, g_.cluster_size(), offsets);
+  Result<void> outcome;
+  for (std::size_t i = 0; i < tables.size() && outcome; ++i) {
+    auto table = co_await stream.next();
+    if (!table.read) {
+      say("ERROR: I/O error in check_refcounts_l2");
+      ++result_.check_errors;
+      outcome = std::move(table.read);
+      break;
+    }
+    if (count_l2_table(table.data, tables[i].times, active, fix)) {
+      outcome = co_await write_table(offsets[i], table.data);
+    }
+  }
+  co_await stream.stop();
+  co_return outcome;
+}
+
+bool Checker::count_l2_table(std::span<std::byte> table, std::uint64_t times, Active active,
+                             bool fix) {
+  bool mended = false;
+  std::uint64_t next_contiguous = 0;
+  const unsigned step = static_cast<unsigned>(g_.l2_entry_size());
+  for (std::size_t at = 0; at < table.size(); at += step) {
+    std::byte* entry = table.data() + at;
+    if (load_be<std::uint64_t>(entry) == 0 && (step == 8 || load_be<std::uint64_t>(entry + 8) == 0)) {
+      continue;
+    }
+    if (count_l2_entry(entry, times, active, fix, next_contiguous)) mended = true;
+  }
+  return mended;
+}
+
+bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, bool fix,
+                             std::uint64_t& next_contiguous) {
+  const auto entry = load_be<std::uint64_t>(at);
+  const std::uint64_t bitmap = g_.extended_l2 ? load_be<std::uint64_t>(at + 8) : 0;
+  const std::uint64_t reserved = l2_reserved_bits(g_, entry);
+  if (reserved != 0) {
+    say("ERROR found l2 entry with reserved bits set: {:x}", entry);
+    ++result_.corruptions;
+  }
+  if ((entry & kCompressedBit) != 0) {
+    if ((entry & kCopied) != 0) {
+      say("ERROR: cluster {}: copied flag must never be set for compressed clusters",
+          (entry & kOffsetMask) >> g_.cluster_bits);
+      ++result_.corruptions;
+    }
+    if (g_.external_data) {
+      say("ERROR compressed cluster {} with data file, entry={:#x}",
+          (entry & kOffsetMask) >> g_.cluster_bits, entry);
+      ++result_.corruptions;
+      return false;
+    }
+    if (bitmap != 0) {
+      say("ERROR compressed cluster {} with non-zero subcluster allocation bitmap, entry={:#x}",
+          (entry & kOffsetMask) >> g_.cluster_bits, entry);
+      ++result_.corruptions;
+      return false;
+    }
+    const ClusterState state = classify(g_, entry & ~kCopied);
+    if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
+      count(packed->host, packed->length, times);
+    } else {
+      say("ERROR compressed cluster offset of entry {:x} is too large", entry);
+      ++result_.corruptions;
+    }
+    if (active == Active::kYes) {
+      ++result_.allocated_clusters;
+      ++result_.compressed_clusters;
+      // Packed clusters share sectors with their neighbours: fragmented by nature.
+      ++result_.fragmented_clusters;
+    }
+    return false;
+  }
+
+  const std::uint64_t host = entry & kOffsetMask;
+  const auto allocated = static_cast<std::uint32_t>(bitmap);
+  const bool has_host = host != 0 || (g_.external_data && (entry & kCopied) != 0);
+  if (!has_host) {
+    if (allocated != 0) {
+      say("ERROR: Unallocated cluster has non-zero subcluster allocation map");
+      ++result_.corruptions;
+    }
+    return false;
+  }
+  if ((allocated & static_cast<std::uint32_t>(bitmap >> 32)) != 0) {
+    say("ERROR offset={:x}: Allocated cluster has corrupted subcluster allocation bitmap", host);
+    ++result_.corruptions;
+    return false;
+  }
+  if (g_.in_cluster(host) != 0) {
+    const bool has_data =
+        g_.extended_l2 ? allocated != 0 : g_.version < 3 || (entry & kZeroBit) == 0;
+    if (!has_data && fix && !g_.extended_l2) {
+      say("Repairing offset={:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
+          host);
+      store_be(at, zero_entry(0, false));
+      ++result_.corruptions_fixed;
+      return true;
+    }
+    say("ERROR offset={:x}: {} cluster is not properly aligned; L2 entry corrupted.", host,
+        has_data ? "Data" : "Preallocated");
+    ++result_.corruptions;
+  }
+  if (active == Active::kYes) {
+    ++result_.allocated_clusters;
+    if (next_contiguous != 0 && host != next_contiguous) ++result_.fragmented_clusters;
+    next_contiguous = host + g_.cluster_size();
+    if ((entry & kCopied) == 0) all_copied_ = false;
+  }
+  if (!g_.external_data) count(host, g_.cluster_size(), times);
+  return false;
+}
+
+Task<Result<void>> Checker::count_snapshots() {
+  std::vector<L2Reference> tables;
+  if (g_.external_data && !snapshots_.empty()) {
+    say("ERROR {} snapshots in image with data file", snapshots_.size());
+    ++result_.corruptions;
+  }
+  for (const Snapshot& s : snapshots_) {
+    if (s.incomplete) {
+      say("ERROR snapshot table entry {} is incomplete", &s - snapshots_.data());
+      ++result_.corruptions;
+    }
+    if (g_.in_cluster(s.l1_table_offset) != 0) {
+      say("ERROR snapshot {} ({}) l1_offset={:#x}: L1 table is not cluster aligned; snapshot table "
+          "entry corrupted",
+          s.id, s.name, s.l1_table_offset);
+      ++result_.corruptions;
+      continue;
+    }
+    if (s.l1_size > kMaxL1Bytes / 8) {
+      say("ERROR snapshot {} ({}) l1_size={:#x}: L1 table is too large; snapshot table entry "
+          "corrupted",
+          s.id, s.name, s.l1_size);
+      ++result_.corruptions;
+      continue;
+    }
+    // Following tables that lie in each other could take for ever, and repairing by what half of
+    // them say would free what the other half uses.
+    const std::uint64_t clusters = g_.clusters_for(std::uint64_t{s.l1_size} * 8);
+    const std::uint64_t first = g_.cluster_index(s.l1_table_offset);
+    bool overlaps = false;
+    for (std::uint64_t i = 0; i < clusters && !overlaps; ++i) overlaps = counts_.get(first + i) != 0;
+    if (overlaps) {
+      say("ERROR snapshot {} ({}) l1_offset={:#x}: L1 table overlaps other metadata or data", s.id,
+          s.name, s.l1_table_offset);
+      ++result_.corruptions;
+      ++result_.check_errors;
+      continue;
+    }
+    auto found = co_await count_l1(s.l1_table_offset, s.l1_size, Active::kNo);
+    PLATTER_CO_TRY(found);
+    tables.insert(tables.end(), found->begin(), found->end());
+  }
+  auto counted = co_await count_l2_tables(std::move(tables), Active::kNo, false);
+  co_return counted;
+}
+
+Task<Result<void>> Checker::count_bitmaps() {
+  if (!header_.extensions.bitmaps) co_return Result<void>{};
+  const BitmapsExtension extension = *header_.extensions.bitmaps;
+  if (!count(extension.directory_offset, extension.directory_size)) co_return Result<void>{};
+  auto directory = co_await read_bitmap_directory(file_, header_);
+  if (!directory) {
+    say("ERROR {}", directory.error().message());
+    ++result_.corruptions;
+    ++result_.check_errors;
+    co_return Result<void>{};
+  }
+  for (const BitmapEntry& bitmap : *directory) {
+    if (!count(bitmap.table_offset, std::uint64_t{bitmap.table_size} * 8)) continue;
+    auto table = co_await read_table(file_, "bitmap table", bitmap.table_offset, bitmap.table_size);
+    if (!table) {
+      ++result_.check_errors;
+      co_return forward_error(table);
+    }
+    for (const std::uint64_t entry : *table) {
+      constexpr std::uint64_t kReserved = 0xff00'0000'0000'01fe;
+      const std::uint64_t offset = entry & kOffsetMask;
+      if ((entry & kReserved) != 0 || g_.in_cluster(offset) != 0 ||
+          (offset != 0 && (entry & 1) != 0)) {
+        say("ERROR bitmap table entry {:x} of bitmap at {:#x} is corrupted", entry,
+            bitmap.table_offset);
+        ++result_.corruptions;
+        continue;
+      }
+      if (offset != 0) count(offset, g_.cluster_size());
+    }
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Checker::count_refcount_blocks(bool fix) {
+  for (std::size_t i = 0; i < refcount_table_.size(); ++i) {
+    const std::uint64_t entry = refcount_table_[i];
+    if (entry == 0) continue;
+    const std::uint64_t offset = entry & kRefTableOffsetMask;
+    if (offset != entry) {
+      say("ERROR refcount table entry {} has reserved bits set", i);
+      ++result_.corruptions;
+      need_rebuild_ = true;
+      continue;
+    }
+    if (g_.in_cluster(offset) != 0) {
+      say("ERROR refcount block {} is not cluster aligned; refcount table entry corrupted", i);
+      ++result_.corruptions;
+      need_rebuild_ = true;
+      continue;
+    }
+    if (g_.cluster_index(offset) >= file_clusters()) {
+      // QEMU enlarges the file to reach the block; a new structure is the smaller surprise.
+      say("{} refcount block {} is outside image", fix ? "Repairing" : "ERROR", i);
+      ++result_.corruptions;
+      if (fix) need_rebuild_ = true;
+      continue;
+    }
+    count(offset, g_.cluster_size());
+    const std::uint64_t references = counts_.get(g_.cluster_index(offset));
+    if (references != 1) {
+      say("ERROR refcount block {} refcount={}", i, references);
+      ++result_.corruptions;
+      need_rebuild_ = true;
+    }
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Checker::count_references(bool fix) {
+  result_.allocated_clusters = 0;
+  result_.compressed_clusters = 0;
+  result_.fragmented_clusters = 0;
+  count(0, g_.cluster_size());
+  auto tables = co_await count_l1(header_.l1_table_offset, header_.l1_size, Active::kYes);
+  PLATTER_CO_TRY(tables);
+  auto step = co_await count_l2_tables(std::move(*tables), Active::kYes, fix);
+  PLATTER_CO_TRY(step);
+  step = co_await count_snapshots();
+  PLATTER_CO_TRY(step);
+  count(header_.snapshots_offset, snapshot_table_bytes_);
+  count(header_.refcount_table_offset, header_.refcount_table_bytes());
+  if (header_.extensions.encryption) {
+    count(header_.extensions.encryption->offset, header_.extensions.encryption->length);
+  }
+  step = co_await count_bitmaps();
+  PLATTER_CO_TRY(step);
+  step = co_await count_refcount_blocks(fix);
+  co_return step;
+}
+
+}  // namespace platter::qcow2

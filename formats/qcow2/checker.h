@@ -1,0 +1,94 @@
+// Checker: one run of check_image(), cut into the passes that the .cpp files check_*.cpp hold.
+//
+// Threads: one coroutine at a time.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "formats/qcow2/check.h"
+#include "formats/qcow2/refcount_map.h"
+#include "formats/qcow2/snapshot_table.h"
+
+namespace platter::qcow2 {
+
+class Checker {
+ public:
+  Checker(BlockNode& file, Header& header, const CheckRequest& request);
+
+  Task<Result<CheckResult>> run();
+
+ private:
+  enum class Active : bool { kNo, kYes };
+  struct L2Reference {
+    std::uint64_t offset = 0;
+    std::uint64_t times = 1;
+  };
+
+  // check.cpp
+  template <class... Args>
+  void say(fmt::format_string<Args...> text, Args&&... args) {
+    if (request_.report) request_.report(fmt::format(text, std::forward<Args>(args)...));
+  }
+  std::uint64_t file_clusters() const { return g_.clusters_for(file_.size()); }
+  Task<Result<void>> write_table(std::uint64_t offset, std::span<const std::byte> bytes);
+  Task<Result<void>> write_header();
+  Task<Result<void>> repair_or_compare();
+  Task<Result<void>> mark_clean();
+
+  // check_references.cpp: counts what the tables refer to.
+  Task<Result<void>> count_references(bool fix);
+  // Counts `times` references to every cluster of a range; false when the range is not in the file.
+  bool count(std::uint64_t offset, std::uint64_t length, std::uint64_t times = 1);
+  Task<Result<std::vector<L2Reference>>> count_l1(std::uint64_t offset, std::uint64_t entries,
+                                                  Active active);
+  Task<Result<void>> count_l2_tables(std::vector<L2Reference> tables, Active active, bool fix);
+  // True when an entry was mended in `table`.
+  bool count_l2_table(std::span<std::byte> table, std::uint64_t times, Active active, bool fix);
+  bool count_l2_entry(std::byte* at, std::uint64_t times, Active active, bool fix,
+                      std::uint64_t& next_contiguous);
+  Task<Result<void>> count_snapshots();
+  Task<Result<void>> count_bitmaps();
+  Task<Result<void>> count_refcount_blocks(bool fix);
+
+  // check_refcounts.cpp: compares with the refcounts on disk, mends them, or makes new ones.
+  Task<Result<void>> load_refcount_table();
+  struct Fix {
+    bool leaks = false;
+    bool errors = false;
+  };
+  // Leaves in counts_ what is on disk afterwards.
+  Task<Result<void>> compare(Fix fix, bool adopt);
+  bool compare_block(std::uint64_t block_index, std::span<std::byte> block, Fix fix, bool adopt);
+  bool compare_cluster(std::uint64_t cluster, std::byte* block, Fix fix, bool adopt);
+  void compare_missing_block(std::uint64_t block_index, Fix fix, bool adopt);
+  Task<Result<void>> rebuild();
+  std::uint64_t find_free(std::uint64_t clusters) const;
+
+  // check_copied.cpp: compares the "refcount is one" flags of the active tables.
+  Task<Result<void>> check_copied();
+
+  BlockNode& file_;
+  Header& header_;
+  const CheckRequest& request_;
+  Geometry g_;
+  CheckResult result_;
+  RefcountMap counts_;
+  std::vector<std::uint64_t> refcount_table_;
+  std::vector<std::uint64_t> active_l1_;
+  std::vector<Snapshot> snapshots_;
+  std::uint64_t snapshot_table_bytes_ = 0;
+  std::uint64_t highest_cluster_ = 0;
+  bool need_rebuild_ = false;
+  bool mismatch_ = false;  // some refcount differed from its references
+  // What the pass over copied flags can be spared for: no active entry lacks the flag, and no
+  // cluster is shared.
+  bool all_copied_ = true;
+  bool shared_ = false;
+};
+
+}  // namespace platter::qcow2

@@ -1,0 +1,194 @@
+#include "formats/qcow2/create.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "block/base/bytes.h"
+#include "block/base/checked.h"
+#include "block/node/graph.h"
+#include "formats/qcow2/storage_io.h"
+
+namespace platter::qcow2 {
+
+namespace {
+
+// A table of `entries` 64-bit entries: entry k points at first + k clusters.
+Task<void> write_pointer_table(BulkWriter& writer, const Geometry& g, std::uint64_t table,
+                               std::uint64_t entries, std::uint64_t padded_entries,
+                               std::uint64_t first, std::uint64_t flags, unsigned entry_size) {
+  const std::uint64_t per_piece = BulkWriter::kPiece / entry_size;
+  for (std::uint64_t k = 0; k < padded_entries && !writer.failed(); k += per_piece) {
+    const std::uint64_t n = std::min(per_piece, padded_entries - k);
+    const std::span<std::byte> bytes = co_await writer.buffer();
+    const std::size_t length = n * entry_size;
+    const std::uint64_t used = k < entries ? std::min(n, entries - k) : 0;
+    if (entry_size != 8 || used != n) std::memset(bytes.data(), 0, length);
+    std::uint64_t target = (first + (k << g.cluster_bits)) | flags;
+    for (std::uint64_t i = 0; i < used; ++i, target += g.cluster_size()) {
+      store_be(bytes.data() + i * entry_size, target);
+    }
+    writer.write(table + k * entry_size, length);
+  }
+}
+
+// Refcount blocks in which the first `clusters` clusters have refcount 1.
+Task<void> write_refcount_blocks(BulkWriter& writer, const Geometry& g, std::uint64_t offset,
+                                 std::uint64_t blocks, std::uint64_t clusters) {
+  std::vector<std::byte> ones(g.cluster_size());
+  for (std::uint64_t i = 0; i < g.refblock_entries(); ++i) refcount_set(g, ones.data(), i, 1);
+  const std::uint64_t per_piece = std::max<std::uint64_t>(BulkWriter::kPiece >> g.cluster_bits, 1);
+  // A piece holds a cluster of the largest size only in halves.
+  const std::size_t part = std::min<std::size_t>(g.cluster_size(), BulkWriter::kPiece);
+  for (std::uint64_t b = 0; b < blocks && !writer.failed();) {
+    const bool partial = (b + 1) * g.refblock_entries() > clusters;
+    if (partial) {
+      std::vector<std::byte> last(g.cluster_size());
+      const std::uint64_t start = b * g.refblock_entries();
+      for (std::uint64_t i = 0; start + i < clusters; ++i) refcount_set(g, last.data(), i, 1);
+      ones.swap(last);
+    }
+    const std::uint64_t whole = clusters / g.refblock_entries() - std::min(b, clusters / g.refblock_entries());
+    const std::uint64_t n = partial || part < g.cluster_size() ? 1 : std::min(per_piece, whole);
+    for (std::size_t at = 0; at < g.cluster_size(); at += part) {
+      const std::span<std::byte> bytes = co_await writer.buffer();
+      for (std::uint64_t i = 0; i < n; ++i) {
+        std::memcpy(bytes.data() + (i << g.cluster_bits), ones.data() + at, part);
+      }
+      const std::size_t length = n == 1 ? part : n << g.cluster_bits;
+      writer.write(offset + (b << g.cluster_bits) + at, length);
+    }
+    b += n;
+  }
+}
+
+Task<Result<void>> write_tables(BlockNode& file, const CreatePlan& plan) {
+  const Header& header = plan.header;
+  const Geometry g = header.geometry();
+  BulkWriter writer(file);
+  co_await write_refcount_blocks(writer, g, plan.refcount_blocks_offset, plan.refcount_blocks,
+                                 plan.clusters);
+  co_await write_pointer_table(writer, g, header.refcount_table_offset, plan.refcount_blocks,
+                               std::uint64_t{header.refcount_table_clusters} *
+                                   g.reftable_entries_per_cluster(),
+                               plan.refcount_blocks_offset, 0, 8);
+  if (plan.l2_tables != 0) {
+    co_await write_pointer_table(writer, g, plan.l2_tables_offset, plan.data_clusters,
+                                 plan.l2_tables * g.l2_entries(), plan.data_offset, kCopied,
+                                 static_cast<unsigned>(g.l2_entry_size()));
+    co_await write_pointer_table(writer, g, header.l1_table_offset, plan.l2_tables, plan.l2_tables,
+                                 plan.l2_tables_offset, kCopied, 8);
+  }
+  co_return co_await writer.finish();
+}
+
+// Gives the file its size, and makes sure that nothing old shows through the metadata: on a device,
+// or a file whose protocol does not empty it.
+Task<Result<void>> prepare_file(BlockNode& file, const CreatePlan& plan) {
+  const std::uint64_t before = file.size();
+  if (before < plan.file_size) {
+    ResizeRequest request;
+    request.size = plan.file_size;
+    if (plan.preallocation == Preallocation::kFalloc || plan.preallocation == Preallocation::kFull) {
+      request.preallocation = plan.preallocation;
+    }
+    auto resized = co_await file.resize(request);
+    PLATTER_CO_TRY(resized);
+  }
+  if (before != 0) {
+    const std::uint64_t metadata = std::min(
+        {before, plan.file_size, plan.header.l1_table_offset + plan.header.l1_table_bytes()});
+    ZeroFlags flags;
+    flags.may_unmap = true;
+    auto zeroed = co_await file.write_zeroes(0, metadata, flags);
+    PLATTER_CO_TRY(zeroed);
+  }
+  co_return Result<void>{};
+}
+
+}  // namespace
+
+Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
+  auto encoded = encode_header(plan.header);
+  PLATTER_CO_TRY(encoded);
+  auto step = co_await prepare_file(file, plan);
+  PLATTER_CO_TRY(step);
+  step = co_await write_tables(file, plan);
+  PLATTER_CO_TRY(step);
+  step = co_await file.flush();
+  PLATTER_CO_TRY(step);
+  const IoVec header = IoVec::of_const(*encoded);
+  step = co_await file.write(0, header);
+  PLATTER_CO_TRY(step);
+  step = co_await file.flush();
+  co_return step;
+}
+
+Task<Result<void>> create(CreateRequest request) {
+  auto plan = plan_create(request.options, request.size, PlanFor::kCreate);
+  PLATTER_CO_TRY(plan);
+  const Options none;
+  auto made = co_await create_protocol(request.filename, 0, none);
+  PLATTER_CO_TRY(made);
+  OpenFlags flags;
+  flags.read_only = false;
+  auto file = co_await open_protocol(request.filename, flags, "create");
+  PLATTER_CO_TRY(file);
+  auto written = co_await write_image(**file, std::move(*plan));
+  auto closed = co_await file->detach();
+  if (!written) co_return written;
+  co_return closed;
+}
+
+namespace {
+
+// Bytes of the clusters that hold data of `source`, as qemu-img measure counts them.
+Task<Result<std::uint64_t>> data_bytes(BlockNode& source, std::uint64_t cluster_size) {
+  std::uint64_t required = 0;
+  const std::uint64_t size = source.size();
+  for (std::uint64_t offset = 0; offset < size;) {
+    auto extent = co_await chain_extent(source, nullptr, offset, size - offset);
+    PLATTER_CO_TRY(extent);
+    std::uint64_t length = extent->length;
+    if (!extent->zero && extent->data && extent->present) {
+      length = align_up(offset + length, cluster_size) - offset;
+      required += offset % cluster_size + length;
+    }
+    offset += length;
+  }
+  co_return required;
+}
+
+}  // namespace
+
+Task<Result<MeasureResult>> measure(MeasureRequest request) {
+  std::uint64_t size = request.size;
+  if (request.source) size = request.source->size();
+  const bool has_backing = request.options.has("backing_file");
+  auto plan = plan_create(request.options, size, PlanFor::kMeasure);
+  if (!plan && plan.error().code() == EFBIG) {
+    co_return fail(EFBIG, "The image size is too large (try using a larger cluster size)");
+  }
+  PLATTER_CO_TRY(plan);
+  const Geometry g = plan->header.geometry();
+  const std::uint64_t rounded = align_up(size, g.cluster_size());
+  std::uint64_t data = 0;
+  if (plan->preallocation == Preallocation::kFalloc ||
+      plan->preallocation == Preallocation::kFull || (request.source && has_backing)) {
+    data = rounded;
+  } else if (request.source) {
+    auto counted = co_await data_bytes(*request.source, g.cluster_size());
+    PLATTER_CO_TRY(counted);
+    data = *counted;
+  }
+  MeasureResult result;
+  result.fully_allocated = fully_allocated_size(g, size);
+  // Overestimates: it keeps the tables that the full image would have.
+  result.required = result.fully_allocated - rounded + data;
+  if (request.source && request.source->type().name == "qcow2" && plan->header.version >= 3) {
+    result.bitmaps = 0;
+  }
+  co_return result;
+}
+
+}  // namespace platter::qcow2
