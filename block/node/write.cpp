@@ -165,6 +165,10 @@ Task<Result<void>> BlockNode::flush_below() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (gate_.inside() > 1) dirty_.store(true, std::memory_order_relaxed);
   }
+  if (BlockNode* const below = storage(); below && below->listens_to_events()) [[unlikely]] {
+    PLATTER_FAULT(*below, FaultEvent::kFlushToOs);
+    if (!flags_.no_flush) PLATTER_FAULT(*below, FaultEvent::kFlushToDisk);
+  }
   auto flushed = co_await driver_->do_flush();
   if (!flushed) dirty_.store(true, std::memory_order_relaxed);
   co_return flushed;

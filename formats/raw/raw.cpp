@@ -43,11 +43,15 @@ class RawDriver : public Driver {
   bool can_grow() const override { return grows_; }
 
   Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) override {
+    if (file_->listens_to_events()) [[unlikely]]
+      return announced_read(offset, iov, flags);
     return file_->read(offset_ + offset, iov, flags);
   }
   Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) override {
     if (flags.compressed) [[unlikely]]
       return no_compression();
+    if (file_->listens_to_events()) [[unlikely]]
+      return announced_write(offset, iov, flags);
     return file_->write(offset_ + offset, iov, flags);
   }
   Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
@@ -100,6 +104,16 @@ class RawDriver : public Driver {
   Task<void> do_announce(FaultEvent event) override { return file_->announce(event); }
 
  private:
+  Task<Result<void>> announced_read(std::uint64_t offset, IoVec iov, ReadFlags flags) {
+    PLATTER_FAULT(*file_, FaultEvent::kReadAio);
+    auto read = co_await file_->read(offset_ + offset, iov, flags);
+    co_return read;
+  }
+  Task<Result<void>> announced_write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+    PLATTER_FAULT(*file_, FaultEvent::kWriteAio);
+    auto written = co_await file_->write(offset_ + offset, iov, flags);
+    co_return written;
+  }
   Task<Result<Extent>> shifted_extent(std::uint64_t offset, std::uint64_t length) {
     auto extent = co_await file_->extent(offset_ + offset, length);
     PLATTER_CO_TRY(extent);
