@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/exec/iovec.h"
 #include "block/exec/task.h"
 
 namespace platter {
@@ -41,6 +42,16 @@ class SnapshotAbility {
   // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes that
   // are open read-only.
   virtual Task<Result<void>> load(std::string id_or_name);
+};
+
+// VM state beside the disk ------------------------------------------------------------------------
+
+class VmStateAbility {
+ public:
+  virtual ~VmStateAbility() = default;
+  // `position` counts bytes from the start of the state; what was never written reads as zeroes.
+  virtual Task<Result<void>> read(std::uint64_t position, IoVec iov) = 0;
+  virtual Task<Result<void>> write(std::uint64_t position, IoVec iov) = 0;
 };
 
 // Consistency check -------------------------------------------------------------------------------
@@ -101,6 +112,7 @@ struct FormatInfo {
   bool compressed = false;  // some cluster may be stored packed
   bool dirty = false;
   bool corrupt = false;
+  std::uint64_t vm_state_offset = 0;  // bytes; where VM state is put, as if the disk went on; 0: none
   std::vector<InfoField> specific;  // empty: the format says nothing more
 };
 

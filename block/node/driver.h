@@ -137,6 +137,7 @@ class Driver {
   virtual std::string exact_filename() const { return {}; }
 
   virtual SnapshotAbility* snapshots() { return nullptr; }
+  virtual VmStateAbility* vm_state() { return nullptr; }
   virtual CheckAbility* checker() { return nullptr; }
   virtual BackingAbility* backing_reference() { return nullptr; }
 };
