@@ -137,6 +137,7 @@ constexpr CreateOption kCreateOptions[] = {
      CreateOption::Type::kString,
      "Preallocation mode (allowed values: off, falloc, full)",
      {}},
+    {"size", CreateOption::Type::kSize, "Virtual disk size", {}},
 };
 
 Task<Result<void>> create(CreateRequest request) {

@@ -86,7 +86,7 @@ Result<FileCreation> FileCreation::from(CreateRequest request) {
   }
   if (const auto text = request.options.take_string("preallocation")) {
     const Result<Preallocation> parsed = parse_preallocation(*text);
-    PLATTER_TRY(parsed);
+    if (!parsed) return fail(EINVAL, "invalid parameter value: {}", *text);
     if (*parsed == Preallocation::kMetadata) {
       return fail(ENOTSUP, "Unsupported preallocation mode: metadata");
     }

@@ -32,6 +32,24 @@ Result<void> check_create_options(const DriverType& type, const Options& options
   return {};
 }
 
+bool knows(const DriverType& type, std::string_view option) {
+  return std::ranges::find(type.create_options, option, &CreateOption::name) !=
+         type.create_options.end();
+}
+
+// Takes out of `options` those that the format does not know and the protocol does.
+Options take_protocol_options(const DriverType& format, const DriverType& protocol,
+                              Options& options) {
+  Options taken;
+  for (const CreateOption& option : protocol.create_options) {
+    if (knows(format, option.name)) continue;
+    if (auto value = options.take_string(option.name)) {
+      taken.set(std::string(option.name), std::move(*value));
+    }
+  }
+  return taken;
+}
+
 Result<const DriverType*> protocol_of(const std::string& filename) {
   const DriverType* type = protocol_for(filename);
   if (!type) return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(filename));
@@ -46,6 +64,7 @@ Task<Result<void>> create_image(std::string format, std::string filename, std::u
   if (!type) co_return fail(EINVAL, "Unknown file format '{}'", format);
   if (!type->create)
     co_return fail(ENOTSUP, "Format driver '{}' does not support image creation", format);
+  Options protocol_options;
   if (!type->protocol) {
     const Result<const DriverType*> protocol = protocol_of(filename);
     PLATTER_CO_TRY(protocol);
@@ -53,11 +72,16 @@ Task<Result<void>> create_image(std::string format, std::string filename, std::u
       co_return fail(ENOTSUP, "Protocol driver '{}' does not support image creation",
                      (*protocol)->name);
     }
+    protocol_options = take_protocol_options(*type, **protocol, options);
+    const Result<void> valid = check_create_options(**protocol, protocol_options);
+    PLATTER_CO_TRY(valid);
   }
   const Result<void> valid = check_create_options(*type, options);
   PLATTER_CO_TRY(valid);
-  CreateRequest request{
-      .filename = std::move(filename), .size = size, .options = std::move(options)};
+  CreateRequest request{.filename = std::move(filename),
+                        .size = size,
+                        .options = std::move(options),
+                        .protocol_options = std::move(protocol_options)};
   auto created = co_await type->create(std::move(request));
   co_return created;
 }

@@ -56,6 +56,9 @@ struct CreateRequest {
   std::string filename;
   std::uint64_t size = 0;  // bytes
   Options options;         // of create_options, validated for name and type
+  // Those that only the ground-floor driver of `filename` knows (and `nocow`, say, is one): a format
+  // hands them to create_protocol().
+  Options protocol_options = {};
 };
 
 // What an image of this format would need for `size` bytes or to hold what `source` holds.

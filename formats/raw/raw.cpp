@@ -169,15 +169,13 @@ int probe_raw(std::span<const std::byte>, std::string_view) { return 1; }
 Task<Result<void>> create_raw(CreateRequest request) {
   auto created = co_await create_protocol(std::move(request.filename),
                                           align_up<std::uint64_t>(request.size, kSector),
-                                          std::move(request.options));
+                                          std::move(request.protocol_options));
   co_return created;
 }
 
+// (All else is the ground floor's: preallocation, ...)
 constexpr CreateOption kCreateOptions[] = {
-    {.name = "preallocation",
-     .type = CreateOption::Type::kString,
-     .help = "Preallocation mode (allowed values: off, falloc, full)",
-     .default_text = "off"},
+    {.name = "size", .type = CreateOption::Type::kSize, .help = "Virtual disk size"},
 };
 
 Task<Result<MeasureResult>> measure_raw(MeasureRequest request) {

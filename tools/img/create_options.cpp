@@ -63,6 +63,25 @@ Result<std::string> canonical_value(const CreateOption& option, const std::strin
   return value;
 }
 
+// Brings options into the order in which qemu-img announces them. What is not listed comes last.
+void sort_for_print(std::vector<CreateOption>& options) {
+  static constexpr std::string_view kFormats[] = {
+      "encryption",    "encrypt.format",     "encrypt.key-secret",  "encrypt.cipher-alg",
+      "encrypt.cipher-mode", "encrypt.ivgen-alg", "encrypt.ivgen-hash-alg", "encrypt.hash-alg",
+      "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size",
+      "compat", "data_file", "data_file_raw", "backing_file", "backing_fmt", "lazy_refcounts",
+      "refcount_bits", "nocow", "extent_size_hint"};
+  static constexpr std::string_view kFiles[] = {"size", "nocow", "preallocation", "extent_size_hint"};
+  const bool has_clusters = std::any_of(options.begin(), options.end(), [](const CreateOption& option) {
+    return option.name == "cluster_size";
+  });
+  const std::span<const std::string_view> order =
+      has_clusters ? std::span<const std::string_view>(kFormats) : std::span<const std::string_view>(kFiles);
+  std::stable_sort(options.begin(), options.end(), [&](const CreateOption& a, const CreateOption& b) {
+    return std::find(order.begin(), order.end(), a.name) < std::find(order.begin(), order.end(), b.name);
+  });
+}
+
 }  // namespace
 
 bool add_create_options(std::optional<std::string>& all, std::string_view more) {
@@ -109,6 +128,7 @@ Result<CreateOptions> create_options(const std::string& format, const std::strin
   for (const CreateOption& option : result.protocol->create_options) {
     if (result.find(option.name) == nullptr) result.all.push_back(option);
   }
+  sort_for_print(result.all);
   return result;
 }
 
