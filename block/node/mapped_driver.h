@@ -1,0 +1,154 @@
+// MappedDriver: the request engine of every format that maps guest ranges to ranges of a file.
+//
+// A format answers where a range lies (try_map, map) and where new data is to go (plan_write); the
+// engine does the rest: splits, reads and writes below in parallel, fills zeroes, unpacks, asks
+// backing nodes, copies heads and tails, and publishes. A read or an in-place write whose mapping
+// is cached takes no lock, allocates nothing and costs one request below.
+//
+// A chain of mapped formats is walked in one loop, not by one request per layer.
+//
+// Threads: any executor, any number of requests at once. The engine holds an InFlight ticket from
+// before it looks up a mapping until the I/O that uses it has ended; a format gives nothing away
+// that a mapping named until in_flight() has passed a barrier.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <span>
+
+#include "block/base/error.h"
+#include "block/exec/buffer.h"
+#include "block/exec/iovec.h"
+#include "block/exec/task.h"
+#include "block/node/driver.h"
+#include "block/node/in_flight.h"
+#include "block/node/node.h"
+
+namespace platter {
+
+// Where the bytes from an offset on lie; the answer to one look-up. Lengths and offsets in bytes.
+struct Mapping {
+  enum class Kind : std::uint8_t {
+    kData,        // at host_offset in node
+    kZero,        // zeroes
+    kCompressed,  // packed_length bytes at host_offset in node unpack to the unit around the offset
+    kBacking,     // whatever the backing node holds; zeroes without one or past its end
+  };
+  Kind kind = Kind::kBacking;
+  bool in_place = false;  // kData: may be overwritten where it is. kZero, kBacking: no meaning
+  std::uint64_t length = 0;
+  BlockNode* node = nullptr;
+  std::uint64_t host_offset = 0;    // kData: of the first byte asked for; kZero: preallocated, if has_host
+  bool has_host = false;            // kZero only
+  std::uint64_t packed_length = 0;  // kCompressed
+  std::uint64_t unit_offset = 0;    // kCompressed: guest offset where the unpacked unit starts,
+  std::uint64_t unit_length = 0;    // and its length
+};
+
+// Where the data of a write goes, and what must go with it. Made by plan_write(), ended by exactly
+// one of publish() and abandon().
+struct WritePlan {
+  std::uint64_t offset = 0;  // the part of the request it covers, in bytes
+  std::uint64_t length = 0;
+  // The data is to be written in place here, without publication (the mapping had become writable).
+  bool in_place = false;
+  BlockNode* node = nullptr;
+  std::uint64_t host_offset = 0;  // of the byte at `offset`
+  // Bytes before and after the range that must be written along, as the disk reads now.
+  std::uint64_t head = 0;
+  std::uint64_t tail = 0;
+  void* token = nullptr;  // the format's
+};
+
+class MappedDriver : public Driver {
+ public:
+  // Driver.
+  Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) final;
+  Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) final;
+  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) final;
+  Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) final;
+  MappedDriver* mapped() final { return this; }
+
+  InFlight& in_flight() { return in_flight_; }
+
+ protected:
+  // What is at `offset`, at most `length` (> 0) bytes: the longest piece that one answer describes
+  // and that is cheap to find; false when tables must be loaded first. Must not block for long.
+  // `for_write`: in_place will be used.
+  virtual bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) = 0;
+  // The same, loading what is missing. A range that the tables describe wrongly is an error.
+  virtual Task<Result<Mapping>> map(std::uint64_t offset, std::uint64_t length, bool for_write) = 0;
+
+  // Finds a place for the start of a range that is not in place. Waits for other plans on the range.
+  virtual Task<Result<WritePlan>> plan_write(std::uint64_t offset, std::uint64_t length) = 0;
+  // The data is written: show it. Cannot fail and does not suspend.
+  virtual void publish(WritePlan& plan) = 0;
+  // Writing failed: the disk reads as before, and the place is given back.
+  virtual void abandon(WritePlan& plan) = 0;
+
+  // Makes [offset, offset + length), whole units of zero_unit() (or up to the end of the disk), read
+  // as zeroes without writing them; ENOTSUP: it cannot.
+  virtual std::uint64_t zero_unit() const = 0;
+  virtual Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) = 0;
+
+  // Stores [offset, offset + iov.size()), whole units (or up to the end of the disk), packed.
+  virtual Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov);
+  // Unpacks a compressed unit into out.size() == unit_length bytes. CPU heavy; called on a codec
+  // thread.
+  virtual Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out);
+
+  // Before each request: holds it back while the format reorganises itself (hold(), release()).
+  // Requests that were inside before hold() have ended when it completes.
+  Task<void> hold();
+  void release();
+
+  // Reads as a request does, inside a request (the caller has a ticket).
+  Task<Result<void>> read_inside(std::uint64_t offset, IoVec iov);
+  // Writes as a request does, inside a request.
+  Task<Result<void>> write_inside(std::uint64_t offset, IoVec iov);
+  // A ticket, once the format is not held.
+  Task<InFlight::Ticket> admit() { return admit_slowly(); }
+  bool held() const { return held_.load(); }
+
+ private:
+  // A piece of a read, and who gives it.
+  struct Piece {
+    Mapping mapping;
+    MappedDriver* owner = nullptr;  // whose mapping it is
+    BlockNode* ask = nullptr;       // kBacking: the node that answers
+    InFlight::Ticket below;         // of the owner, when it is not the node that was asked
+  };
+  // A walk down a chain at one offset: where it stands.
+  struct Walk {
+    MappedDriver* driver = nullptr;
+    std::uint64_t length = 0;
+    InFlight::Ticket below;
+  };
+  // Walks on as far as caches go. False: walk.driver must load tables for the offset.
+  static bool walk_on(Walk& walk, std::uint64_t offset, Piece& piece);
+  // Takes the driver's answer; true when it ends the walk.
+  static bool take_answer(Walk& walk, std::uint64_t offset, Mapping& mapping, Piece& piece);
+  static Task<Result<void>> walk_slowly(Walk walk, std::uint64_t offset, Piece* piece);
+
+  Task<InFlight::Ticket> admit_slowly();
+  Task<Result<void>> read_task(std::uint64_t offset, IoVec iov);
+  Task<Result<void>> read_piece(Piece piece, std::uint64_t offset, IoVec iov);
+  Task<Result<void>> read_packed(Mapping mapping, std::uint64_t offset, IoVec iov);
+  Task<Result<void>> read_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
+  Task<Result<void>> write_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
+  Task<Result<void>> write_task(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> write_new(std::uint64_t offset, IoVec iov);
+  Task<Result<void>> write_planned(WritePlan plan, IoVec iov);
+  Task<Result<void>> zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> zero_part(std::uint64_t offset, std::uint64_t length, bool may_write);
+  Task<Result<Extent>> extent_task(std::uint64_t offset, std::uint64_t length);
+
+  InFlight in_flight_;
+  std::atomic<bool> held_{false};
+  std::mutex held_mutex_;
+  unsigned holders_ = 0;      // guarded by held_mutex_
+  ConditionQueue released_;   // guarded by held_mutex_
+};
+
+}  // namespace platter

@@ -1,0 +1,187 @@
+// The writing half of the request engine: in-place writes, plans and their publication, zeroes.
+#include <vector>
+
+#include "block/base/checked.h"
+#include "block/node/mapped_driver.h"
+
+namespace platter {
+namespace {
+
+constexpr std::size_t kMaxRunning = 64;
+
+}  // namespace
+
+Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+  return write_task(offset, iov, flags);
+}
+
+Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+  InFlight::Ticket ticket(in_flight_);
+  if (held_.load()) [[unlikely]] {
+    ticket.release();
+    ticket = co_await admit_slowly();
+  }
+  if (flags.compressed) {
+    auto packed = co_await write_packed(offset, iov);
+    co_return packed;
+  }
+  auto result = co_await write_inside(offset, iov);
+  co_return result;
+}
+
+Task<Result<void>> MappedDriver::write_packed(std::uint64_t, IoVec) {
+  return [] -> Task<Result<void>> { co_return fail(ENOTSUP, "the format has no compressed data"); }();
+}
+
+Task<Result<void>> MappedDriver::write_at(BlockNode& node, std::uint64_t host_offset, IoVec iov) {
+  if (!node.listens_to_events()) return node.write(host_offset, iov);
+  return [](BlockNode& below, std::uint64_t host, IoVec from) -> Task<Result<void>> {
+    PLATTER_FAULT(below, FaultEvent::kMapped);
+    PLATTER_FAULT(below, FaultEvent::kWriteAio);
+    auto result = co_await below.write(host, from);
+    co_return result;
+  }(node, host_offset, iov);
+}
+
+Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
+  Result<void> result;
+  std::vector<Task<Result<void>>> running;
+  std::size_t awaited = 0;
+  while (!iov.empty() && result) {
+    Mapping mapping;
+    if (!try_map(offset, iov.size(), true, mapping)) {
+      auto loaded = co_await map(offset, iov.size(), true);
+      if (!loaded) {
+        result = forward_error(loaded);
+        break;
+      }
+      mapping = *loaded;
+    }
+    const bool straight = mapping.kind == Mapping::Kind::kData && mapping.in_place;
+    const IoVec part = iov.first(mapping.length);
+    if (mapping.length == iov.size() && running.empty()) {
+      auto only = straight ? write_at(*mapping.node, mapping.host_offset, part) : write_new(offset, part);
+      result = co_await only;
+      co_return result;
+    }
+    if (running.size() - awaited >= kMaxRunning) {
+      auto one = co_await running[awaited++];
+      if (!one) result = std::move(one);
+    }
+    running.push_back(straight ? write_at(*mapping.node, mapping.host_offset, part)
+                               : write_new(offset, part));
+    offset += mapping.length;
+    iov = iov.from(mapping.length);
+  }
+  for (; awaited < running.size(); ++awaited) {
+    auto one = co_await running[awaited];
+    if (!one && result) result = std::move(one);
+  }
+  co_return result;
+}
+
+Task<Result<void>> MappedDriver::write_new(std::uint64_t offset, IoVec iov) {
+  while (!iov.empty()) {
+    auto plan = co_await plan_write(offset, iov.size());
+    PLATTER_CO_TRY(plan);
+    const IoVec part = iov.first(plan->length);
+    auto writing = plan->in_place ? write_at(*plan->node, plan->host_offset, part) : write_planned(*plan, part);
+    auto written = co_await writing;
+    PLATTER_CO_TRY(written);
+    offset += part.size();
+    iov = iov.from(part.size());
+  }
+  co_return {};
+}
+
+Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
+  Result<void> result;
+  if (plan.head == 0 && plan.tail == 0) {
+    result = co_await write_at(*plan.node, plan.host_offset, iov);
+  } else {
+    const Buffer edges(plan.head + plan.tail);
+    const IoVec head = edges.iov().first(plan.head);
+    const IoVec tail = edges.iov().from(plan.head);
+    PLATTER_FAULT(*plan.node, FaultEvent::kCowRead);
+    auto reading_head = read_inside(plan.offset - plan.head, head);
+    auto reading_tail = read_inside(plan.offset + plan.length, tail);
+    auto head_read = co_await reading_head;
+    auto tail_read = co_await reading_tail;
+    if (!head_read) {
+      result = std::move(head_read);
+    } else if (!tail_read) {
+      result = std::move(tail_read);
+    } else {
+      std::vector<iovec> segments;
+      segments.reserve(iov.pieces() + 2);
+      const auto add = [&](std::span<std::byte> piece) { segments.push_back({piece.data(), piece.size()}); };
+      head.for_each(add);
+      iov.for_each(add);
+      tail.for_each(add);
+      PLATTER_FAULT(*plan.node, FaultEvent::kCowWrite);
+      result = co_await write_at(*plan.node, plan.host_offset - plan.head, IoVec(segments));
+    }
+  }
+  if (result) {
+    PLATTER_FAULT(*plan.node, FaultEvent::kL2Update);
+    publish(plan);
+  } else {
+    abandon(plan);
+  }
+  co_return result;
+}
+
+// Zeroes --------------------------------------------------------------------------------------------
+
+Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) {
+  return zero_task(offset, length, flags);
+}
+
+Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) {
+  auto ticket = co_await admit();
+  const std::uint64_t unit = zero_unit();
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = align_up(offset, unit);
+  // The disk's last unit is whole when the range reaches the disk's end.
+  const std::uint64_t last = end >= size() ? end : align_down(end, unit);
+  if (first >= last) {
+    auto part = co_await zero_part(offset, length, !flags.no_fallback);
+    co_return part;
+  }
+  // The middle first: where it fails with ENOTSUP nothing has been written.
+  auto middle = co_await zero_units(first, last - first, flags.may_unmap);
+  PLATTER_CO_TRY(middle);
+  if (offset < first) {
+    auto head = co_await zero_part(offset, first - offset, !flags.no_fallback);
+    PLATTER_CO_TRY(head);
+  }
+  if (last < end) {
+    auto tail = co_await zero_part(last, end - last, !flags.no_fallback);
+    PLATTER_CO_TRY(tail);
+  }
+  co_return {};
+}
+
+// Part of a unit, or of two: nothing where it reads as zeroes already, otherwise zeroes are written.
+Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t length, bool may_write) {
+  while (length != 0) {
+    Piece piece;
+    Walk walk{this, length, {}};
+    if (!walk_on(walk, offset, piece)) {
+      auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
+      PLATTER_CO_TRY(loaded);
+    }
+    const std::uint64_t step = piece.mapping.length;
+    if (piece.mapping.kind != Mapping::Kind::kZero) {
+      if (!may_write) co_return fail(ENOTSUP, "cannot zero part of a cluster without writing it");
+      const Buffer zeroes = Buffer::zeroed(step);
+      auto written = co_await write_inside(offset, zeroes.iov());
+      PLATTER_CO_TRY(written);
+    }
+    offset += step;
+    length -= step;
+  }
+  co_return {};
+}
+
+}  // namespace platter

@@ -1,0 +1,53 @@
+#include "formats/qcow2/core.h"
+
+#include <cstdio>
+
+#include "block/exec/buffer.h"
+
+namespace platter::qcow2 {
+
+Task<Result<void>> Core::write_header() {
+  auto bytes = encode_header(header);
+  PLATTER_CO_TRY(bytes);
+  Buffer cluster(bytes->size());
+  std::memcpy(cluster.data(), bytes->data(), bytes->size());
+  auto written = co_await file->write(0, cluster.iov());
+  co_return written;
+}
+
+Task<Result<void>> Core::set_incompatible(std::uint64_t bits, bool on) {
+  auto guard = co_await header_mutex.lock();
+  const std::uint64_t before = header.incompatible_features;
+  header.incompatible_features = on ? before | bits : before & ~bits;
+  if (header.incompatible_features == before) co_return {};
+  auto written = co_await write_header();
+  if (written) written = co_await file->flush();
+  if (!written) header.incompatible_features = before;
+  co_return written;
+}
+
+Task<Error> Core::corruption(std::string what, bool fatal) {
+  fatal = fatal && writable;
+  if (!reported.exchange(true)) {
+    if (fatal) {
+      std::fprintf(stderr, "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n",
+                   what.c_str());
+    } else {
+      std::fprintf(stderr,
+                   "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n",
+                   what.c_str());
+    }
+  }
+  if (fatal && !poisoned.exchange(true)) {
+    // An error here changes nothing: the image is not written to any more.
+    if (geometry.version >= 3) {
+      auto marking = set_incompatible(incompatible::kCorrupt, true);
+      auto marked = co_await marking;
+      static_cast<void>(marked);
+    }
+  }
+  Error error(EIO, "image is corrupt: " + what);
+  co_return error;
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,65 @@
+// Core: what all parts of the engine of one open qcow2 image share: its geometry, header, file, the
+// mutex of its metadata, and how corruption is met.
+//
+// Threads: see each member.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+
+#include "block/base/error.h"
+#include "block/exec/sync.h"
+#include "block/node/in_flight.h"
+#include "block/node/node.h"
+#include "formats/qcow2/geometry.h"
+#include "formats/qcow2/layout.h"
+#include "formats/qcow2/metadata_map.h"
+
+namespace platter::qcow2 {
+
+// Why a host cluster loses a reference: decides whether its space is handed back below (the options
+// pass-discard-*).
+enum class Discard : std::uint8_t { kNever, kAlways, kRequest, kSnapshot, kOther };
+
+struct Core {
+  Core(const Geometry& g, InFlight& requests) : geometry(g), in_flight(requests), metadata(g) {}
+
+  // Immutable after open.
+  const Geometry geometry;
+  InFlight& in_flight;
+  Edge file;
+  Edge data_file;  // external data file, if any
+  Edge backing_edge;
+  bool writable = false;  // changed by reopen, with nothing in flight
+  bool discard_passes[5] = {false, true, false, true, false};  // by Discard
+
+  BlockNode& data_node() const { return data_file ? *data_file : *file; }
+  BlockNode* backing() const { return backing_edge.get(); }
+
+  // Guards L1, the refcount table, all slices, claims and host-cluster states. Held for microseconds
+  // and never across a suspension.
+  std::mutex mutex;
+
+  // Changed under header_mutex (and, for what others read, also under mutex).
+  AsyncMutex header_mutex;
+  Header header;
+
+  std::atomic<std::uint64_t> size{0};  // virtual disk, bytes
+  MetadataMap metadata;
+
+  // Set when the tables were found wrong: nothing is written any more.
+  std::atomic<bool> poisoned{false};
+  std::atomic<bool> reported{false};
+
+  // Writes the header cluster from `header` (the caller holds header_mutex).
+  Task<Result<void>> write_header();
+  // Changes feature bits and makes that durable.
+  Task<Result<void>> set_incompatible(std::uint64_t bits, bool on);
+
+  // The image's tables are wrong: says so once, marks a writable image as corrupt if `fatal`, and
+  // gives the error for the request. `what` is one line without period.
+  Task<Error> corruption(std::string what, bool fatal);
+};
+
+}  // namespace platter::qcow2

@@ -1,0 +1,258 @@
+#include "formats/qcow2/driver.h"
+
+#include "block/base/checked.h"
+#include "formats/qcow2/check.h"
+#include "formats/qcow2/codec.h"
+
+namespace platter::qcow2 {
+namespace {
+
+// Space that discards have freed but no flush has confirmed, above which a discard waits for a
+// write-back.
+constexpr std::uint64_t kMaxUnsettled = std::uint64_t{256} << 20;
+// Clusters of one request that are packed at the same time.
+constexpr std::size_t kMaxPacking = 16;
+
+}  // namespace
+
+Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options)
+    : core_(geometry, in_flight()),
+      options_(options),
+      refcounts_(core_),
+      clusters_(core_, refcounts_),
+      tables_(core_, clusters_),
+      write_back_(core_, tables_, refcounts_, clusters_),
+      writer_(core_, tables_, clusters_),
+      snapshots_(*this) {}
+
+Qcow2Driver::~Qcow2Driver() = default;
+
+Limits Qcow2Driver::limits() const {
+  const Limits below = core_.data_node().limits();
+  Limits limits;
+  limits.request_alignment = below.request_alignment;
+  limits.memory_alignment = below.memory_alignment;
+  limits.discard_alignment = static_cast<std::uint32_t>(core_.geometry.cluster_size());
+  limits.optimal_transfer = static_cast<std::uint32_t>(core_.geometry.cluster_size());
+  return limits;
+}
+
+std::vector<Edge*> Qcow2Driver::children() {
+  std::vector<Edge*> edges{&core_.file};
+  if (core_.data_file) edges.push_back(&core_.data_file);
+  if (core_.backing_edge) edges.push_back(&core_.backing_edge);
+  return edges;
+}
+
+// Mapping -----------------------------------------------------------------------------------------------
+
+bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) {
+  return tables_.try_lookup(offset, length, for_write, mapping);
+}
+
+Task<Result<Mapping>> Qcow2Driver::map(std::uint64_t offset, std::uint64_t length, bool for_write) {
+  return tables_.lookup(offset, length, for_write);
+}
+
+Task<Result<WritePlan>> Qcow2Driver::plan_write(std::uint64_t offset, std::uint64_t length) {
+  return writer_.plan(offset, length);
+}
+
+void Qcow2Driver::publish(WritePlan& plan) { writer_.publish(plan); }
+
+void Qcow2Driver::abandon(WritePlan& plan) { writer_.abandon(plan); }
+
+Task<Result<void>> Qcow2Driver::zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) {
+  return writer_.zero(offset, length, may_unmap);
+}
+
+Result<void> Qcow2Driver::unpack(std::span<const std::byte> packed, std::span<std::byte> out) {
+  return inflate_cluster(core_.header.compression_type, packed, out);
+}
+
+Task<Result<void>> Qcow2Driver::write_packed(std::uint64_t offset, IoVec iov) {
+  const std::uint64_t cluster = core_.geometry.cluster_size();
+  const std::uint64_t end = offset + iov.size();
+  if (core_.geometry.in_cluster(offset) != 0 || (core_.geometry.in_cluster(end) != 0 && end < size())) {
+    co_return fail(EINVAL, "compressed writes cover whole clusters");
+  }
+  std::vector<Task<Result<void>>> running;
+  std::size_t awaited = 0;
+  Result<void> result;
+  while (!iov.empty() && result) {
+    if (running.size() - awaited >= kMaxPacking) result = co_await running[awaited++];
+    const IoVec part = iov.first(std::min<std::uint64_t>(cluster, iov.size()));
+    running.push_back(write_one_packed(offset, part));
+    offset += part.size();
+    iov = iov.from(part.size());
+  }
+  for (; awaited < running.size(); ++awaited) {
+    auto one = co_await running[awaited];
+    if (!one && result) result = std::move(one);
+  }
+  co_return result;
+}
+
+Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov) {
+  const Buffer copy = Buffer::zeroed(core_.geometry.cluster_size());
+  iov.copy_to(copy.data());
+  auto packed = co_await writer_.write_packed(offset, copy.span());
+  PLATTER_CO_TRY(packed);
+  if (*packed) co_return {};
+  auto plain = co_await write_inside(offset, iov);
+  co_return plain;
+}
+
+// Space and durability ------------------------------------------------------------------------------------
+
+Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
+  const std::uint64_t cluster = core_.geometry.cluster_size();
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = align_up(offset, cluster);
+  // The disk's last cluster is whole when the range reaches the disk's end.
+  const std::uint64_t last = end >= size() ? align_up(end, cluster) : align_down(end, cluster);
+  if (first >= last) co_return fail(ENOTSUP, "parts of clusters cannot be discarded");
+  {
+    auto ticket = co_await admit();
+    auto discarded = co_await writer_.discard(first, last - first, Discard::kRequest, false);
+    PLATTER_CO_TRY(discarded);
+  }
+  auto relieved = co_await relieve();
+  co_return relieved;
+}
+
+Task<Result<void>> Qcow2Driver::relieve() {
+  {
+    std::lock_guard lock(core_.mutex);
+    if (clusters_.unlinked_clusters() << core_.geometry.cluster_bits < kMaxUnsettled) co_return {};
+  }
+  auto committed = co_await write_back_.commit(false);
+  PLATTER_CO_TRY(committed);
+  auto reaping = clusters_.reap();
+  co_await reaping;
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::do_flush() {
+  if (!core_.writable) co_return {};
+  PLATTER_FAULT(*core_.file, FaultEvent::kFlushToOs);
+  auto committed = co_await write_back_.commit(true);
+  PLATTER_CO_TRY(committed);
+  PLATTER_FAULT(*core_.file, FaultEvent::kFlushToDisk);
+  auto reaping = clusters_.reap();
+  co_await reaping;
+  co_return clusters_.take_error();
+}
+
+Task<Result<void>> Qcow2Driver::settle() {
+  if (!core_.writable || core_.poisoned.load()) co_return {};
+  auto committed = co_await write_back_.commit(true);
+  PLATTER_CO_TRY(committed);
+  auto reaping = clusters_.reap();
+  co_await reaping;
+  auto counted = co_await write_back_.commit(true);
+  PLATTER_CO_TRY(counted);
+  co_return clusters_.take_error();
+}
+
+Task<Result<void>> Qcow2Driver::end_writing() {
+  if (!core_.writable || core_.poisoned.load()) co_return {};
+  write_back_.set_lazy(false);
+  auto settled = co_await settle();
+  PLATTER_CO_TRY(settled);
+  if (core_.header.dirty()) {
+    auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
+    PLATTER_CO_TRY(cleaned);
+  }
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::do_close() {
+  auto ended = co_await end_writing();
+  co_return ended;
+}
+
+// Checking and the backing reference ----------------------------------------------------------------------
+
+Task<Result<CheckResult>> Qcow2Driver::check(const CheckRequest& request) {
+  auto alone = co_await operations_.lock();
+  auto holding = hold();
+  co_await holding;
+  // The check compares counts on disk.
+  const bool lazy = write_back_.lazy();
+  write_back_.set_lazy(false);
+  auto settled = co_await settle();
+  write_back_.set_lazy(lazy);
+  Header header = core_.header;
+  Result<CheckResult> result = CheckResult{};
+  if (!settled) {
+    result = forward_error(settled);
+  } else {
+    result = co_await check_image(*core_.file, header, request);
+  }
+  if (result && (request.fix_leaks || request.fix_errors) && core_.writable) {
+    {
+      auto guard = co_await core_.header_mutex.lock();
+      core_.header = header;
+    }
+    auto loaded = co_await load_tables();
+    if (!loaded) result = forward_error(loaded);
+  }
+  release();
+  co_return result;
+}
+
+std::string Qcow2Driver::backing_filename() const { return core_.header.backing_file; }
+
+std::string Qcow2Driver::backing_format() const { return core_.header.extensions.backing_format.value_or(""); }
+
+Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format) {
+  if (!core_.writable) co_return fail(EROFS, "the image is read-only");
+  auto guard = co_await core_.header_mutex.lock();
+  const Header before = core_.header;
+  core_.header.backing_file = std::move(filename);
+  core_.header.extensions.backing_format.reset();
+  if (!core_.header.backing_file.empty() && !format.empty()) {
+    core_.header.extensions.backing_format = std::move(format);
+  }
+  auto written = co_await core_.write_header();
+  if (written) written = co_await core_.file->flush();
+  if (!written) core_.header = before;
+  co_return written;
+}
+
+Task<Result<void>> Qcow2Driver::make_empty() {
+  {
+    auto ticket = co_await admit();
+    const std::uint64_t end = align_up(size(), core_.geometry.cluster_size());
+    auto discarded = co_await writer_.discard(0, end, Discard::kSnapshot, true);
+    PLATTER_CO_TRY(discarded);
+  }
+  auto flushed = co_await do_flush();
+  co_return flushed;
+}
+
+// Information -----------------------------------------------------------------------------------------------
+
+FormatInfo Qcow2Driver::info() {
+  const Header& h = core_.header;
+  FormatInfo info;
+  info.cluster_size = core_.geometry.cluster_size();
+  info.encrypted = h.crypt_method != CryptMethod::kNone;
+  info.dirty = h.dirty();
+  info.corrupt = h.corrupt();
+  auto& fields = info.specific;
+  fields.push_back({"compat", std::string(h.version >= 3 ? "1.1" : "0.10")});
+  if (h.has_data_file() && h.extensions.data_file) fields.push_back({"data-file", *h.extensions.data_file});
+  if (h.has_data_file()) fields.push_back({"data-file-raw", h.data_file_raw()});
+  fields.push_back({"compression-type", std::string(h.compression_type == CompressionType::kZstd ? "zstd" : "zlib")});
+  if (h.version >= 3) fields.push_back({"lazy-refcounts", h.lazy_refcounts()});
+  fields.push_back({"refcount-bits", std::uint64_t{core_.geometry.refcount_bits()}});
+  if (h.version >= 3) {
+    fields.push_back({"corrupt", h.corrupt()});
+    fields.push_back({"extended-l2", h.extended_l2()});
+  }
+  return info;
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,121 @@
+// Qcow2Driver: one open qcow2 image. It joins the parts of the engine:
+//
+//   L2Tables       guest offset -> mapping
+//   ClusterWriter  changes of the mapping
+//   Refcounts, HostClusters   who uses which cluster of the file
+//   WriteBack      what reaches the disk in which order
+//   Snapshots      internal snapshots
+//
+// Threads: as Driver says. Immutable after open: the parts themselves, options. Everything else is
+// inside the parts.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "block/node/mapped_driver.h"
+#include "block/node/registry.h"
+#include "formats/qcow2/cluster_writer.h"
+#include "formats/qcow2/core.h"
+#include "formats/qcow2/host_clusters.h"
+#include "formats/qcow2/l2_tables.h"
+#include "formats/qcow2/refcounts.h"
+#include "formats/qcow2/snapshots.h"
+#include "formats/qcow2/write_back.h"
+
+namespace platter::qcow2 {
+
+// Options of an open image.
+struct RuntimeOptions {
+  std::uint64_t l2_cache = 0;  // bytes; 0: chosen
+  std::uint64_t l2_cache_entry = 0;
+  std::uint64_t refcount_cache = 0;
+  std::uint64_t cache_clean_interval = 0;  // seconds; 0: never
+  std::optional<bool> lazy_refcounts;
+  std::optional<bool> pass_discard_request;
+  bool pass_discard_snapshot = true;
+  bool pass_discard_other = false;
+};
+// Takes what it knows; checks sizes against each other.
+Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry, std::uint64_t l1_entries);
+
+class Qcow2Driver final : public MappedDriver, public CheckAbility, public BackingAbility {
+ public:
+  static Task<Result<std::unique_ptr<Driver>>> open(OpenContext& context);
+
+  Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options);
+  ~Qcow2Driver() override;
+
+  // Driver.
+  std::uint64_t size() const override { return core_.size.load(std::memory_order_relaxed); }
+  Limits limits() const override;
+  Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override;
+  Task<Result<void>> do_flush() override;
+  Task<Result<void>> do_close() override;
+  Task<Result<void>> prepare_reopen(OpenFlags flags) override;
+  void commit_reopen() override;
+  void abort_reopen() override;
+  std::vector<Edge*> children() override;
+  BlockNode* backing() override { return core_.backing(); }
+  BlockNode* storage() override { return core_.file.get(); }
+  FormatInfo info() override;
+  SnapshotAbility* snapshots() override { return &snapshots_; }
+  CheckAbility* checker() override { return this; }
+  BackingAbility* backing_reference() override { return this; }
+
+  // CheckAbility.
+  Task<Result<CheckResult>> check(const CheckRequest& request) override;
+
+  // BackingAbility.
+  std::string backing_filename() const override;
+  std::string backing_format() const override;
+  Task<Result<void>> change_backing(std::string filename, std::string format) override;
+  Task<Result<void>> make_empty() override;
+
+  // For tests.
+  Core& core() { return core_; }
+  HostClusters& clusters() { return clusters_; }
+  TableCache& l2_cache() { return tables_.cache(); }
+
+ protected:
+  // MappedDriver.
+  bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) override;
+  Task<Result<Mapping>> map(std::uint64_t offset, std::uint64_t length, bool for_write) override;
+  Task<Result<WritePlan>> plan_write(std::uint64_t offset, std::uint64_t length) override;
+  void publish(WritePlan& plan) override;
+  void abandon(WritePlan& plan) override;
+  std::uint64_t zero_unit() const override { return core_.geometry.cluster_size(); }
+  Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) override;
+  Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov) override;
+  Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out) override;
+
+ private:
+  friend class Snapshots;
+  Task<Result<void>> start(OpenContext& context, Header header);
+  // Reads tables again from what core_.header says; nothing is running.
+  Task<Result<void>> load_tables();
+  Result<void> check_writable(const Header& header) const;
+  void list_metadata();
+  void choose_discards(bool unmap);
+  Task<Result<void>> begin_writing();
+  // Writes everything back and frees what can be freed; nothing is running.
+  Task<Result<void>> settle();
+  Task<Result<void>> end_writing();
+  // Writes back when discards have left much space waiting.
+  Task<Result<void>> relieve();
+  Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
+
+  Core core_;
+  const RuntimeOptions options_;
+  Refcounts refcounts_;
+  HostClusters clusters_;
+  L2Tables tables_;
+  WriteBack write_back_;
+  ClusterWriter writer_;
+  Snapshots snapshots_;
+  AsyncMutex operations_;  // resizes, snapshots, checks: one at a time
+  // Between prepare_reopen() and its end.
+  std::optional<OpenFlags> reopening_;
+};
+
+}  // namespace platter::qcow2

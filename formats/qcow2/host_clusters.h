@@ -1,0 +1,191 @@
+// HostClusters: the life of a cluster of the image file, in one place.
+//
+//   free -> owned -> linked -> unlinked -> settling -> quarantined -> (punching ->) free
+//
+//   free         count 0, nobody refers to it: may be handed out
+//   owned        handed out, count 1 in memory, nothing refers to it yet (a Reservation)
+//   linked       a table in memory refers to it; its data was written before
+//   unlinked     no table in memory refers to it any more; on disk one may
+//   settling     a write-back that makes the loss of the reference durable is running
+//   quarantined  durable; but a request that looked it up before may still read or write there
+//   punching     nobody can reach it; its space is being handed back below
+//
+// Own before publishing, unlink before releasing. The count stays until the last step, so that a
+// cluster is reusable only when it is free by its count; nothing else says so. A cluster shared with
+// snapshots or packed neighbours goes through the same states for each reference and ends with a
+// lower count.
+//
+// When punching fails, what the cluster holds is unknown and it is not used again until it has been
+// checked (its count stays: a leak); the next flush reports the error.
+//
+// Threads: coroutines from any executor; "mutex" members need Core::mutex.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "formats/qcow2/core.h"
+#include "formats/qcow2/refcounts.h"
+
+namespace platter::qcow2 {
+
+enum class ClusterStage : std::uint8_t {
+  kFree, kOwned, kLinked, kUnlinked, kSettling, kQuarantined, kPunching
+};
+bool legal_move(ClusterStage from, ClusterStage to);
+
+// Clusters [first, first + count) of the file that share a fate.
+struct ClusterRun {
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+  ClusterStage stage = ClusterStage::kFree;
+  Discard discard = Discard::kNever;
+  bool reads_zero = false;      // owned: never written since the file grew over it
+  std::uint64_t barrier = 0;    // quarantined: passed when nobody can reach it
+
+  // Any move that the picture above does not show is a bug in the engine: it aborts rather than
+  // hand out a cluster twice.
+  void move_to(ClusterStage next);
+};
+
+class HostClusters;
+
+// Owned clusters that go back to free unless they are linked.
+class [[nodiscard]] Reservation {
+ public:
+  Reservation() = default;
+  Reservation(HostClusters& owner, ClusterRun run) : owner_(&owner), run_(run) {}
+  Reservation(Reservation&& other) noexcept
+      : owner_(std::exchange(other.owner_, nullptr)), run_(other.run_) {}
+  Reservation& operator=(Reservation&& other) noexcept;
+  ~Reservation();  // takes Core::mutex when it gives something back
+
+  explicit operator bool() const { return owner_ != nullptr; }
+  std::uint64_t first() const { return run_.first; }
+  std::uint64_t count() const { return run_.count; }
+  bool reads_zero() const { return run_.reads_zero; }
+  std::uint64_t host() const;  // bytes
+  // mutex: the first `count` (> 0, at most all) of them; the rest goes back to free.
+  Reservation first_part(std::uint64_t count);
+  // mutex: a table refers to it now.
+  void link();
+  // mutex: goes back to free.
+  void give_back();
+
+ private:
+  HostClusters* owner_ = nullptr;
+  ClusterRun run_;
+};
+
+class HostClusters {
+ public:
+  HostClusters(Core& core, Refcounts& refcounts) : core_(core), refcounts_(refcounts) {}
+
+  // When tables have been loaded: forgets what was known of the file. Nothing is running.
+  void open();
+
+  // Up to `count` (> 0) contiguous clusters, owned. ENOSPC and EFBIG where there are none.
+  Task<Result<Reservation>> reserve(std::uint64_t count);
+  // Exactly `count`, for tables that must be contiguous.
+  Task<Result<Reservation>> reserve_exactly(std::uint64_t count);
+  // mutex: the same as reserve() when no table must be loaded or made; empty: use reserve().
+  Reservation try_reserve(std::uint64_t count);
+
+  // mutex: a table has ceased to refer to [first, first + count).
+  void unlink(std::uint64_t first, std::uint64_t count, Discard discard);
+  // mutex: the same for the clusters that [host, host + length) touches.
+  void unlink_bytes(std::uint64_t host, std::uint64_t length, Discard discard);
+
+  // Raises the count of one owned or linked cluster, for another packed neighbour in it.
+  // mutex: false: not possible (slice not loaded, or the count is at its maximum).
+  bool share(std::uint64_t cluster);
+  // mutex: whether the cluster's count is in memory; load_count() brings it there.
+  bool counted(std::uint64_t cluster) const { return refcounts_.get(cluster).has_value(); }
+  Task<Result<TableCache::Pin>> load_count(std::uint64_t cluster) {
+    return refcounts_.cache().load(refcounts_.slice_of(cluster));
+  }
+  // Lowers what share() raised, when nothing came to refer to it. mutex.
+  void unshare(std::uint64_t cluster);
+
+  // Write-back (write_back.h). mutex: what is unlinked by now, as settling.
+  std::vector<ClusterRun> take_unlinked();
+  // mutex: the write-back succeeded or failed.
+  void settled(std::vector<ClusterRun> runs);
+  void not_settled(std::vector<ClusterRun> runs);
+  bool has_unlinked() const { return !unlinked_.empty() || !quarantined_.empty(); }
+  std::uint64_t unlinked_clusters() const { return unlinked_clusters_; }
+
+  // Frees what has left quarantine. An error of punching is kept for take_error().
+  Task<void> reap();
+  Result<void> take_error();
+
+  // mutex: the end of what tables were made in without writing them: the file must reach it before
+  // anything refers to them on disk. 0: nothing.
+  std::uint64_t unwritten_end() const { return unwritten_end_; }
+  void note_unwritten(std::uint64_t end_byte) { unwritten_end_ = std::max(unwritten_end_, end_byte); }
+  void written_to(std::uint64_t end_byte) {
+    if (unwritten_end_ <= end_byte) unwritten_end_ = 0;
+  }
+  // mutex: where the packed bytes of compressed clusters continue; 0: nowhere.
+  std::uint64_t packed_cursor = 0;
+
+  // First cluster behind everything that was ever handed out, and forgetting what lies behind (after
+  // the file was cut off there). mutex.
+  std::uint64_t frontier() const { return frontier_; }
+
+ private:
+  friend class Reservation;
+  // A slice's share of the free map.
+  struct Region {
+    std::vector<std::uint64_t> bits;  // 1: count is 0; below the frontier
+    std::uint64_t free = 0;
+  };
+  static constexpr std::uint64_t kLastHostCluster = ~std::uint64_t{0};
+
+  // mutex:
+  std::optional<Reservation> take_from_map(std::uint64_t count, bool exactly);
+  std::optional<Reservation> take_at_frontier(std::uint64_t count);
+  Reservation own(std::uint64_t first, std::uint64_t count);
+  void release_owned(ClusterRun run);
+  void mark_free(std::uint64_t cluster);
+  std::uint64_t limit() const;  // clusters that the file can have
+
+  // All below under preparing_.
+  Task<Result<Reservation>> reserve_locked(std::uint64_t count);
+  // One step towards a reservation: loads or makes what try_reserve() lacked. The Pin keeps it.
+  // One slice is scanned for holes for each reservation at most, unless the file is full.
+  Task<Result<TableCache::Pin>> prepare(bool& scanned);
+  Task<Result<void>> scan(std::uint64_t slice);
+  Task<Result<void>> find_frontier();
+  Task<Result<void>> make_block(std::uint64_t index);
+  Task<Result<void>> grow_table();
+  Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
+  bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
+  Task<void> reap_run(ClusterRun run);
+
+  Core& core_;
+  Refcounts& refcounts_;
+  bool can_grow_ = false;        // immutable after open()
+  AsyncMutex preparing_;         // one prepare() at a time
+  AsyncMutex reaping_;
+  // Guarded by Core::mutex:
+  bool frontier_known_ = false;
+  std::uint64_t frontier_ = 0;
+  std::uint64_t zero_from_ = kLastHostCluster;
+  std::uint64_t next_scan_ = 0;  // slices below are in the map
+  std::vector<std::unique_ptr<Region>> regions_;
+  std::set<std::uint64_t> with_free_;
+  std::vector<ClusterRun> unlinked_;
+  std::uint64_t unlinked_clusters_ = 0;
+  std::deque<ClusterRun> quarantined_;
+  std::uint64_t unwritten_end_ = 0;
+  std::optional<Error> punch_error_;
+  std::optional<std::uint64_t> conflict_;  // metadata that counts as free
+};
+
+}  // namespace platter::qcow2

@@ -1,0 +1,246 @@
+#include "formats/qcow2/l2_tables.h"
+
+#include <algorithm>
+
+#include "block/base/checked.h"
+#include "formats/qcow2/host_clusters.h"
+
+namespace platter::qcow2 {
+namespace {
+
+constexpr std::uint64_t kL1Piece = 64;  // entries: a sector
+constexpr std::uint64_t kDefaultCacheBytes = std::uint64_t{32} << 20;
+constexpr std::uint64_t kLargeSlice = 64 << 10;  // where the cache holds all tables anyway
+constexpr std::uint64_t kSmallSlice = 4 << 10;   // where look-ups miss: what one miss reads
+constexpr std::uint64_t kMaxSlices = std::uint64_t{4} << 20;
+constexpr std::uint64_t kMinSlices = 2;
+
+}  // namespace
+
+// Opening -------------------------------------------------------------------------------------------
+
+void L2Tables::configure_slices(CacheSizes sizes) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t all = l1_size_ << g.cluster_bits;
+  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
+  std::uint64_t slice = sizes.entry_bytes != 0 ? sizes.entry_bytes : all <= bytes ? kLargeSlice : kSmallSlice;
+  slice = std::min(slice, g.cluster_size());
+  while (slice < g.cluster_size() && all / slice > kMaxSlices) slice *= 2;
+  slice_entries_ = slice >> g.l2_entry_bits();
+  slice_shift_ = g.cluster_bits + static_cast<unsigned>(std::countr_zero(slice_entries_));
+}
+
+Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<void>>()> clean) {
+  auto entries = co_await read_l1(core_.header.l1_table_offset, core_.header.l1_size);
+  PLATTER_CO_TRY(entries);
+  replace_l1(core_.header.l1_table_offset, *entries);
+  configure_slices(sizes);
+  const std::uint64_t slice_bytes = slice_entries_ << core_.geometry.l2_entry_bits();
+  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
+  const std::uint64_t count = l1_size_ * (core_.geometry.cluster_size() / slice_bytes);
+  TableCache::Config config{.slice_bytes = slice_bytes,
+                            .slice_count = count,
+                            .capacity = std::max(kMinSlices, std::min(count, bytes / slice_bytes)),
+                            .load_event = FaultEvent::kL2Load};
+  cache_.configure(config, *core_.file, [this](std::uint64_t slice) { return locate(slice); }, std::move(clean));
+  co_return {};
+}
+
+Task<Result<std::vector<std::uint64_t>>> L2Tables::read_l1(std::uint64_t offset, std::uint64_t entries) {
+  std::vector<std::uint64_t> table(entries);
+  if (entries == 0) co_return table;
+  const Buffer bytes(entries * 8);
+  auto fetched = co_await core_.file->read(offset, bytes.iov());
+  if (!fetched) co_return forward_error(fetched, "could not read the L1 table");
+  for (std::uint64_t i = 0; i < entries; ++i) table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+  co_return table;
+}
+
+void L2Tables::replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries) {
+  l1_table_offset_ = offset;
+  l1_size_ = entries.size();
+  l1_ = std::make_unique<std::atomic<std::uint64_t>[]>(std::max<std::size_t>(entries.size(), 1));
+  for (std::size_t i = 0; i < entries.size(); ++i) l1_[i].store(entries[i], std::memory_order_relaxed);
+  dirty_l1_.clear();
+}
+
+void L2Tables::set_l1(std::uint64_t i, std::uint64_t entry) {
+  l1_[i].store(entry);
+  dirty_l1_.insert(i / kL1Piece);
+}
+
+std::vector<L2Tables::L1Piece> L2Tables::take_dirty_l1() {
+  std::vector<L1Piece> pieces;
+  pieces.reserve(dirty_l1_.size());
+  for (const std::uint64_t piece : dirty_l1_) {
+    const std::uint64_t first = piece * kL1Piece;
+    const std::uint64_t count = std::min(kL1Piece, l1_size_ - first);
+    L1Piece one{first, Buffer(count * 8)};
+    for (std::uint64_t i = 0; i < count; ++i) store_be(one.bytes.data() + i * 8, l1_[first + i].load());
+    pieces.push_back(std::move(one));
+  }
+  dirty_l1_.clear();
+  return pieces;
+}
+
+void L2Tables::put_back(const std::vector<L1Piece>& pieces) {
+  for (const L1Piece& piece : pieces) dirty_l1_.insert(piece.first / kL1Piece);
+}
+
+// Looking up ------------------------------------------------------------------------------------------
+
+std::uint64_t L2Tables::locate(std::uint64_t slice) const {
+  const std::uint64_t per_table = slices_per_table();
+  const std::uint64_t i = slice / per_table;
+  if (i >= l1_size_) return 0;
+  const std::uint64_t table = l1_offset(l1(i));
+  if (table == 0 || core_.geometry.in_cluster(table) != 0) return 0;
+  return table + (slice % per_table) * cache_.slice_bytes();
+}
+
+bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) const {
+  const TableCache::Slice* slice = cache_.peek(slice_of(offset));
+  if (slice) [[likely]] return answer(*slice, offset, length, for_write, mapping);
+  const Geometry& g = core_.geometry;
+  std::uint64_t i = g.l1_index(offset);
+  if (i < l1_size_ && l1_offset(l1(i)) != 0) return false;
+  // Nothing here, nor in the tables that follow without one.
+  std::uint64_t end = (i + 1) * g.l2_coverage();
+  while (end - offset < length && ++i < l1_size_ && l1_offset(l1(i)) == 0) end += g.l2_coverage();
+  mapping = Mapping{};
+  mapping.length = std::min(length, end - offset);
+  return true;
+}
+
+bool L2Tables::answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
+                      bool for_write, Mapping& mapping) const {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t first = entry_of(offset);
+  const std::uint64_t in_cluster = g.in_cluster(offset);
+  mapping = Mapping{};
+  mapping.node = &core_.data_node();
+  if (g.extended_l2) {
+    const ClusterState state = classify(g, slice.word(first * 2), slice.word(first * 2 + 1));
+    if (const auto* sub = std::get_if<SubclusteredCluster>(&state)) {
+      return answer_subclusters(*sub, offset, length, mapping);
+    }
+    const auto* packed = std::get_if<CompressedCluster>(&state);
+    if (!packed) return false;
+    mapping.kind = Mapping::Kind::kCompressed;
+    mapping.host_offset = packed->host;
+    mapping.packed_length = packed->length;
+  }
+  const std::uint64_t entry = slice.word(g.extended_l2 ? first * 2 : first);
+  std::uint64_t step = g.cluster_size();  // from one entry to the next of the same run
+  if (!g.extended_l2) {
+    const ClusterState state = classify(g, entry);
+    if (const auto* data = std::get_if<DataCluster>(&state)) {
+      mapping.kind = Mapping::Kind::kData;
+      mapping.host_offset = data->host + in_cluster;
+      mapping.in_place = data->copied;
+    } else if (const auto* zero = std::get_if<ZeroCluster>(&state)) {
+      mapping.kind = Mapping::Kind::kZero;
+      mapping.has_host = zero->host != 0;
+      mapping.host_offset = zero->host + in_cluster;
+      if (!mapping.has_host) step = 0;
+    } else if (std::holds_alternative<Unallocated>(state)) {
+      mapping.kind = Mapping::Kind::kBacking;
+      step = 0;
+    } else if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
+      mapping.kind = Mapping::Kind::kCompressed;
+      mapping.host_offset = packed->host;
+      mapping.packed_length = packed->length;
+    } else {
+      return false;
+    }
+  }
+  std::uint64_t covered = g.cluster_size() - in_cluster;
+  if (mapping.kind == Mapping::Kind::kCompressed) {
+    mapping.node = core_.file.get();
+    mapping.unit_offset = offset - in_cluster;
+    mapping.unit_length = g.cluster_size();
+  } else {
+    for (std::uint64_t i = first + 1; covered < length && i < slice_entries_; ++i) {
+      if (slice.word(i) != entry + (i - first) * step) break;
+      covered += g.cluster_size();
+    }
+  }
+  mapping.length = std::min(length, covered);
+  if (for_write && mapping.in_place && core_.metadata.overlaps(mapping.host_offset, mapping.length)) {
+    return false;
+  }
+  return true;
+}
+
+bool L2Tables::answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset,
+                                  std::uint64_t length, Mapping& mapping) const {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t in_cluster = g.in_cluster(offset);
+  const std::uint64_t size = g.subcluster_size();
+  const auto kind = [&](std::uint64_t i) {
+    if (((cluster.allocated >> i) & 1) != 0) return Mapping::Kind::kData;
+    return ((cluster.zero >> i) & 1) != 0 ? Mapping::Kind::kZero : Mapping::Kind::kBacking;
+  };
+  std::uint64_t i = in_cluster / size;
+  mapping.kind = kind(i);
+  std::uint64_t covered = size - in_cluster % size;
+  while (covered < length && ++i < kSubclusters && kind(i) == mapping.kind) covered += size;
+  mapping.length = std::min(length, covered);
+  mapping.has_host = mapping.kind == Mapping::Kind::kZero && cluster.host != 0;
+  mapping.host_offset = cluster.host + in_cluster;
+  return true;
+}
+
+Task<Result<Mapping>> L2Tables::lookup(std::uint64_t offset, std::uint64_t length, bool for_write) {
+  while (true) {
+    Mapping mapping;
+    if (try_lookup(offset, length, for_write, mapping)) co_return mapping;
+    auto pin = co_await cache_.load(slice_of(offset));
+    PLATTER_CO_TRY(pin);
+    TableCache::Slice* slice = pin->get();
+    if (slice && answer(*slice, offset, length, for_write, mapping)) co_return mapping;
+    // No table where one was a moment ago is not wrong; a table at a wrong place or a wrong entry is.
+    const std::uint64_t i = core_.geometry.l1_index(offset);
+    if (!slice && core_.geometry.in_cluster(l1_offset(l1(i))) == 0) continue;
+    auto error = co_await complain(offset, slice);
+    co_return std::unexpected<Error>(error);
+  }
+}
+
+Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t i = g.l1_index(offset);
+  const std::uint64_t table = l1_offset(l1(i));
+  std::string what;
+  if (!slice) {
+    what = fmt::format("L2 table offset {:#x} unaligned (L1 index: {:#x})", table, i);
+  } else {
+    const std::uint64_t entry = slice->word(g.extended_l2 ? entry_of(offset) * 2 : entry_of(offset));
+    const ClusterState state = classify(g, entry);
+    if (std::holds_alternative<DataCluster>(state)) {
+      what = "Preventing invalid write on metadata (overlaps with metadata)";
+    } else if (const auto* invalid = std::get_if<InvalidEntry>(&state); invalid && !g.extended_l2) {
+      what = fmt::format("Cluster allocation offset {:#x} unaligned (L2 offset: {:#x}, L2 index: {:#x})",
+                         entry & kOffsetMask, table, g.l2_index(offset));
+    } else {
+      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", entry, table, g.l2_index(offset));
+    }
+  }
+  auto error = co_await core_.corruption(std::move(what), true);
+  co_return error;
+}
+
+// Changing --------------------------------------------------------------------------------------------
+
+TableCache::Slice* L2Tables::writable_slice(std::uint64_t offset) const {
+  const std::uint64_t i = core_.geometry.l1_index(offset);
+  if (!l1_copied(l1(i)) || l1_offset(l1(i)) == 0) return nullptr;
+  return cache_.peek(slice_of(offset));
+}
+
+void L2Tables::set_entry(TableCache::Slice& slice, std::uint64_t index, std::uint64_t entry) {
+  slice.set_word(index, entry);
+  cache_.mark_dirty(slice, index * 8, 8);
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,102 @@
+// L2Tables: the L1 table and the cached L2 tables of the active disk; guest offset to mapping.
+//
+// try_lookup() is the path of every request: it takes no lock. The caller holds an InFlight ticket.
+//
+// Threads: lookups from any executor; "mutex" members need Core::mutex.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "block/node/mapped_driver.h"
+#include "formats/qcow2/core.h"
+#include "formats/qcow2/table_cache.h"
+
+namespace platter::qcow2 {
+
+class HostClusters;
+
+class L2Tables {
+ public:
+  struct CacheSizes {
+    std::uint64_t bytes = 0;        // l2-cache-size
+    std::uint64_t entry_bytes = 0;  // l2-cache-entry-size; 0: chosen
+  };
+
+  L2Tables(Core& core, HostClusters& clusters)
+      : core_(core), clusters_(clusters), cache_(core.mutex, &core.in_flight) {}
+
+  // Reads the active L1 table. `clean` writes back dirty slices.
+  Task<Result<void>> open(CacheSizes sizes, std::function<Task<Result<void>>()> clean);
+
+  bool try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) const;
+  Task<Result<Mapping>> lookup(std::uint64_t offset, std::uint64_t length, bool for_write);
+
+  // Makes the table for `offset` exist, be ours alone, and its slice be in memory (as long as the Pin
+  // lives). Somebody may have changed it again by the time the caller holds the mutex: see
+  // writable_slice().
+  Task<Result<TableCache::Pin>> make_writable(std::uint64_t offset);
+  // mutex: the slice if its table may be changed now.
+  TableCache::Slice* writable_slice(std::uint64_t offset) const;
+
+  // Slices and entries. Entry numbers count within a slice.
+  std::uint64_t slice_of(std::uint64_t offset) const { return offset >> slice_shift_; }
+  std::uint64_t slice_coverage() const { return std::uint64_t{1} << slice_shift_; }
+  std::uint64_t entry_of(std::uint64_t offset) const {
+    return (offset >> core_.geometry.cluster_bits) & (slice_entries_ - 1);
+  }
+  std::uint64_t slice_entries() const { return slice_entries_; }
+  // mutex: sets the entry of a table that is ours alone.
+  void set_entry(TableCache::Slice& slice, std::uint64_t index, std::uint64_t entry);
+
+  // L1, mutex for changes; reads anywhere.
+  std::uint64_t l1_size() const { return l1_size_; }
+  std::uint64_t l1(std::uint64_t i) const { return l1_[i].load(); }
+  void set_l1(std::uint64_t i, std::uint64_t entry);
+  // mutex: the changed pieces of L1 for writing, as (first entry, bytes in disk order).
+  struct L1Piece {
+    std::uint64_t first = 0;
+    Buffer bytes;
+  };
+  std::vector<L1Piece> take_dirty_l1();
+  void put_back(const std::vector<L1Piece>& pieces);
+  bool dirty() const { return cache_.has_dirty() || !dirty_l1_.empty(); }
+  std::uint64_t l1_table_offset() const { return l1_table_offset_; }
+  // With no request running: another L1 table at another place, all of it as on disk.
+  void replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries);
+  Task<Result<std::vector<std::uint64_t>>> read_l1(std::uint64_t offset, std::uint64_t entries);
+
+  TableCache& cache() { return cache_; }
+  // Slices of one table.
+  std::uint64_t slices_per_table() const { return core_.geometry.cluster_size() / cache_.slice_bytes(); }
+
+ private:
+  void configure_slices(CacheSizes sizes);
+  std::uint64_t locate(std::uint64_t slice) const;
+  // Answer from a slice; false: the entry needs attention (wrong, or a write onto metadata).
+  bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length, bool for_write,
+              Mapping& mapping) const;
+  bool answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset, std::uint64_t length,
+                          Mapping& mapping) const;
+  Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
+  Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
+
+  Core& core_;
+  HostClusters& clusters_;
+  TableCache cache_;
+  // Immutable after open (but for resizes, with nothing in flight):
+  unsigned slice_shift_ = 0;
+  std::uint64_t slice_entries_ = 0;
+  std::uint64_t l1_size_ = 0;
+  std::unique_ptr<std::atomic<std::uint64_t>[]> l1_;  // changed under mutex
+  std::uint64_t l1_table_offset_ = 0;
+  // Guarded by mutex:
+  std::set<std::uint64_t> dirty_l1_;  // by piece of kL1Piece entries
+  std::set<std::uint64_t> making_;    // L1 entries whose table is being made
+  ConditionQueue made_;
+};
+
+}  // namespace platter::qcow2

@@ -1,0 +1,84 @@
+// Making L2 tables that may be changed: new ones, and private copies of tables shared with snapshots.
+#include "block/base/checked.h"
+#include "formats/qcow2/host_clusters.h"
+#include "formats/qcow2/l2_tables.h"
+
+namespace platter::qcow2 {
+
+Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
+  const std::uint64_t i = core_.geometry.l1_index(offset);
+  if (i >= l1_size_) co_return fail(EIO, "offset {} is outside the L1 table", offset);
+  while (true) {
+    std::uint64_t entry = 0;
+    {
+      std::unique_lock lock(core_.mutex);
+      entry = l1(i);
+      const bool ours = l1_offset(entry) != 0 && l1_copied(entry);
+      if (!ours) {
+        if (making_.contains(i)) {
+          co_await made_.wait(lock);
+          continue;
+        }
+        making_.insert(i);
+      } else {
+        entry = 0;
+      }
+      if (ours) {
+        lock.unlock();
+        auto pin = co_await cache_.load(slice_of(offset));
+        PLATTER_CO_TRY(pin);
+        if (*pin) co_return std::move(pin);
+        auto error = co_await complain(offset, nullptr);
+        co_return std::unexpected<Error>(error);
+      }
+    }
+    auto made = co_await make_table(i, entry);
+    {
+      std::lock_guard lock(core_.mutex);
+      making_.erase(i);
+      made_.notify_all();
+    }
+    PLATTER_CO_TRY(made);
+  }
+}
+
+Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t old_table = l1_offset(old_entry);
+  if (g.in_cluster(old_table) != 0) {
+    auto error = co_await complain(i * g.l2_coverage(), nullptr);
+    co_return std::unexpected<Error>(error);
+  }
+  auto reservation = co_await clusters_.reserve(1);
+  PLATTER_CO_TRY(reservation);
+  const std::uint64_t host = reservation->host();
+  PLATTER_FAULT(*core_.file, FaultEvent::kL2AllocWrite);
+  if (old_table != 0) {
+    // A shared table is not changed by anyone, so the file has its contents.
+    const Buffer table(g.cluster_size());
+    PLATTER_FAULT(*core_.file, FaultEvent::kL2AllocCowRead);
+    auto fetched = co_await core_.file->read(old_table, table.iov());
+    PLATTER_CO_TRY(fetched);
+    auto copied = co_await core_.file->write(host, table.iov());
+    PLATTER_CO_TRY(copied);
+  } else if (!reservation->reads_zero()) {
+    auto zeroed = co_await core_.file->write_zeroes(host, g.cluster_size());
+    PLATTER_CO_TRY(zeroed);
+  }
+  std::lock_guard lock(core_.mutex);
+  if (old_table == 0 && reservation->reads_zero()) clusters_.note_unwritten(host + g.cluster_size());
+  reservation->link();
+  core_.metadata.add(host, g.cluster_size());
+  set_l1(i, l1_entry(host, true));
+  const std::uint64_t first_slice = i * slices_per_table();
+  if (old_table != 0) {
+    cache_.relocate(first_slice, slices_per_table(), host);
+    core_.metadata.remove(old_table, g.cluster_size());
+    clusters_.unlink(g.cluster_index(old_table), 1, Discard::kOther);
+  } else if (slices_per_table() == 1) {
+    cache_.add_zeroed(first_slice, host);
+  }
+  co_return {};
+}
+
+}  // namespace platter::qcow2

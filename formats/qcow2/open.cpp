@@ -1,0 +1,256 @@
+// Opening, reopening, and the registration of the driver.
+#include "block/base/checked.h"
+#include "formats/qcow2/check.h"
+#include "formats/qcow2/create.h"
+#include "formats/qcow2/driver.h"
+#include "formats/qcow2/storage_io.h"
+
+namespace platter::qcow2 {
+namespace {
+
+int probe(std::span<const std::byte> head, std::string_view) {
+  if (head.size() < 8) return 0;
+  const auto version = load_be<std::uint32_t>(head.data() + 4);
+  return load_be<std::uint32_t>(head.data()) == kMagic && version >= 2 ? 100 : 0;
+}
+
+Geometry geometry_of(const Header& header) {
+  return Geometry{.version = header.version,
+                  .cluster_bits = header.cluster_bits,
+                  .refcount_order = header.refcount_order,
+                  .extended_l2 = header.extended_l2(),
+                  .external_data = header.has_data_file()};
+}
+
+const RegisterDriver registered{DriverType{.name = "qcow2",
+                                           .supports_backing = true,
+                                           .probe = probe,
+                                           .open = Qcow2Driver::open,
+                                           .create_options = create_options(),
+                                           .create = create,
+                                           .measure = measure}};
+
+}  // namespace
+
+Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry,
+                                            std::uint64_t l1_entries) {
+  RuntimeOptions r;
+  const auto cache = options.take_size("cache-size");
+  PLATTER_TRY(cache);
+  const auto l2 = options.take_size("l2-cache-size");
+  PLATTER_TRY(l2);
+  const auto entry = options.take_size("l2-cache-entry-size");
+  PLATTER_TRY(entry);
+  const auto refcounts = options.take_size("refcount-cache-size");
+  PLATTER_TRY(refcounts);
+  const auto interval = options.take_number("cache-clean-interval");
+  PLATTER_TRY(interval);
+  const auto lazy = options.take_bool("lazy-refcounts");
+  PLATTER_TRY(lazy);
+  const auto request = options.take_bool("pass-discard-request");
+  PLATTER_TRY(request);
+  const auto snapshot = options.take_bool("pass-discard-snapshot");
+  PLATTER_TRY(snapshot);
+  const auto other = options.take_bool("pass-discard-other");
+  PLATTER_TRY(other);
+  // Overlaps with metadata are always checked, so these choose nothing.
+  options.take_string("overlap-check");
+  options.take_child("overlap-check");
+
+  r.l2_cache = l2->value_or(0);
+  r.refcount_cache = refcounts->value_or(0);
+  if (*cache) {
+    if (*l2 && *refcounts) {
+      return fail(EINVAL, "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
+    }
+    if (r.l2_cache > **cache) return fail(EINVAL, "l2-cache-size may not exceed cache-size");
+    if (r.refcount_cache > **cache) return fail(EINVAL, "refcount-cache-size may not exceed cache-size");
+    const std::uint64_t all = l1_entries << geometry.cluster_bits;
+    if (*l2) {
+      r.refcount_cache = **cache - r.l2_cache;
+    } else if (*refcounts) {
+      r.l2_cache = **cache - r.refcount_cache;
+    } else {
+      r.l2_cache = std::min(all, **cache - **cache / 8);
+      r.refcount_cache = **cache - r.l2_cache;
+    }
+  }
+  if (*entry) {
+    if (!is_power_of_two(**entry) || **entry < 512 || **entry > geometry.cluster_size()) {
+      return fail(EINVAL, "L2 cache entry size must be a power of two between 512 and the cluster size ({})",
+                  geometry.cluster_size());
+    }
+    r.l2_cache_entry = **entry;
+  }
+  r.cache_clean_interval = interval->value_or(0);
+  if (lazy->value_or(false) && geometry.version < 3) {
+    return fail(EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+  }
+  r.lazy_refcounts = *lazy;
+  r.pass_discard_request = *request;
+  r.pass_discard_snapshot = snapshot->value_or(true);
+  r.pass_discard_other = other->value_or(false);
+  return r;
+}
+
+Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
+  const Permissions rights = context.flags.read_only ? Permissions::reader() : Permissions::writer();
+  auto file = co_await context.open_child("file", rights);
+  PLATTER_CO_TRY(file);
+  auto header = co_await read_header(**file);
+  PLATTER_CO_TRY(header);
+  const Geometry geometry = geometry_of(*header);
+  auto options = take_runtime_options(context.options, geometry, header->l1_size);
+  PLATTER_CO_TRY(options);
+  auto driver = std::make_unique<Qcow2Driver>(geometry, *options);
+  driver->core_.file = std::move(*file);
+  auto started = co_await driver->start(context, std::move(*header));
+  PLATTER_CO_TRY(started);
+  std::unique_ptr<Driver> result = std::move(driver);
+  co_return std::move(result);
+}
+
+Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
+  const OpenFlags flags = context.flags;
+  if (header.crypt_method != CryptMethod::kNone && !flags.no_io) {
+    co_return fail(ENOTSUP, "encrypted images ({}) cannot be opened",
+                   header.crypt_method == CryptMethod::kLuks ? "LUKS" : "AES");
+  }
+  if (header.has_data_file() && !flags.no_io) {
+    auto data = co_await context.open_child("data-file", Permissions::reader());
+    if (!data) co_return forward_error(data, "the image's external data file must be named");
+    core_.data_file = std::move(*data);
+  }
+  if (!flags.read_only) {
+    const Result<void> writable = check_writable(header);
+    PLATTER_CO_TRY(writable);
+    if (header.corrupt() && !flags.check) {
+      co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    }
+    if (header.dirty() && !flags.check) {
+      auto rebuilt = co_await rebuild_refcounts(*core_.file, header);
+      if (!rebuilt) co_return forward_error(rebuilt, "Could not repair dirty image");
+    }
+  }
+  core_.header = std::move(header);
+  core_.writable = !flags.read_only;
+  if (core_.geometry.l1_entries_for(core_.header.size) > core_.header.l1_size) {
+    co_return fail(EINVAL, "L1 table is too small");
+  }
+  auto loaded = co_await load_tables();
+  PLATTER_CO_TRY(loaded);
+  auto backing = co_await context.open_backing(core_.header.backing_file, backing_format());
+  PLATTER_CO_TRY(backing);
+  core_.backing_edge = std::move(*backing);
+  choose_discards(flags.discard_unmap);
+  if (core_.writable) {
+    auto begun = co_await begin_writing();
+    PLATTER_CO_TRY(begun);
+  }
+  co_return {};
+}
+
+Result<void> Qcow2Driver::check_writable(const Header& header) const {
+  const char* feature = nullptr;
+  if (header.extended_l2()) feature = "extended L2 entries";
+  if (header.has_data_file()) feature = "an external data file";
+  if (header.extensions.bitmaps) feature = "persistent bitmaps";
+  if (header.crypt_method != CryptMethod::kNone) feature = "encryption";
+  if (!feature) return {};
+  return fail(ENOTSUP, "the image uses {}, with which it can only be opened read-only", feature);
+}
+
+Task<Result<void>> Qcow2Driver::load_tables() {
+  const auto clean = [this] { return write_back_.commit(false); };
+  core_.size.store(core_.header.size);
+  auto tables = co_await tables_.open({.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
+  PLATTER_CO_TRY(tables);
+  auto snapshots = co_await snapshots_.open();
+  PLATTER_CO_TRY(snapshots);
+  if (core_.writable) {
+    auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
+    PLATTER_CO_TRY(refcounts);
+    list_metadata();
+    clusters_.open();
+  }
+  co_return {};
+}
+
+void Qcow2Driver::list_metadata() {
+  std::lock_guard lock(core_.mutex);
+  const Geometry& g = core_.geometry;
+  MetadataMap& map = core_.metadata;
+  map.clear();
+  map.add(0, g.cluster_size());
+  map.add(tables_.l1_table_offset(), tables_.l1_size() * 8);
+  for (std::uint64_t i = 0; i < tables_.l1_size(); ++i) {
+    if (const std::uint64_t table = l1_offset(tables_.l1(i))) map.add(table, g.cluster_size());
+  }
+  const Refcounts::Place place = refcounts_.place();
+  map.add(place.offset, place.clusters << g.cluster_bits);
+  for (std::uint64_t i = 0; i < refcounts_.block_count(); ++i) {
+    if (const std::uint64_t block = refcounts_.block(i)) map.add(block, g.cluster_size());
+  }
+  map.add(core_.header.snapshots_offset, snapshots_.table_bytes());
+  for (const Snapshot& snapshot : snapshots_.table()) map.add(snapshot.l1_table_offset, std::uint64_t{snapshot.l1_size} * 8);
+}
+
+void Qcow2Driver::choose_discards(bool unmap) {
+  core_.discard_passes[static_cast<std::size_t>(Discard::kNever)] = false;
+  core_.discard_passes[static_cast<std::size_t>(Discard::kAlways)] = true;
+  core_.discard_passes[static_cast<std::size_t>(Discard::kRequest)] = options_.pass_discard_request.value_or(unmap);
+  core_.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)] = options_.pass_discard_snapshot;
+  core_.discard_passes[static_cast<std::size_t>(Discard::kOther)] = options_.pass_discard_other;
+}
+
+Task<Result<void>> Qcow2Driver::begin_writing() {
+  write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  if (core_.header.autoclear_features == 0) co_return {};
+  // What we do not keep up to date, others must not trust.
+  auto guard = co_await core_.header_mutex.lock();
+  core_.header.autoclear_features = 0;
+  auto written = co_await core_.write_header();
+  if (written) written = co_await core_.file->flush();
+  co_return written;
+}
+
+// Reopening -------------------------------------------------------------------------------------------------
+
+Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
+  if (core_.writable && flags.read_only) {
+    auto ended = co_await end_writing();
+    PLATTER_CO_TRY(ended);
+  }
+  if (!core_.writable && !flags.read_only) {
+    const Result<void> writable = check_writable(core_.header);
+    PLATTER_CO_TRY(writable);
+    if (core_.header.corrupt()) co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    if (core_.header.dirty()) co_return fail(EACCES, "the image is dirty: open it for writing anew, to repair it");
+    const auto clean = [this] { return write_back_.commit(false); };
+    auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
+    PLATTER_CO_TRY(refcounts);
+  }
+  reopening_ = flags;
+  co_return {};
+}
+
+void Qcow2Driver::commit_reopen() {
+  if (!reopening_) return;
+  const bool was = core_.writable;
+  core_.writable = !reopening_->read_only;
+  choose_discards(reopening_->discard_unmap);
+  if (core_.writable) write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  if (!was && core_.writable) {
+    list_metadata();
+    clusters_.open();
+    write_back_.clear_autoclear_first();
+  }
+  reopening_.reset();
+}
+
+void Qcow2Driver::abort_reopen() {
+  if (core_.writable) write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  reopening_.reset();
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,184 @@
+// TableCache: pieces ("slices") of L2 tables or refcount blocks in memory.
+//
+// A slice is a cluster or an equal part of one. Each is loaded by one loader, others wait for it; it
+// is pinned while someone refers to it across a suspension; it stays visible while it is dirty and
+// is given up only when it is clean. Changes are tracked in granules, so that writing back one entry
+// does not write the whole table.
+//
+// What must be on disk before what is not decided here but in write_back.h.
+//
+// Threads: members are guarded by the mutex given at construction, except peek(), which any request
+// may call without it: evicted slices are kept until those requests have ended (InFlight).
+// Ownership: slices belong to the cache; a Pin must not outlive it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "block/base/bytes.h"
+#include "block/base/error.h"
+#include "block/exec/buffer.h"
+#include "block/exec/sync.h"
+#include "block/node/in_flight.h"
+#include "block/node/node.h"
+
+namespace platter::qcow2 {
+
+class TableCache {
+ public:
+  struct Config {
+    std::uint64_t slice_bytes = 0;   // power of two, 512 or more
+    std::uint64_t slice_count = 0;   // slices that exist at most: the tables' size
+    std::uint64_t capacity = 0;      // slices kept; exceeded only while all are pinned
+    FaultEvent load_event = FaultEvent::kNone;
+  };
+
+  struct Slice {
+    std::uint64_t index = 0;
+    std::uint64_t host = 0;  // its offset in the file
+    Buffer data;
+    std::atomic<unsigned> pins{0};  // raised only under the mutex
+    std::atomic<bool> used{false};  // since the clock's hand last passed
+    // Guarded by the mutex:
+    std::uint64_t dirty = 0;    // granules changed since they were last copied for writing
+    std::uint64_t writing = 0;  // granules being written
+    bool ready = false;
+    bool listed = false;  // in the list of dirty slices
+    ConditionQueue waiters;
+
+    // Entry `i` of 8 bytes. Written under the mutex, read anywhere.
+    std::uint64_t word(std::uint64_t i) const {
+      const auto* words = reinterpret_cast<std::uint64_t*>(data.data());
+      return detail::swap_if(std::atomic_ref(const_cast<std::uint64_t&>(words[i])).load(), std::endian::big);
+    }
+    void set_word(std::uint64_t i, std::uint64_t value) {
+      auto* words = reinterpret_cast<std::uint64_t*>(data.data());
+      std::atomic_ref(words[i]).store(detail::swap_if(value, std::endian::big));
+    }
+  };
+
+  class [[nodiscard]] Pin {
+   public:
+    Pin() = default;
+    explicit Pin(Slice* slice) : slice_(slice) {
+      if (slice_) slice_->pins.fetch_add(1, std::memory_order_relaxed);
+    }
+    Pin(Pin&& other) noexcept : slice_(std::exchange(other.slice_, nullptr)) {}
+    Pin& operator=(Pin&& other) noexcept {
+      reset();
+      slice_ = std::exchange(other.slice_, nullptr);
+      return *this;
+    }
+    ~Pin() { reset(); }
+    void reset() {
+      if (slice_) std::exchange(slice_, nullptr)->pins.fetch_sub(1, std::memory_order_release);
+    }
+    explicit operator bool() const { return slice_ != nullptr; }
+    Slice* operator->() const { return slice_; }
+    Slice* get() const { return slice_; }
+
+   private:
+    Slice* slice_ = nullptr;
+  };
+
+  // A dirty slice's changes, copied at one moment.
+  struct WriteBack {
+    Slice* slice = nullptr;
+    Pin pin;
+    std::uint64_t granules = 0;
+    std::uint64_t host = 0;  // where the copy goes
+    Buffer copy;
+  };
+
+  // `readers`: who may hold a slice from peek(); nullptr when peek() is not used.
+  TableCache(std::mutex& mutex, InFlight* readers) : mutex_(mutex), readers_(readers) {}
+  TableCache(const TableCache&) = delete;
+  TableCache& operator=(const TableCache&) = delete;
+
+  // Both with no request running. configure() forgets all slices.
+  // `locate(index)`, called under the mutex: the slice's offset in the file, or 0: there is none.
+  // `clean()`: writes back what is dirty, because all slices are.
+  void configure(Config config, BlockNode& file, std::function<std::uint64_t(std::uint64_t)> locate,
+                 std::function<Task<Result<void>>()> clean);
+  // The tables have become larger or smaller; no request is running and nothing is pinned.
+  void resize(std::uint64_t slice_count);
+
+  std::uint64_t slice_bytes() const { return config_.slice_bytes; }
+  std::uint64_t slice_count() const { return config_.slice_count; }
+  std::uint64_t capacity() const { return config_.capacity; }
+
+  // A slice in memory, or nullptr. Without the mutex: valid while the caller's InFlight ticket is.
+  Slice* peek(std::uint64_t index) const {
+    if (index >= config_.slice_count) return nullptr;
+    Slice* slice = std::atomic_ref(index_.get()[index]).load();
+    if (slice && !slice->used.load(std::memory_order_relaxed)) {
+      slice->used.store(true, std::memory_order_relaxed);
+    }
+    return slice;
+  }
+
+  // Loads a slice if it is not here; an empty Pin when locate() says there is none.
+  Task<Result<Pin>> load(std::uint64_t index);
+
+  // With the mutex:
+  // A slice that has just come into being at `host` and reads as zeroes there.
+  Slice* add_zeroed(std::uint64_t index, std::uint64_t host);
+  void mark_dirty(Slice& slice, std::uint64_t offset, std::uint64_t length);
+  bool has_dirty() const { return !dirty_.empty(); }
+  std::vector<WriteBack> take_dirty();
+  // The copies were not written after all: their slices are dirty again.
+  void put_back(std::vector<WriteBack> batch);
+  // Gives up every slice in [first, first + count): the table is gone. Nothing is pinned.
+  void drop(std::uint64_t first, std::uint64_t count);
+  // The table of these slices now lies at `host`; contents are the same.
+  void relocate(std::uint64_t first, std::uint64_t count, std::uint64_t host);
+  std::uint64_t resident() const { return slices_.size() - spare_.size() - limbo_.size(); }
+  // Gives up clean slices that nobody used since the last call.
+  void shed_unused();
+
+  // Without the mutex: writes the copies, merging neighbours; then accounts for them.
+  Task<Result<void>> write(std::vector<WriteBack> batch);
+
+ private:
+  struct Free {
+    void operator()(Slice** p) const { std::free(p); }
+  };
+  struct Retired {
+    Slice* slice;
+    std::uint64_t barrier;
+  };
+  // With the mutex:
+  Slice* obtain(std::uint64_t index);
+  void evict(Slice& slice);
+  Slice* pick_victim();
+  void publish(Slice& slice);
+  void restore(const WriteBack& one);
+  std::uint64_t granule() const { return granule_; }
+
+  std::mutex& mutex_;
+  InFlight* const readers_;
+  // Immutable after configure(), but for config_.slice_count and index_, see resize().
+  Config config_;
+  std::uint64_t granule_ = 0;
+  BlockNode* file_ = nullptr;
+  std::function<std::uint64_t(std::uint64_t)> locate_;
+  std::function<Task<Result<void>>()> clean_;
+  std::unique_ptr<Slice*, Free> index_;  // by slice; entries are atomic, changed under the mutex
+  // Guarded by mutex_:
+  std::vector<std::unique_ptr<Slice>> slices_;
+  std::vector<Slice*> spare_;
+  std::deque<Retired> limbo_;
+  std::unordered_map<std::uint64_t, Slice*> loading_;
+  std::vector<Slice*> dirty_;
+  std::size_t hand_ = 0;
+};
+
+}  // namespace platter::qcow2

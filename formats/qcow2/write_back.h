@@ -1,0 +1,64 @@
+// WriteBack: the order in which changed metadata reaches the disk.
+//
+// One write-back takes, at one moment, a copy of everything that has changed, and then writes
+//
+//   1. refcount slices, and makes the file as long as its new tables
+//      -- barrier: data, new tables' first contents and counts are durable --
+//   2. refcount table entries of new blocks           (only if there are any)
+//      -- barrier --
+//   3. the header, if the refcount table has moved    (only then)
+//      -- barrier --
+//   4. L2 slices and L1 entries
+//      -- barrier --
+//   5. what lost its last reference before that moment leaves "settling" (host_clusters.h)
+//
+// A barrier is a flush of the file. So no reference is on disk before the data it shows and the
+// count that keeps it, and nothing is reused before the loss of its references is on disk. Requests
+// that change metadata meanwhile go on; their changes are the next write-back's.
+//
+// Threads: any executor. Several who ask at once share one write-back.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/qcow2/core.h"
+#include "formats/qcow2/host_clusters.h"
+#include "formats/qcow2/l2_tables.h"
+#include "formats/qcow2/refcounts.h"
+
+namespace platter::qcow2 {
+
+class WriteBack {
+ public:
+  WriteBack(Core& core, L2Tables& tables, Refcounts& refcounts, HostClusters& clusters)
+      : core_(core), tables_(tables), refcounts_(refcounts), clusters_(clusters) {}
+
+  // Everything that completed before is durable afterwards; with `flush_always` false only if there
+  // was metadata to write.
+  Task<Result<void>> commit(bool flush_always);
+
+  // Lazy refcounts: the counts stay in memory until the image is closed, and the dirty bit says so.
+  // Before first use.
+  void set_lazy(bool lazy) { lazy_ = lazy; }
+  bool lazy() const { return lazy_; }
+  // The header's autoclear bits go before the next write-back writes anything.
+  void clear_autoclear_first() { clear_autoclear_ = true; }
+
+ private:
+  Task<Result<void>> write_all(bool flush_always);
+  Task<Result<void>> barrier();
+
+  Core& core_;
+  L2Tables& tables_;
+  Refcounts& refcounts_;
+  HostClusters& clusters_;
+  bool lazy_ = false;
+  bool clear_autoclear_ = false;
+  AsyncMutex running_;
+  std::atomic<std::uint64_t> asked_{0};
+  // Under running_:
+  std::uint64_t covered_ = 0;  // requests up to this number are covered by what was written
+  std::optional<Error> last_error_;
+};
+
+}  // namespace platter::qcow2
