@@ -1,0 +1,56 @@
+#include "formats/qcow2/info.h"
+
+#include <string>
+
+namespace platter::qcow2 {
+
+namespace {
+
+InfoField bitmap_field(const BitmapEntry& bitmap) {
+  InfoField::Fields flags;
+  if ((bitmap.flags & bitmap_flag::kInUse) != 0) flags.push_back({{}, std::string("in-use")});
+  if ((bitmap.flags & bitmap_flag::kAuto) != 0) flags.push_back({{}, std::string("auto")});
+  InfoField::Fields fields;
+  fields.push_back({"flags", std::move(flags)});
+  fields.push_back({"name", bitmap.name});
+  fields.push_back({"granularity", std::uint64_t{1} << bitmap.granularity_bits});
+  return {{}, std::move(fields)};
+}
+
+}  // namespace
+
+FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmaps) {
+  FormatInfo info;
+  info.cluster_size = header.cluster_size();
+  info.encrypted = header.crypt_method != CryptMethod::kNone;
+  info.dirty = header.dirty();
+  info.corrupt = header.corrupt();
+  InfoField::Fields& fields = info.specific;
+  const bool v3 = header.version >= 3;
+  fields.push_back({"compat", std::string(v3 ? "1.1" : "0.10")});
+  fields.push_back({"compression-type", std::string(header.compression_type == CompressionType::kZstd
+                                                        ? "zstd"
+                                                        : "zlib")});
+  if (v3) fields.push_back({"lazy-refcounts", header.lazy_refcounts()});
+  if (!bitmaps.empty()) {
+    InfoField::Fields list;
+    for (const BitmapEntry& bitmap : bitmaps) list.push_back(bitmap_field(bitmap));
+    fields.push_back({"bitmaps", std::move(list)});
+  }
+  fields.push_back({"refcount-bits", std::uint64_t{1} << header.refcount_order});
+  if (info.encrypted) {
+    InfoField::Fields encrypt;
+    encrypt.push_back(
+        {"format", std::string(header.crypt_method == CryptMethod::kAes ? "aes" : "luks")});
+    fields.push_back({"encrypt", std::move(encrypt)});
+  }
+  if (header.extensions.data_file) fields.push_back({"data-file", *header.extensions.data_file});
+  if (v3 && header.has_data_file()) fields.push_back({"data-file-raw", header.data_file_raw()});
+  if (v3) {
+    fields.push_back({"corrupt", header.corrupt()});
+    fields.push_back({"extended-l2", header.extended_l2()});
+  }
+  return info;
+}
+
+}  // namespace platter::qcow2
