@@ -20,7 +20,7 @@ std::string_view base_name(std::string_view path) {
 
 const Tool* find(std::string_view name) {
   for (const Tool& tool : kTools) {
-    if (tool.name == name || tool.alias == name) return &tool;
+    if (tool.name == name || (!tool.alias.empty() && tool.alias == name)) return &tool;
   }
   return nullptr;
 }

@@ -11,6 +11,9 @@
 namespace platter::img {
 int run_img(std::string program, int argc, char** argv);
 }  // namespace platter::img
+namespace platter::run {
+int run_main(std::string program, int argc, char** argv);
+}  // namespace platter::run
 
 namespace platter::tools {
 
@@ -23,6 +26,7 @@ struct Tool {
 
 inline constexpr Tool kTools[] = {
     {"img", "qemu-img", "create, inspect, convert, check, snapshot, clone and repair images", img::run_img},
+    {"run", "", "run a small KVM machine on disk images", run::run_main},
 };
 
 }  // namespace platter::tools

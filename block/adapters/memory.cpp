@@ -123,8 +123,7 @@ void remove_memory_disk(std::string_view name) {
 // A node that lets a request through which its driver may not see is a bug that tests are to catch.
 bool MemoryDriver::fits(std::uint64_t offset, std::uint64_t length, const IoVec* iov) const {
   return ((offset | length) & (limits_.request_alignment - 1)) == 0 &&
-         length <= limits_.max_transfer &&
-         (!iov || limits_.memory_alignment == 1 || iov->is_aligned(limits_.memory_alignment));
+         length <= limits_.max_transfer && (!iov || limits_.memory_fits(*iov));
 }
 
 Task<Result<void>> MemoryDriver::do_read(std::uint64_t offset, IoVec iov, ReadFlags) {

@@ -3,12 +3,15 @@
 
 #include <cstdint>
 
+#include "block/exec/iovec.h"
+
 namespace platter {
 
 struct Limits {
   // Offsets and lengths of do_read/do_write are multiples of this; the node pads and splits.
   std::uint32_t request_alignment = 1;
-  // Buffer addresses (and segment lengths, when above 1) are multiples of this.
+  // Buffer addresses are multiples of this; unless it is 1, lengths of segments are multiples of
+  // request_alignment.
   std::uint32_t memory_alignment = 1;
   // Longest do_read/do_write.
   std::uint64_t max_transfer = std::uint64_t{1} << 30;
@@ -21,6 +24,17 @@ struct Limits {
   std::uint32_t optimal_transfer = 0;
   // WriteFlags::fua and ZeroFlags::fua are honoured; otherwise the node flushes after such a write.
   bool native_fua = false;
+
+  // Whether a buffer may be handed to the driver as it is.
+  bool memory_fits(const IoVec& iov) const {
+    if (memory_alignment == 1) return true;
+    bool fits = true;
+    iov.for_each([&](std::span<std::byte> s) {
+      fits = fits && (reinterpret_cast<std::uintptr_t>(s.data()) & (memory_alignment - 1)) == 0 &&
+             (s.size() & (request_alignment - 1)) == 0;
+    });
+    return fits;
+  }
 };
 
 // What do_write_zeroes can do better than writing a buffer of zeroes, and flags it honours.

@@ -16,8 +16,7 @@ constexpr std::uint64_t kPadWhole = 128 << 10;
 
 bool BlockNode::takes_as_is(std::uint64_t offset, const IoVec& iov) const {
   return ((offset | iov.size()) & (limits_.request_alignment - 1)) == 0 && !iov.empty() &&
-         iov.size() <= limits_.max_transfer &&
-         (limits_.memory_alignment == 1 || iov.is_aligned(limits_.memory_alignment));
+         iov.size() <= limits_.max_transfer && limits_.memory_fits(iov);
 }
 
 Task<Result<void>> BlockNode::read(std::uint64_t offset, IoVec iov, ReadFlags flags) {
@@ -101,7 +100,7 @@ Task<Result<void>> BlockNode::read_aligned(std::uint64_t offset, IoVec iov, Read
   for (std::uint64_t done = 0; done < iov.size();) {
     std::uint64_t length = std::min<std::uint64_t>(iov.size() - done, limits_.max_transfer);
     IoVec piece = iov.slice(done, length);
-    if (limits_.memory_alignment == 1 || piece.is_aligned(limits_.memory_alignment)) {
+    if (limits_.memory_fits(piece)) {
       auto direct = co_await call_read(offset + done, piece, flags);
       PLATTER_CO_TRY(direct);
     } else {

@@ -140,7 +140,7 @@ Task<Result<void>> BlockNode::write_aligned(std::uint64_t offset, IoVec iov, Wri
   for (std::uint64_t done = 0; done < iov.size();) {
     std::uint64_t length = std::min<std::uint64_t>(iov.size() - done, limits_.max_transfer);
     IoVec piece = iov.slice(done, length);
-    if (limits_.memory_alignment == 1 || piece.is_aligned(limits_.memory_alignment)) {
+    if (limits_.memory_fits(piece)) {
       auto direct = co_await call_write(offset + done, piece, flags);
       PLATTER_CO_TRY(direct);
     } else {

@@ -11,8 +11,11 @@ namespace platter::qcow2 {
 
 Task<Result<void>> Checker::check_copied() {
   // Everything has the flag, every count is one, and the disk agrees: nothing can be wrong.
-  if (all_copied_ && !shared_ && !mismatch_) co_return Result<void>{};
-  const bool fix = request_.fix_errors;
+  if (all_copied_ && !shared_ && !uncounted_ && !mismatch_) co_return Result<void>{};
+  // A repair of leaks alone mends flags too where the refcounts have turned out to be right.
+  const bool fix = request_.fix_errors ||
+                   (request_.fix_leaks && result_.check_errors == 0 && result_.corruptions == 0 &&
+                    result_.leaks == 0);
   std::vector<std::uint64_t> offsets;
   bool l1_changed = false;
   for (std::size_t i = 0; i < active_l1_.size(); ++i) {

@@ -20,6 +20,7 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
         "more: offset {:#x} size {:#x}",
         offset, length);
     ++result_.corruptions;
+    uncounted_ = true;
     return false;
   }
   const std::uint64_t last = g_.cluster_index(offset + length - 1);
@@ -28,10 +29,11 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
     const std::uint64_t now = counts_.add(cluster, times, g_.max_refcount(), overflow);
     if (now > 1) shared_ = true;
     if (overflow) [[unlikely]] {
+      ++result_.corruptions;
+      if (!overflowed_.insert(cluster).second) continue;
       say("ERROR: overflow cluster offset={:#x}", cluster << g_.cluster_bits);
       say("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a "
           "clean copy if the image cannot be opened for writing");
-      ++result_.corruptions;
     }
   }
   return true;
@@ -138,8 +140,8 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
   }
   if ((entry & kCompressedBit) != 0) {
     if ((entry & kCopied) != 0) {
-      say("ERROR: cluster {}: copied flag must never be set for compressed clusters",
-          (entry & kOffsetMask) >> g_.cluster_bits);
+      say("ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
+          entry & g_.compressed_offset_mask());
       ++result_.corruptions;
     }
     if (g_.external_data) {

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""The bare guest's workload on a raw image and on a qcow2 clone, and its result on the host."""
+
+import re
+import struct
+
+from guestlib import Bench, digest, fail
+
+MULTIPLIER = 0x9E3779B97F4A7C15
+MASK = (1 << 64) - 1
+ZERO, DISCARDED = 0, 0xFFFFFFFF
+
+
+def pattern(sector, generation):
+    seed = sector << 32 | generation
+    return struct.pack("<64Q", seed, *((seed + i) * MULTIPLIER & MASK for i in range(1, 64)))
+
+
+def compare_with_table(raw, console):
+    """Every sector of the stripes holds what the guest's table says."""
+    found = re.search(r"table: queues (\d+) stripe (\d+) sector (\d+)", console)
+    if not found:
+        fail("the guest wrote no table")
+    queues, stripe, first = map(int, found.groups())
+    with open(raw, "rb") as file:
+        file.seek(first * 512)
+        table = struct.unpack(f"<{queues * stripe}I", file.read(queues * stripe * 4))
+        for sector, expected in enumerate(table):
+            file.seek(sector * 512)
+            data = file.read(512)
+            generation = expected
+            if expected == DISCARDED:
+                generation = struct.unpack("<I", data[:4])[0]
+            if data != (bytes(512) if generation == ZERO else pattern(sector, generation)):
+                fail(f"sector {sector} does not hold what the guest wrote (generation {expected})")
+    written = sum(1 for expected in table if expected not in (ZERO, DISCARDED))
+    print(f"-- {written} of {len(table)} sectors hold the guest's last writes", flush=True)
+
+
+def run(bench, disk, cpus, queues, operations, seed):
+    console, _ = bench.run_guest(
+        "--kernel", bench.options.guest, "--memory", "32M", "--cpus", str(cpus),
+        "--disk", f"{disk},queues={queues},bus=virtio-{bench.options.bus}",
+        "--append", f"cpus={cpus} queues={queues} operations={operations} seed={seed}")
+    if "GUEST PASS" not in console:
+        fail("the guest did not pass")
+    return console
+
+
+def main():
+    with Bench("--guest", "--bus") as bench:
+        raw = bench.path("disk.raw")
+        bench.img("create", "-q", "-f", "raw", raw, "32M")
+        console = run(bench, raw + ",format=raw", 2, 4, 500, 1)
+        compare_with_table(raw, console)
+
+        # A clone of an image with something in it: the guest sees that only where it does not look.
+        base, clone = bench.path("base.qcow2"), bench.path("clone.qcow2")
+        bench.img("create", "-q", "-f", "qcow2", base, "32M")
+        bench.call("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 30M 1M", base)
+        before = digest(base)
+        for cache, cpus, queues, options in (
+                ("writeback", 2, 4, "cluster_size=64k"),
+                ("none", 1, 2, "cluster_size=4k,refcount_bits=1"),
+                ("writethrough", 2, 2, "compat=0.10")):
+            bench.img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", "-o", options, clone)
+            console = run(bench, f"{clone},format=qcow2,cache={cache}", cpus, queues, 300, 7)
+            bench.check_image(clone)
+            copy = bench.raw_copies(clone)
+            compare_with_table(copy, console)
+            bench.call("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x5a 30M 1M", copy)
+        if digest(base) != before:
+            fail("the base image changed")
+
+        # snapshot=on leaves the file as it was.
+        empty = bench.path("empty.raw")
+        bench.img("create", "-q", "-f", "raw", empty, "32M")
+        before = digest(empty)
+        run(bench, empty + ",format=raw,snapshot=on", 2, 2, 100, 3)
+        if digest(empty) != before:
+            fail("snapshot=on changed the image")
+
+
+main()

@@ -1,0 +1,70 @@
+/* A guest of a few instructions for each way a machine can end. The first letter of the command
+ * line says which: o power off, r reset, t triple fault, e an instruction that KVM cannot emulate,
+ * h halt for good, i echo serial input until a 'q', then power off. It says "ready" first. */
+  .section .note.pvh, "a"
+  .align 4
+  .long 4, 4, 18            /* XEN_ELFNOTE_PHYS32_ENTRY */
+  .asciz "Xen"
+  .long start
+
+  .text
+  .code32
+  .globl start
+start:
+  movl 24(%ebx), %eax       /* hvm_start_info: the command line */
+  movb (%eax), %bl
+  movl $ready, %esi
+  movl $0x3f8, %edx
+  movl $6, %ecx
+  rep outsb
+  cmpb $'o', %bl
+  je power_off
+  cmpb $'r', %bl
+  je reset
+  cmpb $'t', %bl
+  je triple_fault
+  cmpb $'e', %bl
+  je emulation
+  cmpb $'i', %bl
+  je echo
+halt:
+  cli
+  hlt
+  jmp halt
+
+power_off:
+  movw $0x604, %dx
+  movw $0x2000, %ax
+  outw %ax, %dx
+  jmp halt
+
+reset:
+  movb $0xfe, %al
+  outb %al, $0x64
+  jmp halt
+
+triple_fault:
+  lidt no_table
+  ud2
+
+emulation:
+  fldl 0xd8000000           /* x87 from a device address, in ring 0 */
+  jmp halt
+
+echo:
+  movw $0x3fd, %dx
+  inb %dx, %al
+  testb $1, %al
+  jz echo
+  movw $0x3f8, %dx
+  inb %dx, %al
+  outb %al, %dx
+  cmpb $'q', %al
+  jne echo
+  jmp power_off
+
+ready:
+  .ascii "ready\n"
+no_table:
+  .word 0
+  .long 0

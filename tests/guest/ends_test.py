@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Every way a machine can end: exit code, message, disks closed; and starts that fail."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+
+from guestlib import Bench, fail
+
+
+def ended(bench, letter, code, *words, arguments=()):
+    _, errors = bench.run_guest("--kernel", bench.options.guest, "--memory", "16M", "--append",
+                                letter, *arguments, expect=code)
+    for word in words:
+        if word not in errors:
+            fail(f"the message lacks '{word}'")
+
+
+def refused(bench, *arguments, words):
+    _, errors = bench.run_guest(*arguments, expect=1)
+    if len(errors.strip().splitlines()) > 2:
+        fail("the message has more than two lines")
+    for word in words:
+        if word not in errors:
+            fail(f"the message lacks '{word}'")
+
+
+def wait_until_ready(read):
+    text = b""
+    while b"ready" not in text:
+        piece = read()
+        if not piece:
+            fail(f"the guest ended before it was ready: {text}")
+        text += piece
+
+
+def by_signal(bench, number, code):
+    disk = bench.path("signal.qcow2")
+    bench.img("create", "-q", "-f", "qcow2", disk, "1M")
+    process = subprocess.Popen([bench.platter, "run", "--kernel", bench.options.guest, "--memory",
+                                "16M", "--append", "h", "--disk", disk + ",format=qcow2"],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    wait_until_ready(lambda: os.read(process.stdout.fileno(), 100))
+    process.send_signal(number)
+    if process.wait(60) != code:
+        fail(f"signal {number}: exit code {process.returncode} instead of {code}")
+    process.stdout.close()
+    bench.check_image(disk)
+
+
+def by_keys(bench):
+    """Ctrl-A X on a terminal; other bytes after Ctrl-A reach the guest."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(bench.platter, [bench.platter, "run", "--kernel", bench.options.guest, "--memory",
+                                 "16M", "--append", "i"])
+    wait_until_ready(lambda: os.read(terminal, 100))
+    os.write(terminal, b"a\x01\x01b")
+    text = b""
+    while b"b" not in text:
+        text += os.read(terminal, 100)
+    if text != b"a\x01b":
+        fail(f"the guest echoed {text}")
+    os.write(terminal, b"\x01x")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            if os.waitstatus_to_exitcode(status) != 0:
+                fail(f"Ctrl-A X: exit code {os.waitstatus_to_exitcode(status)}")
+            os.close(terminal)
+            return
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    fail("Ctrl-A X did not end the machine")
+
+
+def main():
+    with Bench("--guest") as bench:
+        ended(bench, "o", 0)
+        ended(bench, "r", 0)
+        ended(bench, "t", 2, "triple fault", "rip=")
+        ended(bench, "e", 3, "KVM cannot carry out an instruction", "dd 05 00 00 00 d8", "rip=")
+        by_signal(bench, signal.SIGTERM, 143)
+        by_signal(bench, signal.SIGINT, 130)
+        by_keys(bench)
+
+        with open(bench.path("input"), "wb") as file:
+            file.write(b"hello\x01xq")
+        with open(bench.path("input"), "rb") as file:
+            console, _ = bench.run_guest("--kernel", bench.options.guest, "--memory", "16M",
+                                         "--append", "i", stdin=file)
+        if console != "ready\nhello\x01xq":
+            fail(f"piped input came back as {console!r}")
+        log = bench.path("serial.log")
+        bench.run_guest("--kernel", bench.options.guest, "--memory", "16M", "--append", "o",
+                        "--serial", "file:" + log)
+        with open(log, encoding="ascii") as file:
+            if file.read() != "ready\n":
+                fail("--serial file: did not get the console")
+
+        missing = bench.path("missing")
+        guest = bench.options.guest
+        refused(bench, "--kernel", missing, words=["missing", "No such file"])
+        refused(bench, "--kernel", guest, "--disk", missing + ",format=raw",
+                words=["missing", "No such file"])
+        refused(bench, "--kernel", guest, "--disk", "x,cache=fast", words=["cache=fast"])
+        refused(bench, "--kernel", guest, "--memory", "lots", words=["--memory lots"])
+        refused(bench, "--firmware", guest, words=["firmware", guest])
+        text = bench.path("text")
+        with open(text, "w", encoding="ascii") as file:
+            file.write("not a kernel\n")
+        refused(bench, "--kernel", text, words=[text, "neither a Linux bzImage nor an ELF file"])
+
+
+main()
