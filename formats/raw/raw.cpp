@@ -64,6 +64,10 @@ class RawDriver : public Driver {
   Task<Result<void>> do_flush() override { return file_->flush(); }
 
   Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override {
+    const std::uint64_t end = file_->size();
+    if (offset_ + offset >= end) [[unlikely]]
+      return behind_end(offset, length);
+    length = std::min(length, end - offset_ - offset);
     if (offset_ == 0) return file_->extent(offset, length);
     return shifted_extent(offset, length);
   }
@@ -113,6 +117,14 @@ class RawDriver : public Driver {
     PLATTER_FAULT(*file_, FaultEvent::kWriteAio);
     auto written = co_await file_->write(offset_ + offset, iov, flags);
     co_return written;
+  }
+  // The rest of the disk's last sector, of which the file holds only a part.
+  Task<Result<Extent>> behind_end(std::uint64_t offset, std::uint64_t length) {
+    co_return Extent{.offset = offset,
+                     .length = length,
+                     .kind = ExtentKind::kZero,
+                     .node = file_.get(),
+                     .host_offset = offset_ + offset};
   }
   Task<Result<Extent>> shifted_extent(std::uint64_t offset, std::uint64_t length) {
     auto extent = co_await file_->extent(offset_ + offset, length);

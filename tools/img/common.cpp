@@ -4,7 +4,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <set>
 
 #include "block/base/error.h"
 
@@ -104,6 +103,30 @@ std::optional<std::uint64_t> parse_bounded_number(std::string_view text, std::st
   return number;
 }
 
+namespace {
+
+// The error with the image called as the user called it: by its whole option string.
+Error renamed(const Error& error, const OpenSpec& spec) {
+  constexpr std::string_view kHead = "Could not open '";
+  const std::size_t end = error.message().find("': ");
+  if (!spec.image_opts || !error.message().starts_with(kHead) || end == std::string::npos) return error;
+  return Error(error.code(), fmt::format("{}{}{}", kHead, spec.filename, error.message().substr(end)));
+}
+
+// A raw image that nobody said is raw: what a guest writes into it may make it look like another.
+void warn_of_guess(BlockNode& node) {
+  if (!node.probed() || node.driver_name() != "raw") return;
+  std::fflush(stdout);
+  std::fprintf(stderr,
+               "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+               "         Automatically detecting the format is dangerous for raw images, write "
+               "operations on block 0 will be restricted.\n"
+               "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+               node.filename().c_str());
+}
+
+}  // namespace
+
 Task<Result<Edge>> open_image(OpenSpec spec) {
   OpenRequest request;
   request.flags = spec.flags;
@@ -127,7 +150,13 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
       request.format = *spec.format;
     }
   }
-  co_return co_await open_node(std::move(request));
+  if (!spec.image_opts && spec.filename.empty()) {
+    co_return fail(EINVAL, "Could not open '': The 'file' block driver requires a file name");
+  }
+  Result<Edge> opened = co_await open_node(std::move(request));
+  if (!opened) co_return std::unexpected(renamed(opened.error(), spec));
+  if (!read_only) warn_of_guess(**opened);
+  co_return opened;
 }
 
 }  // namespace platter::img

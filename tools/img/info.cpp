@@ -115,6 +115,55 @@ struct InfoArguments {
   bool chain = false;
 };
 
+// Options that decide how an image is opened, but not what it shows.
+bool is_runtime_option(std::string_view name) {
+  for (const char* known : {"node-name", "read-only", "auto-read-only", "discard", "detect-zeroes",
+                            "force-share", "lazy-refcounts", "overlap-check", "aio", "locking"}) {
+    if (name == known) return true;
+  }
+  for (const char* group : {"cache", "overlap-check.", "pass-discard"}) {
+    if (name.starts_with(group)) return true;
+  }
+  return name.ends_with("-cache-size") || name == "l2-cache-entry-size";
+}
+
+Json nested_json(const Options& options, std::string_view prefix) {
+  Json object;
+  std::set<std::string> groups;
+  for (const auto& [key, value] : options) {
+    if (!key.starts_with(prefix)) continue;
+    const std::string rest = key.substr(prefix.size());
+    const std::size_t dot = rest.find('.');
+    if (dot == std::string::npos) {
+      object.set(rest, value);
+    } else if (groups.insert(rest.substr(0, dot)).second) {
+      object.set(rest.substr(0, dot), nested_json(options, fmt::format("{}{}.", prefix, rest.substr(0, dot))));
+    }
+  }
+  return object;
+}
+
+// The name that opens the image again as `spec` did, when a plain file name does not say it all.
+std::optional<std::string> name_with_options(const OpenSpec& spec, BlockNode& node) {
+  Result<Options> given = spec.image_opts ? Options::parse_keyval(spec.filename)
+                                          : Options::from_filename(spec.filename);
+  if (!given || (!spec.image_opts && !spec.filename.starts_with("json:"))) return std::nullopt;
+  Options options;
+  bool plain = !node.type().protocol || node.driver_name() == "file";
+  for (const auto& [key, value] : *given) {
+    const std::string_view last = std::string_view(key).substr(key.rfind('.') + 1);
+    if (is_runtime_option(key.starts_with("file.") ? std::string_view(key).substr(5) : key)) continue;
+    options.set(key, value);
+    if (last != "driver" && last != "filename" && key != "file") plain = false;
+  }
+  if (plain) return std::nullopt;
+  options.set("driver", std::string(node.driver_name()));
+  if (const BlockNode* file = node.storage(); file != nullptr && options.has_child("file")) {
+    options.set("file.driver", std::string(file->driver_name()));
+  }
+  return "json:" + nested_json(options, "").compact();
+}
+
 // The image and, if asked for, those it stands on, each opened by itself.
 Task<Result<std::vector<ImageInfo>>> collect_chain(InfoArguments arguments) {
   std::vector<ImageInfo> infos;
@@ -133,6 +182,7 @@ Task<Result<std::vector<ImageInfo>>> collect_chain(InfoArguments arguments) {
     Result<Edge> opened = co_await open_image(next);
     PLATTER_CO_TRY(opened);
     infos.push_back(collect(**opened));
+    if (const auto name = name_with_options(next, **opened)) infos.back().filename = *name;
     Result<void> closed = co_await opened->detach();
     PLATTER_CO_TRY(closed);
     const ImageInfo& info = infos.back();

@@ -139,6 +139,10 @@ int run_measure(int argc, char** argv) {
     report("Either --size N or one filename must be specified.");
     return 1;
   }
+  if (common.image_opts && common.format) {
+    report("--image-opts and --format are mutually exclusive");
+    return 1;
+  }
   if (!rest.empty() && measure_arguments.size) {
     report("--size N cannot be used together with a filename.");
     return 1;

@@ -1,4 +1,7 @@
 // resize: makes an image larger or smaller.
+#include <algorithm>
+#include <cerrno>
+
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 
@@ -107,7 +110,8 @@ int run_resize(int argc, char** argv) {
   }
   const Result<std::uint64_t> bytes = parse_size(size);
   if (!bytes) {
-    report("Parameter 'size' expects a non-negative number below 2^64");
+    report_text(bytes.error().code() == ERANGE ? "New image size must be positive"
+                                               : "Parameter 'size' expects a non-negative number below 2^64");
     return 1;
   }
   resize_arguments.size = *bytes;

@@ -1,0 +1,116 @@
+"""Runs the same command lines with `platter` (called as qemu-img) and with qemu-img, each in a
+directory of its own, and compares what they print, how they exit, and what images they leave.
+
+A case is a list of steps. A step is a list of words for the image tool; a step that begins with
+"io" is given to qemu-io, one that begins with "sh" to a shell, and one that begins with "peer" is
+run with qemu-img on both sides: these three only set the stage.
+"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+OURS, THEIRS = 0, 1
+
+
+class Harness:
+    def __init__(self, platter, words):
+        self.words = words  # only cases whose name contains one of these
+        self.peer = shutil.which("qemu-img")
+        self.peer_io = shutil.which("qemu-io")
+        if not self.peer or not self.peer_io:
+            print("qemu-img and qemu-io (Debian package qemu-utils) are missing: nothing to compare with")
+            sys.exit(77)
+        self.root = tempfile.mkdtemp(prefix="platter-img-")
+        self.ours = os.path.join(self.root, "qemu-img")
+        os.symlink(os.path.abspath(platter), self.ours)
+        self.cases = self.pairs = self.images = 0
+        self.failures = []
+
+    def close(self):
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    # What may differ between two runs a moment apart, or between two files of the same contents.
+    @staticmethod
+    def normal(text, directory):
+        text = text.replace(directory, "DIR")
+        text = re.sub(r"disk size: .*", "disk size: N", text)
+        text = re.sub(r'"actual-size": \d+', '"actual-size": N', text)
+        text = re.sub(r'"date-(n?)sec": \d+', r'"date-\1sec": N', text)
+        text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
+        text = re.sub(r"qemu-img version .*\n(Copyright.*\n)?", "VERSION\n", text)
+        return text
+
+    def run(self, side, step, directory):
+        stage = step[0] if step else ""
+        if stage == "sh":
+            command = ["sh", "-c", step[1]]
+        elif stage == "io":
+            command = [self.peer_io] + step[1:]
+        elif stage == "peer":
+            command = [self.peer] + step[1:]
+        else:
+            command = [self.ours if side == OURS else self.peer] + step
+        done = subprocess.run(command, cwd=directory, capture_output=True, timeout=60,
+                              stdin=subprocess.DEVNULL)
+        return (done.returncode, done.stdout.decode(errors="replace"),
+                done.stderr.decode(errors="replace"))
+
+    def wanted(self, name):
+        return not self.words or any(word in name for word in self.words)
+
+    def fail(self, name, what):
+        self.failures.append(name)
+        print(f"FAILED {name}: {what}")
+
+    def case(self, name, steps, images=(), errors="exact", outputs="exact"):
+        """images: (file, format) that must show the same and pass a check afterwards.
+        errors: "exact", or "any": both print something, or both nothing.
+        outputs: "exact", or "skip"."""
+        if not self.wanted(name):
+            return
+        self.cases += 1
+        directories = []
+        for side in ("ours", "theirs"):
+            directory = os.path.join(self.root, f"{self.cases}-{side}")
+            os.mkdir(directory)
+            directories.append(directory)
+        for step in steps:
+            results = [self.run(side, step, directories[side]) for side in (OURS, THEIRS)]
+            if step[:1] and step[0] in ("sh", "io", "peer"):
+                for result in results:
+                    if result[0] != 0:
+                        self.fail(name, f"{step} exits {result[0]}: {result[2]}")
+                continue
+            self.pairs += 1
+            ours, theirs = ([result[0]] + [self.normal(text, directories[side]) for text in result[1:]]
+                            for side, result in enumerate(results))
+            if errors == "any":
+                ours[2], theirs[2] = bool(ours[2]), bool(theirs[2])
+            if outputs == "skip":
+                ours[1] = theirs[1] = ""
+            if ours != theirs:
+                self.fail(name, f"{' '.join(step)}\n  ours   {str(ours)[:900]}\n  theirs {str(theirs)[:900]}")
+        for image, kind in images:
+            self.compare_images(name, image, kind, directories)
+        for directory in directories:
+            shutil.rmtree(directory)
+
+    def compare_images(self, name, image, kind, directories):
+        self.images += 1
+        paths = [os.path.join(directory, image) for directory in directories]
+        same = subprocess.run([self.peer, "compare", "-f", kind, "-F", kind] + paths,
+                              capture_output=True)
+        if same.returncode != 0:
+            self.fail(name, f"{image} differs: {same.stdout.decode()}{same.stderr.decode()}")
+        if kind == "qcow2":
+            check = subprocess.run([self.peer, "check", "-f", kind, paths[OURS]], capture_output=True)
+            if check.returncode != 0:
+                self.fail(name, f"{image} fails the check: {check.stdout.decode()}{check.stderr.decode()}")
+
+    def finish(self):
+        print(f"{self.cases} cases, {self.pairs} pairs of commands, {self.images} pairs of images: "
+              f"{len(set(self.failures))} cases failed")
+        return 1 if self.failures else 0

@@ -1,0 +1,20 @@
+#!/usr/bin/env python3
+"""`platter img` beside Debian's qemu-img: the same command lines, compared output against output.
+
+    img_parity.py BUILD/platter [WORD...]     only cases whose name contains a WORD
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import harness  # noqa: E402
+import raw_cases  # noqa: E402
+
+os.environ["TZ"] = "UTC"
+os.environ["LC_ALL"] = "C.UTF-8"
+run = harness.Harness(sys.argv[1], sys.argv[2:])
+try:
+    raw_cases.run(run)
+finally:
+    run.close()
+sys.exit(run.finish())
