@@ -87,9 +87,7 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   if (driver_name) {
     type = find_driver(*driver_name);
     if (!type || !type->open) co_return fail(EINVAL, "Unknown driver '{}'", *driver_name);
-  } else if (request.role == Role::kStorage ||
-             (filename && protocol_for(*filename) && protocol_for(*filename)->filter)) {
-    // (A filename may also spell a filter over another file, as in "blkdebug:CONFIG:FILE".)
+  } else if (request.role == Role::kStorage) {
     if (!filename) co_return fail(EINVAL, "Must specify either driver or file");
     type = protocol_for(*filename);
     if (!type) co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));

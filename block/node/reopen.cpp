@@ -8,6 +8,7 @@ struct Step {
   BlockNode* node;
   Edge* parent;  // the edge it is reached by; nullptr for the first
   OpenFlags flags;
+  bool drained = false;
   bool prepared = false;
   std::optional<Permissions> old_rights = std::nullopt;  // of `parent`, once changed
 };
@@ -63,7 +64,11 @@ Task<Result<void>> prepare(std::vector<Step>& steps) {
       co_return fail(EPERM, "node '{}' cannot become read-only: {} is in use",
                      step.node->node_name(), permission_names(writing));
     }
-    // A format that turns read-only writes back what it holds here, while its file still lets it.
+    auto drained = step.node->drain();
+    co_await drained;
+    step.drained = true;
+    // A format that turns read-only writes back what it holds here, while its file still lets it:
+    // the file is drained only afterwards.
     auto prepared = co_await step.node->driver().prepare_reopen(step.flags);
     PLATTER_CO_TRY(prepared);
     step.prepared = true;
@@ -75,10 +80,6 @@ Task<Result<void>> prepare(std::vector<Step>& steps) {
 
 Task<Result<void>> reopen(BlockNode& node, OpenFlags flags) {
   std::vector<Step> steps = plan(node, flags);
-  for (const Step& step : steps) {
-    auto drained = step.node->drain();
-    co_await drained;
-  }
   Result<void> result;
   {
     auto prepared = prepare(steps);
@@ -111,7 +112,9 @@ Task<Result<void>> reopen(BlockNode& node, OpenFlags flags) {
       if (step->prepared) step->node->driver().abort_reopen();
     }
   }
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) step->node->undrain();
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (step->drained) step->node->undrain();
+  }
   co_return result;
 }
 

@@ -45,6 +45,11 @@ class OverlayDriver : public Driver {
   Task<Result<void>> prepare_reopen(OpenFlags flags) override {
     if (refuse_reopen) co_return fail(EBUSY, "not now");
     prepared_read_only = flags.read_only;
+    // What a format does that holds metadata back.
+    if (flags.read_only) {
+      auto flushed = co_await file_->flush();
+      PLATTER_CO_TRY(flushed);
+    }
     co_return {};
   }
   void commit_reopen() override { ++commits; }
