@@ -107,9 +107,10 @@ Task<Result<void>> create(CreateArguments arguments) {
     co_return fail(EINVAL, "Error: Trying to create an image with the same filename as the backing file");
   }
   if (backing != nullptr && !arguments.unsafe) {
-    const Result<std::uint64_t> size = co_await probe_backing(
-        arguments.filename, *backing,
-        backing_format != nullptr ? std::optional<std::string>(*backing_format) : std::nullopt);
+    std::optional<std::string> format;
+    if (backing_format != nullptr) format = *backing_format;
+    const Result<std::uint64_t> size =
+        co_await probe_backing(arguments.filename, *backing, std::move(format));
     PLATTER_CO_TRY(size);
     if (!options.has("size")) options.set("size", std::to_string(*size));
   } else if (backing != nullptr && backing_format == nullptr) {
