@@ -55,7 +55,8 @@ class Bench:
     def probe(self):
         return json.loads(self.call(self.platter, "run", "--probe", "--json"))
 
-    def run_guest(self, *arguments, timeout=280, expect=0, stdin=subprocess.DEVNULL):
+    def run_guest(self, *arguments, timeout=280, expect=0, stdin=subprocess.DEVNULL,
+                  quiet=False):
         """Runs a machine to its end; gives what it said on the console."""
         command = [self.platter, "run", *arguments]
         print("+ " + " ".join(command), flush=True)
@@ -67,7 +68,7 @@ class Bench:
             fail(f"the guest took more than {timeout} s; it said:\n"
                  + (late.stdout or b"").decode(errors="replace"))
         console = done.stdout.decode(errors="replace")
-        print(console + done.stderr.decode(errors="replace"), end="", flush=True)
+        print(("" if quiet else console) + done.stderr.decode(errors="replace"), end="", flush=True)
         print(f"-- {time.monotonic() - start:.1f} s, exit code {done.returncode}", flush=True)
         if done.returncode != expect:
             fail(f"exit code {done.returncode} instead of {expect}")

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -70,9 +71,9 @@ void Console::write(std::byte byte) {
   [[maybe_unused]] const auto written = ::write(output_, &byte, 1);
 }
 
-Typed Console::read() {
+Typed Console::read(std::size_t room) {
   std::array<std::byte, 4096> buffer;
-  const ssize_t count = ::read(input_, buffer.data(), buffer.size());
+  const ssize_t count = ::read(input_, buffer.data(), std::min(buffer.size(), room));
   if (count < 0 && (errno == EINTR || errno == EAGAIN)) return {};
   if (count <= 0) {
     input_ = -1;

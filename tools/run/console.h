@@ -48,10 +48,11 @@ class Console {
 
   void write(std::byte byte);
 
+  bool is_terminal() const { return raw_; }
   // Descriptor to wait on for input, -1 when there is none (any more).
   int input_fd() const { return input_; }
-  // Reads what is there; at the end of input input_fd() becomes -1.
-  Typed read();
+  // Reads what is there, at most `room` (> 0) bytes; at the end of input input_fd() becomes -1.
+  Typed read(std::size_t room);
 
  private:
   Console() = default;

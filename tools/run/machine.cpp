@@ -24,6 +24,7 @@ namespace {
 
 // ISA interrupts that nothing else here uses, for virtio-mmio devices.
 constexpr std::array<unsigned, 8> kMmioInterrupts{5, 6, 7, 9, 12, 14, 15, 3};
+constexpr int kFullPortWait = 20;  // milliseconds
 constexpr std::uint32_t kStorageClass = 0x010000;
 
 sigset_t end_signals() {
@@ -304,10 +305,13 @@ void Machine::watch() {
     control_->end(EndReason::kFailure, "could not watch for signals: " + errno_text(errno));
   }
   while (!control_->ended()) {
+    // A terminal is always listened to, for Ctrl-A X. Piped input waits while the port is full; when
+    // the guest fetches some nobody tells, so it is asked again soon.
+    const std::size_t room = console_->is_terminal() ? Serial::kMaxPending : serial_->room();
     std::array<pollfd, 3> watched{{{control_->fd(), POLLIN, 0},
                                    {signal_fd.get(), POLLIN, 0},
-                                   {console_->input_fd(), POLLIN, 0}}};
-    if (::poll(watched.data(), watched.size(), -1) < 0) continue;
+                                   {room > 0 ? console_->input_fd() : -1, POLLIN, 0}}};
+    if (::poll(watched.data(), watched.size(), room > 0 ? -1 : kFullPortWait) < 0) continue;
     if (watched[1].revents != 0) {
       signalfd_siginfo info{};
       if (::read(signal_fd.get(), &info, sizeof info) == sizeof info) {
@@ -315,7 +319,7 @@ void Machine::watch() {
       }
     }
     if (watched[2].revents != 0) {
-      const Typed typed = console_->read();
+      const Typed typed = console_->read(room);
       (void)serial_->receive(typed.for_guest);
       if (typed.quit) control_->end(EndReason::kUser);
     }

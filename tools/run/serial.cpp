@@ -43,6 +43,11 @@ std::size_t Serial::receive(std::span<const std::byte> bytes) {
   return taken;
 }
 
+std::size_t Serial::room() {
+  std::lock_guard lock(mutex_);
+  return kMaxPending - input_.size();
+}
+
 std::uint8_t Serial::read_register(unsigned index) {
   switch (index) {
     case kData: {

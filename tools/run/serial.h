@@ -34,6 +34,8 @@ class Serial final : public BusDevice {
 
   // Queues bytes for the guest; gives how many were taken.
   std::size_t receive(std::span<const std::byte> bytes);
+  // How many bytes receive() would take now, or more later.
+  std::size_t room();
 
  private:
   std::uint8_t read_register(unsigned index);

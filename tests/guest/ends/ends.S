@@ -1,6 +1,7 @@
 /* A guest of a few instructions for each way a machine can end. The first letter of the command
  * line says which: o power off, r reset, t triple fault, e an instruction that KVM cannot emulate,
- * h halt for good, i echo serial input until a 'q', then power off. It says "ready" first. */
+ * h halt for good, i echo serial input until a 'q', then power off, m repeat the first module (the
+ * initrd), then power off. It says "ready" first. */
   .section .note.pvh, "a"
   .align 4
   .long 4, 4, 18            /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -11,7 +12,8 @@
   .code32
   .globl start
 start:
-  movl 24(%ebx), %eax       /* hvm_start_info: the command line */
+  movl 16(%ebx), %edi       /* hvm_start_info: the list of modules, the command line */
+  movl 24(%ebx), %eax
   movb (%eax), %bl
   movl $ready, %esi
   movl $0x3f8, %edx
@@ -27,6 +29,8 @@ start:
   je emulation
   cmpb $'i', %bl
   je echo
+  cmpb $'m', %bl
+  je module
 halt:
   cli
   hlt
@@ -37,6 +41,12 @@ power_off:
   movw $0x2000, %ax
   outw %ax, %dx
   jmp halt
+
+module:
+  movl (%edi), %esi
+  movl 8(%edi), %ecx
+  rep outsb
+  jmp power_off
 
 reset:
   movb $0xfe, %al

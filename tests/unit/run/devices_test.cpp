@@ -87,7 +87,9 @@ TEST_F(SerialTest, DivisorScratchAndLoopback) {
 
 TEST_F(SerialTest, InputIsBounded) {
   const std::vector<std::byte> much(Serial::kMaxPending + 10);
+  EXPECT_EQ(serial.room(), Serial::kMaxPending);
   EXPECT_EQ(serial.receive(much), Serial::kMaxPending);
+  EXPECT_EQ(serial.room(), 0U);
   EXPECT_EQ(serial.receive(much), 0U);
 }
 
