@@ -16,10 +16,11 @@ Task<Result<void>> Checker::check_copied() {
   const bool fix = request_.fix_errors ||
                    (request_.fix_leaks && result_.check_errors == 0 && result_.corruptions == 0 &&
                     result_.leaks == 0);
-  std::vector<std::uint64_t> offsets;
+  auto l1 = co_await read_table(file_, "L1 table", header_.l1_table_offset, header_.l1_size);
+  PLATTER_CO_TRY(l1);
   bool l1_changed = false;
-  for (std::size_t i = 0; i < active_l1_.size(); ++i) {
-    std::uint64_t& entry = active_l1_[i];
+  for (std::size_t i = 0; i < l1->size(); ++i) {
+    std::uint64_t& entry = (*l1)[i];
     const std::uint64_t table = l1_offset(entry);
     if (table == 0) continue;
     const std::uint64_t refcount = counts_.get(g_.cluster_index(table));
@@ -34,21 +35,28 @@ Task<Result<void>> Checker::check_copied() {
         ++result_.corruptions;
       }
     }
-    if (g_.in_cluster(table) == 0 && g_.cluster_index(table) < file_clusters()) {
-      offsets.push_back(table);
-    }
-  }
-  // One table is looked at once, however often a hostile L1 points at it.
-  std::vector<std::uint64_t> sorted = offsets;
-  std::sort(sorted.begin(), sorted.end());
-  if (const auto end = std::unique(sorted.begin(), sorted.end()); end != sorted.end()) {
-    sorted.erase(end, sorted.end());
-    offsets = std::move(sorted);
   }
   // Refcounts that were mended must be durable before a flag promises them.
   if (fix) {
     auto flushed = co_await file_.flush();
     PLATTER_CO_TRY(flushed);
+  }
+  if (l1_changed) {
+    std::vector<std::byte> bytes(l1->size() * 8);
+    for (std::size_t i = 0; i < l1->size(); ++i) store_be(bytes.data() + i * 8, (*l1)[i]);
+    auto written = co_await write_table(header_.l1_table_offset, bytes);
+    PLATTER_CO_TRY(written);
+  }
+
+  // From here on the list of L2 tables. One that a hostile L1 points at often is looked at once.
+  std::vector<std::uint64_t>& offsets = *l1;
+  for (std::uint64_t& entry : offsets) entry = l1_offset(entry);
+  std::erase_if(offsets, [this](std::uint64_t table) {
+    return table == 0 || g_.in_cluster(table) != 0 || g_.cluster_index(table) >= file_clusters();
+  });
+  if (l2_repeated_) {
+    std::sort(offsets.begin(), offsets.end());
+    offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
   }
 
   TableStream stream(file_, g_.cluster_size(), offsets);
@@ -84,12 +92,6 @@ Task<Result<void>> Checker::check_copied() {
   }
   co_await stream.stop();
   PLATTER_CO_TRY(outcome);
-  if (l1_changed) {
-    std::vector<std::byte> bytes(active_l1_.size() * 8);
-    for (std::size_t i = 0; i < active_l1_.size(); ++i) store_be(bytes.data() + i * 8, active_l1_[i]);
-    auto written = co_await write_table(header_.l1_table_offset, bytes);
-    PLATTER_CO_TRY(written);
-  }
   co_return Result<void>{};
 }
 

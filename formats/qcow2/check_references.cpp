@@ -39,17 +39,17 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
   return true;
 }
 
-Task<Result<std::vector<Checker::L2Reference>>> Checker::count_l1(std::uint64_t offset,
-                                                                  std::uint64_t entries,
-                                                                  Active active) {
-  std::vector<L2Reference> tables;
-  if (!count(offset, entries * 8)) co_return tables;
+Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
+                                                           std::uint64_t entries, Active active) {
+  if (!count(offset, entries * 8)) co_return std::vector<std::uint64_t>{};
   auto l1 = co_await read_table(file_, "L1 table", offset, entries);
   if (!l1) {
     say("ERROR: I/O error in check_refcounts_l1");
     ++result_.check_errors;
     co_return forward_error(l1);
   }
+  // The table becomes the list of L2 tables in place: it can have 4 Mi entries.
+  std::size_t found = 0;
   for (const std::uint64_t entry : *l1) {
     if (entry == 0) continue;
     if ((entry & kL1Reserved) != 0) {
@@ -64,39 +64,33 @@ Task<Result<std::vector<Checker::L2Reference>>> Checker::count_l1(std::uint64_t 
       continue;
     }
     if (active == Active::kYes && !l1_copied(entry)) all_copied_ = false;
-    if (there && table != 0) tables.push_back({table, 1});
+    if (!there || table == 0) continue;
+    if (counts_.get(g_.cluster_index(table)) > 1) l2_repeated_ = true;
+    (*l1)[found++] = table;
   }
-  if (active == Active::kYes) active_l1_ = std::move(*l1);
-  co_return tables;
+  l1->resize(found);
+  co_return std::move(*l1);
 }
 
 // A table that is referenced several times is read once and counted so often: snapshots share most
 // of their tables, and a hostile L1 can point everywhere at the same one.
-Task<Result<void>> Checker::count_l2_tables(std::vector<L2Reference> tables, Active active,
+Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, Active active,
                                             bool fix) {
-  std::vector<std::uint64_t> offsets(tables.size());
-  const auto by_offset = [](const L2Reference& a, const L2Reference& b) {
-    return a.offset < b.offset;
-  };
-  std::vector<L2Reference> sorted = tables;
-  std::sort(sorted.begin(), sorted.end(), by_offset);
-  const auto same = [](const L2Reference& a, const L2Reference& b) { return a.offset == b.offset; };
-  if (std::adjacent_find(sorted.begin(), sorted.end(), same) != sorted.end()) {
-    tables.clear();
-    for (const L2Reference& reference : sorted) {
-      if (!tables.empty() && tables.back().offset == reference.offset) {
-        ++tables.back().times;
+  std::vector<std::uint32_t> times;
+  if (l2_repeated_) {
+    std::sort(tables.begin(), tables.end());
+    std::size_t distinct = 0;
+    for (const std::uint64_t table : tables) {
+      if (distinct != 0 && tables[distinct - 1] == table) {
+        ++times.back();
       } else {
-        tables.push_back(reference);
+        tables[distinct++] = table;
+        times.push_back(1);
       }
     }
-    offsets.resize(tables.size());
+    tables.resize(distinct);
   }
-  sorted = {};
-  std::transform(tables.begin(), tables.end(), offsets.begin(),
-                 [](const L2Reference& r) { return r.offset; });
-
-  TableStream stream(file_, g_.cluster_size(), offsets);
+  TableStream stream(file_, g_.cluster_size(), tables);
   Result<void> outcome;
   for (std::size_t i = 0; i < tables.size() && outcome; ++i) {
     auto table = co_await stream.next();
@@ -106,8 +100,8 @@ Task<Result<void>> Checker::count_l2_tables(std::vector<L2Reference> tables, Act
       outcome = std::move(table.read);
       break;
     }
-    if (count_l2_table(table.data, tables[i].times, active, fix)) {
-      outcome = co_await write_table(offsets[i], table.data);
+    if (count_l2_table(table.data, times.empty() ? 1 : times[i], active, fix)) {
+      outcome = co_await write_table(tables[i], table.data);
     }
   }
   co_await stream.stop();
@@ -212,7 +206,7 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
 }
 
 Task<Result<void>> Checker::count_snapshots() {
-  std::vector<L2Reference> tables;
+  std::vector<std::uint64_t> tables;
   if (g_.external_data && !snapshots_.empty()) {
     say("ERROR {} snapshots in image with data file", snapshots_.size());
     ++result_.corruptions;
@@ -330,6 +324,7 @@ Task<Result<void>> Checker::count_references(bool fix) {
   result_.allocated_clusters = 0;
   result_.compressed_clusters = 0;
   result_.fragmented_clusters = 0;
+  l2_repeated_ = false;
   count(0, g_.cluster_size());
   auto tables = co_await count_l1(header_.l1_table_offset, header_.l1_size, Active::kYes);
   PLATTER_CO_TRY(tables);

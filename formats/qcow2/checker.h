@@ -25,10 +25,6 @@ class Checker {
 
  private:
   enum class Active : bool { kNo, kYes };
-  struct L2Reference {
-    std::uint64_t offset = 0;
-    std::uint64_t times = 1;
-  };
 
   // check.cpp
   // A hostile image can make a finding of every eight bytes: beyond this they are only counted.
@@ -52,9 +48,10 @@ class Checker {
   Task<Result<void>> count_references(bool fix);
   // Counts `times` references to every cluster of a range; false when the range is not in the file.
   bool count(std::uint64_t offset, std::uint64_t length, std::uint64_t times = 1);
-  Task<Result<std::vector<L2Reference>>> count_l1(std::uint64_t offset, std::uint64_t entries,
-                                                  Active active);
-  Task<Result<void>> count_l2_tables(std::vector<L2Reference> tables, Active active, bool fix);
+  // Gives the L2 tables' places, in order; sets l2_repeated_ when one may be there twice.
+  Task<Result<std::vector<std::uint64_t>>> count_l1(std::uint64_t offset, std::uint64_t entries,
+                                                    Active active);
+  Task<Result<void>> count_l2_tables(std::vector<std::uint64_t> tables, Active active, bool fix);
   // True when an entry was mended in `table`.
   bool count_l2_table(std::span<std::byte> table, std::uint64_t times, Active active, bool fix);
   bool count_l2_entry(std::byte* at, std::uint64_t times, Active active, bool fix,
@@ -87,12 +84,12 @@ class Checker {
   CheckResult result_;
   RefcountMap counts_;
   std::vector<std::uint64_t> refcount_table_;
-  std::vector<std::uint64_t> active_l1_;
   std::vector<Snapshot> snapshots_;
   std::uint64_t snapshot_table_bytes_ = 0;
   std::uint64_t highest_cluster_ = 0;
   std::uint64_t lines_ = 0;
   std::unordered_set<std::uint64_t> overflowed_;  // clusters that have been reported
+  bool l2_repeated_ = false;
   bool need_rebuild_ = false;
   bool mismatch_ = false;  // some refcount differed from its references
   // What the pass over copied flags can be spared for: no active entry lacks the flag, no cluster

@@ -3,6 +3,7 @@
 #include "block/base/checked.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/codec.h"
+#include "formats/qcow2/info.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -234,25 +235,6 @@ Task<Result<void>> Qcow2Driver::make_empty() {
 
 // Information -----------------------------------------------------------------------------------------------
 
-FormatInfo Qcow2Driver::info() {
-  const Header& h = core_.header;
-  FormatInfo info;
-  info.cluster_size = core_.geometry.cluster_size();
-  info.encrypted = h.crypt_method != CryptMethod::kNone;
-  info.dirty = h.dirty();
-  info.corrupt = h.corrupt();
-  auto& fields = info.specific;
-  fields.push_back({"compat", std::string(h.version >= 3 ? "1.1" : "0.10")});
-  if (h.has_data_file() && h.extensions.data_file) fields.push_back({"data-file", *h.extensions.data_file});
-  if (h.has_data_file()) fields.push_back({"data-file-raw", h.data_file_raw()});
-  fields.push_back({"compression-type", std::string(h.compression_type == CompressionType::kZstd ? "zstd" : "zlib")});
-  if (h.version >= 3) fields.push_back({"lazy-refcounts", h.lazy_refcounts()});
-  fields.push_back({"refcount-bits", std::uint64_t{core_.geometry.refcount_bits()}});
-  if (h.version >= 3) {
-    fields.push_back({"corrupt", h.corrupt()});
-    fields.push_back({"extended-l2", h.extended_l2()});
-  }
-  return info;
-}
+FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_); }
 
 }  // namespace platter::qcow2

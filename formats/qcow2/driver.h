@@ -15,6 +15,7 @@
 
 #include "block/node/mapped_driver.h"
 #include "block/node/registry.h"
+#include "formats/qcow2/bitmap_directory.h"
 #include "formats/qcow2/cluster_writer.h"
 #include "formats/qcow2/core.h"
 #include "formats/qcow2/host_clusters.h"
@@ -113,6 +114,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   WriteBack write_back_;
   ClusterWriter writer_;
   Snapshots snapshots_;
+  std::vector<BitmapEntry> bitmaps_;  // immutable after open
   AsyncMutex operations_;  // resizes, snapshots, checks: one at a time
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;

@@ -139,6 +139,11 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
   }
   auto loaded = co_await load_tables();
   PLATTER_CO_TRY(loaded);
+  if (core_.header.extensions.bitmaps) {
+    // Only shown; a directory that is broken is for the checker to report.
+    auto bitmaps = co_await read_bitmap_directory(*core_.file, core_.header);
+    if (bitmaps) bitmaps_ = std::move(*bitmaps);
+  }
   auto backing = co_await context.open_backing(core_.header.backing_file, backing_format());
   PLATTER_CO_TRY(backing);
   core_.backing_edge = std::move(*backing);
