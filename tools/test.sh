@@ -69,7 +69,7 @@ for part in "${parts[@]}"; do
       run tsan -j "$jobs" -L race
       ;;
     fuzz)
-      build fuzz
+      build fuzz fuzzers
       run fuzz -L fuzz
       ;;
     *) die "unknown part '$part': release, asan, tsan or fuzz" ;;

@@ -15,9 +15,9 @@
 // Threads: everything here is called from vCPU or set-up threads, any at once (a mutex inside),
 // unless a comment says otherwise. Calls that wait for requests must not come from the thread of
 // an executor that serves a queue; stop() is the awaitable way to do it there.
-// Ownership: refers to guest memory, executors and the interrupt sink; owns its queues and
-// their eventfds.
-// Errors: what the driver does wrong is refused or answered with DEVICE_NEEDS_RESET.
+// Ownership: refers to guest memory, executors (which run from before DRIVER_OK until the device
+// has been stopped) and the interrupt sink; owns its queues and their eventfds. Errors: what the
+// driver does wrong is refused or answered with DEVICE_NEEDS_RESET.
 #pragma once
 
 #include <atomic>
@@ -37,8 +37,8 @@
 
 namespace platter::virtio {
 
-// Where a device sends its interrupts: the transport. Called from any thread, never while a lock
-// of the device is held.
+// Where a device sends its interrupts: the transport. Called from any thread; must not call back
+// into the device, whose control lock may be held.
 class InterruptSink {
  public:
   virtual void queue_interrupt(unsigned queue) noexcept = 0;

@@ -24,24 +24,30 @@ bool MsixTable::deliverable(const Entry& entry) const {
   return !entry.masked && !function_masked_.load(std::memory_order_acquire) && enabled();
 }
 
-void MsixTable::send(Entry& entry) noexcept {
-  if (entry.stale) {
-    if (!entry.signal) {
-      if (auto made = platform_.create_msi(entry.message)) entry.signal = std::move(*made);
-    } else if (!entry.signal->set_message(entry.message)) {
-      entry.signal.reset();
-    }
-    // A message the platform refuses is not tried again until the guest changes it.
-    entry.stale = false;
+void MsixTable::prepare(Entry& entry) noexcept {
+  if (!entry.stale) return;
+  if (!entry.signal) {
+    if (auto made = platform_.create_msi(entry.message)) entry.signal = std::move(*made);
+  } else if (!entry.signal->set_message(entry.message)) {
+    entry.signal.reset();
   }
+  // A message the platform refuses is not tried again until the guest changes it.
+  entry.stale = false;
+}
+
+void MsixTable::send(Entry& entry) noexcept {
+  prepare(entry);
   if (entry.signal) entry.signal->raise();
 }
 
 void MsixTable::settle(Entry& entry) noexcept {
-  if (entry.pending && deliverable(entry)) {
-    entry.pending = false;
-    send(entry);
-  }
+  if (!deliverable(entry)) return;
+  // Changing interrupt routes takes the hypervisor a while: done here, by the vCPU that unmasks,
+  // rather than by the first request that wants to interrupt.
+  if (entry.message.address != 0) prepare(entry);
+  if (!entry.pending) return;
+  entry.pending = false;
+  send(entry);
 }
 
 void MsixTable::raise(unsigned vector) noexcept {

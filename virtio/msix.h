@@ -55,6 +55,7 @@ class MsixTable {
   };
   // All with the entry's mutex held.
   bool deliverable(const Entry& entry) const;
+  void prepare(Entry& entry) noexcept;  // the signal has the current message afterwards
   void send(Entry& entry) noexcept;
   void settle(Entry& entry) noexcept;
 
