@@ -127,8 +127,11 @@ Task<Result<void>> Qcow2Driver::relieve() {
     std::lock_guard lock(core_.mutex);
     if (clusters_.unlinked_clusters() << core_.geometry.cluster_bits < kMaxUnsettled) co_return {};
   }
-  auto committed = co_await write_back_.commit(false);
-  PLATTER_CO_TRY(committed);
+  {
+    auto ticket = co_await admit();
+    auto committed = co_await write_back_.commit(false);
+    PLATTER_CO_TRY(committed);
+  }
   auto reaping = clusters_.reap();
   co_await reaping;
   co_return {};
@@ -136,10 +139,15 @@ Task<Result<void>> Qcow2Driver::relieve() {
 
 Task<Result<void>> Qcow2Driver::do_flush() {
   if (!core_.writable) co_return {};
-  PLATTER_FAULT(*core_.file, FaultEvent::kFlushToOs);
-  auto committed = co_await write_back_.commit(true);
-  PLATTER_CO_TRY(committed);
-  PLATTER_FAULT(*core_.file, FaultEvent::kFlushToDisk);
+  {
+    // Held back like a request while tables are replaced. The ticket goes before anything is freed:
+    // it would keep what this flush has made free to go in quarantine.
+    auto ticket = co_await admit();
+    PLATTER_FAULT(*core_.file, FaultEvent::kFlushToOs);
+    auto committed = co_await write_back_.commit(true);
+    PLATTER_CO_TRY(committed);
+    PLATTER_FAULT(*core_.file, FaultEvent::kFlushToDisk);
+  }
   auto reaping = clusters_.reap();
   co_await reaping;
   co_return clusters_.take_error();
@@ -161,11 +169,61 @@ Task<Result<void>> Qcow2Driver::end_writing() {
   write_back_.set_lazy(false);
   auto settled = co_await settle();
   PLATTER_CO_TRY(settled);
-  if (core_.header.dirty()) {
+  if (core_.header.dirty() && !needs_repair_) {
     auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
     PLATTER_CO_TRY(cleaned);
   }
   co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void>>()>& work, bool reload) {
+  if (!core_.writable) co_return fail(EROFS, "the image is read-only");
+  if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+  auto alone = co_await operations_.lock();
+  auto holding = hold();
+  co_await holding;
+  const bool lazy = write_back_.lazy();
+  write_back_.set_lazy(false);  // counts on disk are looked at
+  auto result = co_await settle();
+  if (result && !reload) {
+    auto working = work();
+    result = co_await working;
+    // Also after a failure: what it had set aside goes back.
+    auto settled = co_await settle();
+    if (result) result = std::move(settled);
+  } else if (result) {
+    auto nothing_freed = co_await clusters_.stop_reaping();
+    began_ = false;
+    {
+      auto working = work();
+      result = co_await working;
+    }
+    nothing_freed.unlock();
+    if (result && began_ && !lazy && !needs_repair_) {
+      result = co_await core_.set_incompatible(incompatible::kDirty, false);
+    }
+    if (!result && began_) needs_repair_ = true;
+    if (!result && !began_) {
+      auto settled = co_await settle();
+      static_cast<void>(settled);
+    }
+    auto loaded = co_await load_tables();
+    if (!loaded) {
+      // Memory and file may differ now.
+      core_.poisoned.store(true);
+      if (result) result = std::move(loaded);
+    }
+  }
+  write_back_.set_lazy(lazy);
+  release();
+  co_return result;
+}
+
+Task<Result<void>> Qcow2Driver::begin_changing_counts() {
+  began_ = true;
+  if (core_.geometry.version < 3) co_return {};
+  auto marked = co_await core_.set_incompatible(incompatible::kDirty, true);
+  co_return marked;
 }
 
 Task<Result<void>> Qcow2Driver::do_close() {
@@ -176,31 +234,28 @@ Task<Result<void>> Qcow2Driver::do_close() {
 // Checking and the backing reference ----------------------------------------------------------------------
 
 Task<Result<CheckResult>> Qcow2Driver::check(const CheckRequest& request) {
-  auto alone = co_await operations_.lock();
-  auto holding = hold();
-  co_await holding;
-  // The check compares counts on disk.
-  const bool lazy = write_back_.lazy();
-  write_back_.set_lazy(false);
-  auto settled = co_await settle();
-  write_back_.set_lazy(lazy);
-  Header header = core_.header;
   Result<CheckResult> result = CheckResult{};
-  if (!settled) {
-    result = forward_error(settled);
-  } else {
+  Header header = core_.header;
+  if (!core_.writable) {
     result = co_await check_image(*core_.file, header, request);
+    co_return result;
   }
-  if (result && (request.fix_leaks || request.fix_errors) && core_.writable) {
-    {
-      auto guard = co_await core_.header_mutex.lock();
-      core_.header = header;
-    }
-    auto loaded = co_await load_tables();
-    if (!loaded) result = forward_error(loaded);
-  }
-  release();
+  const auto work = [this, &request, &result] { return check_now(request, &result); };
+  const std::function<Task<Result<void>>()> named(work);
+  auto done = co_await exclusively(named, true);
+  PLATTER_CO_TRY(done);
   co_return result;
+}
+
+Task<Result<void>> Qcow2Driver::check_now(const CheckRequest& request, Result<CheckResult>* result) {
+  Header header = core_.header;
+  *result = co_await check_image(*core_.file, header, request);
+  if (*result && (request.fix_leaks || request.fix_errors)) {
+    auto guard = co_await core_.header_mutex.lock();
+    core_.header = header;
+    if ((*result)->corruptions == 0) needs_repair_ = false;
+  }
+  co_return {};
 }
 
 std::string Qcow2Driver::backing_filename() const { return core_.header.backing_file; }

@@ -10,6 +10,7 @@
 // inside the parts.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -52,6 +53,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Limits limits() const override;
   Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override;
   Task<Result<void>> do_flush() override;
+  Task<Result<void>> do_resize(ResizeRequest request) override;
   Task<Result<void>> do_close() override;
   Task<Result<void>> prepare_reopen(OpenFlags flags) override;
   void commit_reopen() override;
@@ -102,9 +104,25 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   // Writes everything back and frees what can be freed; nothing is running.
   Task<Result<void>> settle();
   Task<Result<void>> end_writing();
+  // Runs `work` with requests held back and everything written back; one at a time. With `reload`
+  // nothing is being freed meanwhile, and all tables are loaded again from the file afterwards; when
+  // `work` then fails after it began to change counts (`began_` is set), the image stays marked
+  // dirty, so that its next opening repairs it.
+  Task<Result<void>> exclusively(const std::function<Task<Result<void>>()>& work, bool reload);
+  Task<Result<void>> begin_changing_counts();
+  Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
+
+  // resize.cpp, with requests held back.
+  Task<Result<void>> resize_now(const ResizeRequest& request);
+  Task<Result<void>> grow_l1(std::uint64_t entries);
+  void shrink_l1(std::uint64_t entries);
+  Task<Result<void>> set_size(std::uint64_t size);
+  Task<Result<void>> clear_tail(std::uint64_t from);
+  Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode);
+  Task<Result<void>> cut_file();
 
   Core core_;
   const RuntimeOptions options_;
@@ -116,6 +134,8 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Snapshots snapshots_;
   std::vector<BitmapEntry> bitmaps_;  // immutable after open
   AsyncMutex operations_;  // resizes, snapshots, checks: one at a time
+  bool began_ = false;         // under operations_
+  bool needs_repair_ = false;  // under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;
 };

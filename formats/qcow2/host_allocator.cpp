@@ -218,6 +218,14 @@ Task<Result<void>> HostClusters::find_frontier() {
   co_return {};
 }
 
+Task<Result<std::uint64_t>> HostClusters::end() {
+  auto guard = co_await preparing_.lock();
+  open();
+  auto found = co_await find_frontier();
+  PLATTER_CO_TRY(found);
+  co_return frontier_;
+}
+
 Task<Result<void>> HostClusters::scan(std::uint64_t slice) {
   const bool counted = refcounts_.block(slice / refcounts_.slices_per_block()) != 0;
   TableCache::Pin pin;

@@ -217,8 +217,11 @@ Task<void> HostClusters::reap_run(ClusterRun run) {
     }
     for (ClusterRun& one : last) {
       PLATTER_FAULT(*core_.file, FaultEvent::kClusterPunch);
-      auto punched = co_await core_.file->discard(one.first << core_.geometry.cluster_bits,
-                                                  one.count << core_.geometry.cluster_bits);
+      // The file need not have its last cluster in full.
+      const std::uint64_t from = one.first << core_.geometry.cluster_bits;
+      const std::uint64_t file_end = core_.file->size();
+      const std::uint64_t length = std::min(one.count << core_.geometry.cluster_bits, file_end - std::min(from, file_end));
+      auto punched = co_await core_.file->discard(from, length);
       std::lock_guard lock(core_.mutex);
       if (!punched && punched.error().code() != ENOTSUP && punched.error().code() != EOPNOTSUPP) {
         if (!punch_error_) punch_error_ = punched.error().in("could not give back freed space");

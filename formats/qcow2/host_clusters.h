@@ -123,6 +123,8 @@ class HostClusters {
   // Frees what has left quarantine. An error of punching is kept for take_error().
   Task<void> reap();
   Result<void> take_error();
+  // While the guard lives nothing is freed.
+  AsyncMutex::LockAwaiter stop_reaping() { return reaping_.lock(); }
 
   // mutex: the end of what tables were made in without writing them: the file must reach it before
   // anything refers to them on disk. 0: nothing.
@@ -134,9 +136,8 @@ class HostClusters {
   // mutex: where the packed bytes of compressed clusters continue; 0: nowhere.
   std::uint64_t packed_cursor = 0;
 
-  // First cluster behind everything that was ever handed out, and forgetting what lies behind (after
-  // the file was cut off there). mutex.
-  std::uint64_t frontier() const { return frontier_; }
+  // The first cluster behind everything that is in use. Nothing is running or waiting to be freed.
+  Task<Result<std::uint64_t>> end();
 
  private:
   friend class Reservation;

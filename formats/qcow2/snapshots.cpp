@@ -42,12 +42,6 @@ Result<std::size_t> Snapshots::find(const std::string& id_or_name) const {
   return fail(ENOENT, "snapshot '{}' not found", id_or_name);
 }
 
-Task<Result<void>> Snapshots::create(std::string, std::uint64_t, std::uint32_t) {
-  co_return fail(ENOTSUP, "internal snapshots cannot be changed");
-}
-Task<Result<void>> Snapshots::apply(std::string) { co_return fail(ENOTSUP, "internal snapshots cannot be changed"); }
-Task<Result<void>> Snapshots::remove(std::string) { co_return fail(ENOTSUP, "internal snapshots cannot be changed"); }
-
 Task<Result<void>> Snapshots::load(std::string id_or_name) {
   Core& core = driver_.core_;
   if (core.writable) co_return fail(EBUSY, "a snapshot is shown only by an image that is open read-only");

@@ -10,6 +10,7 @@
 // Threads: one operation at a time (the driver's operations mutex).
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,22 @@ class Snapshots final : public SnapshotAbility {
 
  private:
   Result<std::size_t> find(const std::string& id_or_name) const;
+  // snapshot_ops.cpp; each with requests held back and everything written back.
+  Task<Result<void>> create_now(Snapshot snapshot);
+  Task<Result<void>> apply_now(std::size_t which);
+  Task<Result<void>> remove_now(std::size_t which);
+  // Writes tables for `snapshots` and an L1 at new places and makes the header name them.
+  struct NewTables;
+  Task<Result<void>> place_table(const std::vector<Snapshot>& snapshots, NewTables& tables);
+  Task<Result<void>> write_table(const NewTables& tables);
+  Task<Result<void>> switch_header(Header header);
+  Task<Result<void>> write_l1(std::uint64_t offset, std::span<const std::uint64_t> entries);
+  std::string free_id() const;
+  struct OldTable {
+    std::uint64_t first = 0;  // cluster
+    std::uint64_t clusters = 0;
+  };
+  OldTable old_table() const;
 
   Qcow2Driver& driver_;
   std::vector<Snapshot> snapshots_;  // changed with requests held back

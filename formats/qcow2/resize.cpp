@@ -1,0 +1,188 @@
+// Growing and shrinking the disk, with requests held back.
+#include <algorithm>
+
+#include "block/base/checked.h"
+#include "formats/qcow2/driver.h"
+
+namespace platter::qcow2 {
+
+Task<Result<void>> Qcow2Driver::do_resize(ResizeRequest request) {
+  if (request.size % kSector != 0) co_return fail(EINVAL, "The new size must be a multiple of {}", kSector);
+  if (!snapshots_.table().empty() && core_.geometry.version < 3) {
+    co_return fail(ENOTSUP, "Can't resize a v2 image which has snapshots");
+  }
+  if (request.size < size() && request.preallocation != Preallocation::kOff) {
+    co_return fail(EINVAL, "Preallocation can't be used for shrinking an image");
+  }
+  const auto work = [this, &request] { return resize_now(request); };
+  const std::function<Task<Result<void>>()> named(work);
+  auto done = co_await exclusively(named, false);
+  PLATTER_CO_TRY(done);
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t old_size = size();
+  const std::uint64_t needed = g.l1_entries_for(request.size);
+  if (request.size < old_size) {
+    const std::uint64_t first = align_up(request.size, g.cluster_size());
+    const std::uint64_t end = align_up(old_size, g.cluster_size());
+    if (first < end) {
+      auto discarded = co_await writer_.discard(first, end - first, Discard::kAlways, true);
+      PLATTER_CO_TRY(discarded);
+    }
+    shrink_l1(needed);
+    auto settled = co_await settle();
+    PLATTER_CO_TRY(settled);
+    auto sized = co_await set_size(request.size);
+    PLATTER_CO_TRY(sized);
+    auto cut = co_await cut_file();
+    co_return cut;
+  }
+  if (needed > tables_.l1_size()) {
+    auto grown = co_await grow_l1(needed);
+    if (!grown) co_return forward_error(grown, "Failed to grow the L1 table");
+  }
+  auto cleared = co_await clear_tail(old_size);
+  PLATTER_CO_TRY(cleared);
+  if (request.preallocation != Preallocation::kOff) {
+    auto preallocated = co_await preallocate(old_size, request.size, request.preallocation);
+    PLATTER_CO_TRY(preallocated);
+  }
+  auto settled = co_await settle();
+  PLATTER_CO_TRY(settled);
+  auto sized = co_await set_size(request.size);
+  co_return sized;
+}
+
+Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size) {
+  auto guard = co_await core_.header_mutex.lock();
+  const std::uint64_t before = core_.header.size;
+  core_.header.size = size;
+  auto written = co_await core_.write_header();
+  if (written) written = co_await core_.file->flush();
+  if (!written) {
+    core_.header.size = before;
+    co_return forward_error(written, "Failed to update the image size");
+  }
+  core_.size.store(size);
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
+  const Geometry& g = core_.geometry;
+  if (entries * 8 > kMaxL1Bytes) co_return fail(EFBIG, "the L1 table would be larger than {} bytes", kMaxL1Bytes);
+  PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowAllocTable);
+  auto place = co_await clusters_.reserve_exactly(g.clusters_for(entries * 8));
+  PLATTER_CO_TRY(place);
+  auto counted = co_await write_back_.commit(true);
+  PLATTER_CO_TRY(counted);
+  std::vector<std::uint64_t> table(entries, 0);
+  for (std::uint64_t i = 0; i < tables_.l1_size(); ++i) table[i] = tables_.l1(i);
+  const Buffer bytes(align_up(entries * 8, g.cluster_size()));
+  std::memset(bytes.data(), 0, bytes.size());
+  for (std::uint64_t i = 0; i < entries; ++i) store_be(bytes.data() + i * 8, table[i]);
+  PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowWriteTable);
+  auto written = co_await core_.file->write(place->host(), bytes.iov());
+  PLATTER_CO_TRY(written);
+  auto flushed = co_await core_.file->flush();
+  PLATTER_CO_TRY(flushed);
+  PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowActivateTable);
+  const std::uint64_t old_offset = core_.header.l1_table_offset;
+  const std::uint64_t old_bytes = core_.header.l1_table_bytes();
+  {
+    auto guard = co_await core_.header_mutex.lock();
+    const Header before = core_.header;
+    core_.header.l1_table_offset = place->host();
+    core_.header.l1_size = static_cast<std::uint32_t>(entries);
+    auto switched = co_await core_.write_header();
+    if (switched) switched = co_await core_.file->flush();
+    if (!switched) {
+      // The header may have reached the disk: both tables must stay.
+      core_.header = before;
+      std::lock_guard lock(core_.mutex);
+      place->link();
+      co_return switched;
+    }
+  }
+  std::lock_guard lock(core_.mutex);
+  core_.metadata.remove(old_offset, old_bytes);
+  core_.metadata.add(place->host(), entries * 8);
+  tables_.replace_l1(place->host(), table);
+  tables_.cache().resize(entries * tables_.slices_per_table());
+  place->link();
+  if (old_bytes != 0) clusters_.unlink(g.cluster_index(old_offset), g.clusters_for(old_bytes), Discard::kOther);
+  co_return {};
+}
+
+void Qcow2Driver::shrink_l1(std::uint64_t entries) {
+  const Geometry& g = core_.geometry;
+  std::lock_guard lock(core_.mutex);
+  for (std::uint64_t i = entries; i < tables_.l1_size(); ++i) {
+    const std::uint64_t table = l1_offset(tables_.l1(i));
+    if (table == 0) continue;
+    tables_.cache().drop(i * tables_.slices_per_table(), tables_.slices_per_table());
+    tables_.set_l1(i, 0);
+    core_.metadata.remove(table, g.cluster_size());
+    clusters_.unlink(g.cluster_index(table), 1, Discard::kAlways);
+  }
+}
+
+// What the disk's last cluster holds behind the old end must not appear.
+Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
+  const std::uint64_t length = align_up(from, core_.geometry.cluster_size()) - from;
+  if (length == 0) co_return {};
+  auto mapping = co_await map(from, length, false);
+  PLATTER_CO_TRY(mapping);
+  if (mapping->kind != Mapping::Kind::kData) co_return {};
+  const Buffer zeroes = Buffer::zeroed(length);
+  auto written = co_await write_inside(from, zeroes.iov());
+  co_return written;
+}
+
+Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode) {
+  const Geometry& g = core_.geometry;
+  std::uint64_t host_end = 0;
+  offset = align_down(offset, g.cluster_size());
+  end = align_up(end, g.cluster_size());
+  while (offset < end) {
+    auto plan = co_await plan_write(offset, end - offset);
+    PLATTER_CO_TRY(plan);
+    offset += plan->length;
+    if (plan->in_place) continue;
+    const std::uint64_t host = plan->host_offset;
+    // Behind the end of the file are zeroes, elsewhere they are written.
+    if (host < core_.file->size()) {
+      auto zeroed = co_await core_.file->write_zeroes(host, plan->length);
+      if (!zeroed) {
+        abandon(*plan);
+        co_return zeroed;
+      }
+    }
+    host_end = std::max(host_end, host + plan->length);
+    publish(*plan);
+  }
+  if (host_end > core_.file->size()) {
+    ResizeRequest extend{.size = host_end, .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
+    auto extended = co_await core_.file->resize(extend);
+    if (!extended) co_return forward_error(extended, "Could not preallocate space");
+  }
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::cut_file() {
+  if (!core_.file->driver().can_grow()) co_return {};
+  auto end = co_await clusters_.end();
+  PLATTER_CO_TRY(end);
+  const std::uint64_t bytes = *end << core_.geometry.cluster_bits;
+  if (bytes >= core_.file->size()) co_return {};
+  ResizeRequest cut{.size = bytes};
+  auto resized = co_await core_.file->resize(cut);
+  // Space at the end is only space.
+  static_cast<void>(resized);
+  clusters_.open();
+  co_return {};
+}
+
+}  // namespace platter::qcow2
