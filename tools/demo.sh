@@ -1,0 +1,117 @@
+#!/bin/bash
+# Platter's main job, from nothing: installs the Debian packages that are missing, builds, creates a
+# disk, puts a bootable guest on it, snapshots it, makes a clone, boots the guest from the clone
+# under KVM with virtio-blk, and shows what became of the disks.
+#
+#   tools/demo.sh            all of that, in a scratch folder that is removed in the end
+#   KEEP=1 tools/demo.sh     keeps the scratch folder
+# PLATTER_GUEST_KERNEL: a Linux kernel for machines whose /dev/kvm emulates ring 0 (see below).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source_dir=$PWD
+demo=$source_dir/tools/demo
+
+step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+say() { printf '   %s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+run() { printf '\033[2m$ %s\033[0m\n' "${*//$platter/platter}"; "$@"; }
+
+step "Installing what is missing"
+tools/setup.sh build
+
+step "Building"
+cmake --preset release >/dev/null || die "could not configure the build (run 'cmake --preset release' to see why)"
+cmake --build --preset release --target platter || die "the build failed"
+platter=$source_dir/build/release/tools/platter
+
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/platter-demo.XXXXXX")
+if [ -n "${KEEP:-}" ]; then say "working in $scratch"; else trap 'rm -rf "$scratch"' EXIT; fi
+cd "$scratch"
+
+step "Looking at this machine"
+kind=$("$platter" run --probe) || die "this machine cannot run guests: $kind"
+say "$kind"
+case $kind in
+  *emulated*) speed=slow ;;
+  *) speed=fast ;;
+esac
+
+# Debian's own kernel and an initrd with its virtio modules: what a real host boots.
+debian_kernel() {
+  local package
+  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}')
+  [ -n "$package" ] || return 1
+  mkdir -p kernel
+  (cd kernel && apt-get download -q "$package" >/dev/null 2>&1 && dpkg -x ./*.deb .) || return 1
+  kernel=$(echo "$scratch"/kernel/boot/vmlinuz-*)
+  "$demo/make_initrd.sh" "$scratch"/kernel/lib/modules/* "$scratch/initrd.gz"
+}
+
+if [ "$speed" = fast ]; then
+  debian_kernel || die "could not fetch Debian's kernel (package linux-image-cloud-amd64)"
+  guest=linux
+  say "guest: Debian's own kernel, because KVM runs ring 0 on this machine's processor"
+  boot=(--kernel "$kernel" --initrd "$scratch/initrd.gz" --append 'console=ttyS0 quiet panic=-1 reboot=t')
+elif [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then
+  [ -r "$PLATTER_GUEST_KERNEL" ] || die "PLATTER_GUEST_KERNEL: cannot read '$PLATTER_GUEST_KERNEL'"
+  guest=linux
+  kernel=$PLATTER_GUEST_KERNEL
+  case $kernel in *.xz) xz -dc "$kernel" >vmlinux; kernel=$scratch/vmlinux ;; esac
+  say "guest: the patched Linux kernel that PLATTER_GUEST_KERNEL names, because KVM emulates ring 0"
+  say "here and stock kernels do not survive that; the boot takes about half a minute"
+  boot=(--kernel "$kernel" --append 'console=ttyS0 quiet root=/dev/vda rw init=/sbin/init panic=-1 reboot=k lpj=1000000 tsc=reliable no_timer_check noxsave clearcpuid=popcnt,smap,smep mitigations=off rodata=off')
+else
+  guest=firmware
+  say "guest: a boot program under SeaBIOS, because KVM emulates ring 0 here, which stock Linux kernels"
+  say "do not survive, and PLATTER_GUEST_KERNEL names no kernel that does; it takes about 15 seconds"
+  boot=()
+fi
+
+step "Creating a disk and putting a guest on it"
+if [ "$guest" = linux ]; then
+  mkdir -p root/{sbin,dev,proc,sys,root}
+  cc -O2 -Wall -static -o root/sbin/init "$demo/init.c"
+  echo "hello from the base image" >root/greeting
+  mke2fs -q -t ext4 -d root filesystem.raw 48M
+else
+  "$demo/make_boot_disk.sh" filesystem.raw
+fi
+run "$platter" img create -f qcow2 base.qcow2 "$(stat -c %s filesystem.raw)"
+run "$platter" img convert -n -f raw -O qcow2 filesystem.raw base.qcow2
+
+step "Taking a snapshot of it"
+run "$platter" img snapshot -c installed base.qcow2
+run "$platter" img snapshot -l base.qcow2
+
+step "Making a clone: an overlay that shares the base's data"
+run "$platter" img create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
+before=$(sha256sum <base.qcow2)
+
+step "Booting the guest from the clone (virtio-blk under KVM)"
+bus=virtio-pci
+[ "$guest" != linux ] || [ "$speed" = fast ] || bus=virtio-mmio
+run "$platter" run --memory 128M "${boot[@]}" --disk "clone.qcow2,format=qcow2,bus=$bus" </dev/null | tee console.log
+case $guest in
+  linux) grep -q 'guest: done' console.log || die "the guest did not report success" ;;
+  firmware) grep -q 'BOOT OK' console.log || die "the boot program did not report success" ;;
+esac
+
+step "What the guest wrote is in the clone"
+run "$platter" img map clone.qcow2
+run "$platter" img check clone.qcow2
+run "$platter" img info clone.qcow2
+
+step "The base is unchanged"
+[ "$(sha256sum <base.qcow2)" = "$before" ] || die "the base has changed"
+say "its checksum is the same as before: $before"
+
+step "A snapshot brings the old state back"
+run "$platter" img snapshot -c after-boot clone.qcow2
+run "$platter" img commit -d clone.qcow2
+if run "$platter" img compare base.qcow2 filesystem.raw; then die "the commit did not reach the base"; fi
+say "the clone's writes were committed to the base, which now differs from what was installed"
+run "$platter" img snapshot -a installed base.qcow2
+run "$platter" img compare base.qcow2 filesystem.raw
+run "$platter" img check base.qcow2
+
+step "Done"
