@@ -21,8 +21,8 @@ tools/setup.sh build
 
 step "Building"
 cmake --preset release >/dev/null || die "could not configure the build (run 'cmake --preset release' to see why)"
-cmake --build --preset release --target platter || die "the build failed"
-platter=$source_dir/build/release/tools/platter
+cmake --build --preset release --target platter guest_boot_sector || die "the build failed"
+platter=$source_dir/build/release/platter
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/platter-demo.XXXXXX")
 if [ -n "${KEEP:-}" ]; then say "working in $scratch"; else trap 'rm -rf "$scratch"' EXIT; fi
@@ -32,8 +32,8 @@ step "Looking at this machine"
 kind=$("$platter" run --probe) || die "this machine cannot run guests: $kind"
 say "$kind"
 case $kind in
-  *emulated*) speed=slow ;;
-  *) speed=fast ;;
+  hardware:*) speed=fast ;;
+  *) speed=slow ;;
 esac
 
 # Debian's own kernel and an initrd with its virtio modules: what a real host boots.
@@ -51,7 +51,7 @@ if [ "$speed" = fast ]; then
   debian_kernel || die "could not fetch Debian's kernel (package linux-image-cloud-amd64)"
   guest=linux
   say "guest: Debian's own kernel, because KVM runs ring 0 on this machine's processor"
-  boot=(--kernel "$kernel" --initrd "$scratch/initrd.gz" --append 'console=ttyS0 quiet panic=-1 reboot=t')
+  boot=(--kernel "$kernel" --initrd "$scratch/initrd.gz" --append 'console=ttyS0 quiet panic=-1 reboot=k')
 elif [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then
   [ -r "$PLATTER_GUEST_KERNEL" ] || die "PLATTER_GUEST_KERNEL: cannot read '$PLATTER_GUEST_KERNEL'"
   guest=linux
@@ -74,7 +74,8 @@ if [ "$guest" = linux ]; then
   echo "hello from the base image" >root/greeting
   mke2fs -q -t ext4 -d root filesystem.raw 48M
 else
-  "$demo/make_boot_disk.sh" filesystem.raw
+  cp "$source_dir/build/release/tests/guest/guest_boot_sector" filesystem.raw
+  truncate -s 8M filesystem.raw
 fi
 run "$platter" img create -f qcow2 base.qcow2 "$(stat -c %s filesystem.raw)"
 run "$platter" img convert -n -f raw -O qcow2 filesystem.raw base.qcow2
@@ -93,7 +94,7 @@ bus=virtio-pci
 run "$platter" run --memory 128M "${boot[@]}" --disk "clone.qcow2,format=qcow2,bus=$bus" </dev/null | tee console.log
 case $guest in
   linux) grep -q 'guest: done' console.log || die "the guest did not report success" ;;
-  firmware) grep -q 'BOOT OK' console.log || die "the boot program did not report success" ;;
+  firmware) grep -q 'BIOS PASS' console.log || die "the boot program did not report success" ;;
 esac
 
 step "What the guest wrote is in the clone"

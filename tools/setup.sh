@@ -11,7 +11,7 @@ build_packages=(
   zlib1g-dev libzstd-dev libisal-dev libdeflate-dev
   libgtest-dev libgmock-dev linux-libc-dev
 )
-demo_packages=(seabios e2fsprogs xz-utils binutils)
+demo_packages=(seabios e2fsprogs xz-utils binutils cpio)
 test_packages=(
   qemu-utils python3 clang-19 libclang-rt-19-dev util-linux nbdkit libnbd-bin
 )

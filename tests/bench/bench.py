@@ -4,7 +4,7 @@
 Each row runs our command and the peer's in turn, several rounds, and compares the medians of wall
 time and of CPU time (user + system, children included). Ratios below 1 mean that Platter needs less.
 
-    bench.py --platter build/release/tools/platter [--rounds 5] [--dir /dev/shm] [--disk-dir /var/tmp] [ROW...]
+    bench.py --platter build/release/platter [--rounds 5] [--dir /dev/shm] [--disk-dir /var/tmp] [ROW...]
 
 ROW: parts of the names of the rows to run; default all. --check makes it exit with 1 when a row
 misses its goal.

@@ -17,7 +17,7 @@
 static void die(const char *what) {
   printf("initrd: %s: %s\n", what, strerror(errno));
   fflush(stdout);
-  reboot(RB_POWER_OFF);
+  reboot(RB_AUTOBOOT);
   _exit(1);
 }
 
