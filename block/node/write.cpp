@@ -66,8 +66,20 @@ Task<Result<void>> BlockNode::write_slow(std::uint64_t offset, IoVec iov, WriteF
           ranges_, start, end - start,
           aligned && !head ? RangeLock::Mode::kShared : RangeLock::Mode::kExclusive);
       co_await hold.acquire();
+      // The buffer may be a guest's memory, which changes at any time: of a probed image's start,
+      // what is written is the copy that was judged. The rest follows as it is.
+      Buffer start_copy;
+      IoVec rest;
+      std::uint64_t rest_offset = 0;
       if (head) {
-        auto judged = check_head(offset, iov.size(), &iov);
+        const std::uint64_t length = iov.size();
+        const std::uint64_t copied = std::min<std::uint64_t>(length, align - offset);
+        start_copy = Buffer(copied);
+        iov.first(copied).copy_to(start_copy.data());
+        rest = iov.from(copied);
+        rest_offset = offset + copied;
+        iov = start_copy.iov();
+        auto judged = check_head(offset, length, &iov);
         result = co_await judged;
       }
       if (result) {
@@ -75,6 +87,10 @@ Task<Result<void>> BlockNode::write_slow(std::uint64_t offset, IoVec iov, WriteF
                                flags_.detect_zeroes == OpenFlags::DetectZeroes::kOff
                            ? call_write(offset, iov, flags)
                            : write_any(offset, iov, flags);
+        result = co_await written;
+      }
+      if (result && !rest.empty()) {
+        auto written = write_any(rest_offset, rest, flags);
         result = co_await written;
       }
     }

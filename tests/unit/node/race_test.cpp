@@ -200,6 +200,30 @@ TEST_F(C18, AProbedRawImageNeverBecomesAnotherFormat) {
   close(again);
 }
 
+// The writer's buffer is a guest's memory, and the guest changes it once it was judged.
+Task<void> write_and_change(BlockNode& node, FaultPoints& points, std::span<std::byte> buffer,
+                            std::span<const std::byte> change) {
+  points.suspend_operation("write", fault_op::kWrite);
+  auto write = node.write(0, IoVec(buffer));
+  co_await points.wait_suspended("write");
+  std::ranges::copy(change, buffer.begin());
+  EXPECT_OK(points.resume("write"));
+  auto written = co_await write;
+  EXPECT_OK(written);
+}
+
+TEST_F(C18, WhatIsWrittenIsWhatWasJudged) {
+  Edge edge =
+      open("read-only=off,file.driver=blkdebug,file.image.driver=memory,file.image.name=probed");
+  ASSERT_TRUE(edge->probed());
+  std::vector<std::byte> buffer(8192, std::byte{'x'});
+  const auto change = text("TESTOVL\n");
+  FaultPoints& points = *fault_points_of(*edge);
+  run([&] { return write_and_change(*edge, points, buffer, change); });
+  EXPECT_EQ(read_bytes(*edge, 0, 8192), std::vector<std::byte>(8192, std::byte{'x'}));
+  close(edge);
+}
+
 TEST_F(C18, ANamedRawImageMayHoldAnything) {
   Edge edge = open("driver=raw,read-only=off,file.driver=memory,file.name=probed");
   EXPECT_OK(write_bytes(*edge, 0, text("TESTOVL\n")));
