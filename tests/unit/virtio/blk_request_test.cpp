@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <limits>
 
 #include "unit/virtio/blk_fixture.h"
@@ -234,6 +235,48 @@ TEST_F(BlkRequestTest, AsManyRangesAsOffered) {
   EXPECT_EQ(driver->ranges(kBlkDiscard, many).status, kOk);
   EXPECT_EQ(disk->discards, BlkDevice::kMaxRangeSegments);
   EXPECT_EQ(driver->ranges(kBlkDiscard, {{0, 0, 0}}).status, kOk) << "an empty range is no harm";
+}
+
+// What was checked is what is used, whatever the guest does to it meanwhile (V-8).
+
+void wait_for(std::atomic<unsigned>& value, unsigned wanted) {
+  for (unsigned n = value; n != wanted; n = value) value.wait(n);
+}
+
+TEST_F(BlkRequestTest, AHeaderIsReadOnce) {
+  driver->write(0, pattern(512, 1));
+  AsyncEvent event;
+  disk->held = &event;
+  const std::uint64_t header = driver->put_header(kBlkIn, 0);
+  const std::uint64_t in = guest->allocate(513);
+  driver->ring().add({{header, 16, false}, {in, 513, true}});
+  driver->publish();
+  wait_for(disk->waiting, 1);
+  std::memset(guest->at(header), 0xff, 16);
+  event.set();
+  EXPECT_EQ(driver->wait().length, 513u);
+  EXPECT_EQ(guest->at(in)[512], std::byte{kOk});
+  EXPECT_EQ(std::memcmp(guest->at(in), pattern(512, 1).data(), 512), 0);
+}
+
+TEST_F(BlkRequestTest, SegmentsAreReadOnce) {
+  AsyncEvent event;
+  disk->held = &event;
+  const std::uint64_t header = driver->put_header(kBlkWriteZeroes, 0);
+  const std::uint64_t data = guest->allocate(32);
+  store_le(guest->at(data), std::uint64_t{0});
+  store_le(guest->at(data) + 8, std::uint64_t{8});
+  store_le(guest->at(data) + 16, std::uint64_t{8});
+  store_le(guest->at(data) + 24, std::uint64_t{8});
+  const std::uint64_t status = guest->allocate(1);
+  driver->ring().add({{header, 16, false}, {data, 32, false}, {status, 1, true}});
+  driver->publish();
+  wait_for(disk->waiting, 1);
+  std::memset(guest->at(data), 0xff, 32);
+  event.set();
+  driver->wait();
+  EXPECT_EQ(*guest->at(status), std::byte{kOk});
+  EXPECT_EQ(disk->zeroes, 2u);
 }
 
 // Get-id -----------------------------------------------------------------------------------------
