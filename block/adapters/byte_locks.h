@@ -27,6 +27,8 @@ class ByteLocks {
   Result<void> change(int fd, Permissions wanted, const std::string& name);
   // Takes the locks that are held also on another description of the same file.
   Result<void> copy_to(int fd);
+  // Gives back on that description what copy_to() took there.
+  void remove_from(int fd) { give_back(fd, needed_, unshared_); }
 
   std::uint32_t needed() const { return needed_; }
   std::uint32_t unshared() const { return unshared_; }

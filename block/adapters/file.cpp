@@ -98,7 +98,14 @@ Task<Result<void>> FileDriver::do_close() {
 }
 
 Task<Result<void>> FileDriver::do_set_permissions(Permissions cumulative) {
-  co_return locks_.change(fd_.get(), cumulative, settings_.path);
+  if (!reopened_) co_return locks_.change(fd_.get(), cumulative, settings_.path);
+  // Between prepare_reopen() and its end there are two descriptions, and each sees the other's locks
+  // as somebody else's: the locks change on the old one and are then copied anew.
+  locks_.remove_from(reopened_->fd.get());
+  const Result<void> changed = locks_.change(fd_.get(), cumulative, settings_.path);
+  const Result<void> copied = locks_.copy_to(reopened_->fd.get());
+  PLATTER_CO_TRY(changed);
+  co_return copied;
 }
 
 Task<Result<void>> FileDriver::prepare_reopen(OpenFlags flags) {

@@ -219,6 +219,23 @@ TEST_P(FileTest, ReopeningChangesWhatMayBeDone) {
   EXPECT_TRUE(other.permissions(Permissions::writer()));
 }
 
+TEST_P(FileTest, RightsMayChangeInTheMidstOfAReopen) {
+  write_file(path_, pattern(8192));
+  OpenDriver file = open({.read_only = true});
+  OpenDriver other = open();
+  ASSERT_TRUE(file.permissions(Permissions::reader()));
+  ASSERT_TRUE(file.run([&] { return file->prepare_reopen(kReadWrite); }));
+  EXPECT_EQ(error_of(file.permissions(Permissions::writer())), "");
+  file->commit_reopen();
+  EXPECT_FALSE(other.permissions(Permissions::writer()));
+
+  ASSERT_TRUE(file.run([&] { return file->prepare_reopen({.read_only = true}); }));
+  EXPECT_EQ(error_of(file.permissions(Permissions::unsafe_reader())), "");
+  file->commit_reopen();
+  // Nothing of the old rights is left behind.
+  EXPECT_EQ(error_of(other.permissions(Permissions::writer())), "");
+}
+
 // --- opening -------------------------------------------------------------------------------------
 
 TEST(FileOpen, OnlyRegularFiles) {
