@@ -175,8 +175,11 @@ Task<Result<void>> close_unattached(NodePtr node) {
 Task<Result<Edge>> open_node(OpenRequest request) {
   std::string name = request.filename;
   if (name.empty()) name = detail::bottom_filename(request.options);
+  const std::string context = fmt::format("Could not open '{}'", name);
   const auto in_context = [&](const auto& failed) {
-    return forward_error(failed, "Could not open '{}'", name);
+    // The file's own driver may have said so already.
+    if (failed.error().message().starts_with(context + ":")) return forward_error(failed);
+    return forward_error(failed, "{}", context);
   };
 
   Result<Options> options =
