@@ -11,9 +11,14 @@
 namespace platter::img {
 int run_img(std::string program, int argc, char** argv);
 }  // namespace platter::img
+
 namespace platter::run {
 int run_main(std::string program, int argc, char** argv);
 }  // namespace platter::run
+
+namespace platter::io_tool {
+int run_io(std::string program, int argc, char** argv);
+}  // namespace platter::io_tool
 
 namespace platter::tools {
 
@@ -27,6 +32,7 @@ struct Tool {
 inline constexpr Tool kTools[] = {
     {"img", "qemu-img", "create, inspect, convert, check, snapshot, clone and repair images", img::run_img},
     {"run", "", "run a small KVM machine on disk images", run::run_main},
+    {"io", "qemu-io", "read, write and verify any part of an image", io_tool::run_io},
 };
 
 }  // namespace platter::tools

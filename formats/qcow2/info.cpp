@@ -17,6 +17,16 @@ InfoField bitmap_field(const BitmapEntry& bitmap) {
   return {{}, std::move(fields)};
 }
 
+// Behind the part of the disk that whole L2 tables map.
+std::uint64_t vm_state_offset(const Header& header) {
+  const Geometry geometry{.version = header.version,
+                          .cluster_bits = header.cluster_bits,
+                          .refcount_order = header.refcount_order,
+                          .extended_l2 = header.extended_l2(),
+                          .external_data = header.has_data_file()};
+  return geometry.l1_entries_for(header.size) * geometry.l2_coverage();
+}
+
 }  // namespace
 
 FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmaps) {
@@ -25,6 +35,7 @@ FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmap
   info.encrypted = header.crypt_method != CryptMethod::kNone;
   info.dirty = header.dirty();
   info.corrupt = header.corrupt();
+  info.vm_state_offset = vm_state_offset(header);
   InfoField::Fields& fields = info.specific;
   const bool v3 = header.version >= 3;
   fields.push_back({"compat", std::string(v3 ? "1.1" : "0.10")});

@@ -1,0 +1,346 @@
+#!/usr/bin/env python3
+"""The same scripts through `platter io` and qemu-io: same output, same exit status, same disks.
+
+usage: io_parity.py PLATTER [-k WORD] [-v]
+
+Timings are blanked out before comparing. Exit status 77: qemu-io or qemu-img is not installed.
+"""
+import argparse
+import concurrent.futures
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+STATISTICS = re.compile(r"ops; .* ops/sec\)")
+MACHINE = re.compile(r"^(\d+,1),\d+:\d\d:\d\d\.\d\d,\d+\.\d{3},\d+\.\d{3}$", re.M)
+TIME = re.compile(r"1 ops; (\d\d\.\d\d sec|\d+:\d\d:\d\d\.\d\d) \((\d[\d.e+]*) ?(bytes|[KMGTPE]iB)?/sec and \d+\.\d{4} ops/sec\)")
+NODE = re.compile(r"#block\d+|node '[^']*'")
+
+
+class Case:
+    """One script, run on fresh images. `setup` gives image name -> qemu-img create arguments."""
+
+    def __init__(self, name, commands, image="disk", fmt="qcow2", size="4M", options=(), setup=(),
+                 stdin=None, stderr=True, unordered=False, create=""):
+        self.name = name
+        self.commands = commands
+        self.image = image
+        self.fmt = fmt
+        self.size = size
+        self.options = list(options)
+        self.setup = list(setup)
+        self.stdin = stdin
+        self.stderr = stderr
+        self.unordered = unordered
+        self.create = create
+
+
+def normalise(text, unordered):
+    text = MACHINE.sub(r"\1,TIME", STATISTICS.sub("ops; TIME", text))
+    text = NODE.sub("NODE", text)
+    lines = text.splitlines()
+    return sorted(lines) if unordered else lines
+
+
+def prepare(case, directory):
+    os.makedirs(directory)
+    for arguments in case.setup:
+        subprocess.run(arguments, cwd=directory, check=True, stdout=subprocess.DEVNULL)
+    path = os.path.join(directory, "disk")
+    if case.fmt and not os.path.exists(path):
+        command = ["qemu-img", "create", "-q", "-f", case.fmt]
+        if case.create:
+            command += ["-o", case.create]
+        subprocess.run(command + ["disk", case.size], cwd=directory, check=True)
+
+
+def run(program, case, directory):
+    command = [program] + case.options
+    if case.fmt and "--image-opts" not in case.options and "-f" not in case.options:
+        command += ["-f", case.fmt]
+    for line in case.commands:
+        command += ["-c", line]
+    if case.image:
+        command.append(case.image)
+    done = subprocess.run(command, cwd=directory, input=case.stdin, capture_output=True, timeout=30,
+                          text=True, errors="replace")
+    return done
+
+
+def differences(case, ours, theirs):
+    found = []
+    if ours.returncode != theirs.returncode:
+        found.append(f"exit status {ours.returncode}, qemu-io has {theirs.returncode}")
+    for stream in ("stdout", "stderr"):
+        if stream == "stderr" and not case.stderr:
+            continue
+        mine = normalise(getattr(ours, stream), case.unordered)
+        other = normalise(getattr(theirs, stream), case.unordered)
+        if mine != other:
+            at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), min(len(mine), len(other)))
+            found.append(f"{stream} differs in line {at + 1}:\n      ours: {mine[at:at + 3]}\n"
+                         f"    theirs: {other[at:at + 3]}")
+    for line in ours.stdout.splitlines():
+        if " ops; " in line and not TIME.search(line):
+            found.append(f"statistics are not of the usual form: {line}")
+    return found
+
+
+def compare_images(case, ours, theirs):
+    if not case.fmt:
+        return []
+    found = []
+    done = subprocess.run(["qemu-img", "compare", "-f", case.fmt, "-F", case.fmt, os.path.join(ours, "disk"),
+                           os.path.join(theirs, "disk")], capture_output=True, text=True)
+    if done.returncode != 0:
+        found.append("images: " + (done.stdout + done.stderr).strip())
+    if case.fmt == "qcow2":
+        done = subprocess.run(["qemu-img", "check", os.path.join(ours, "disk")], capture_output=True, text=True)
+        if done.returncode != 0:
+            found.append("check: " + (done.stdout + done.stderr).strip())
+    return found
+
+
+def examine(case, program, work):
+    """What differs between the two tools, as lines of text; nothing if all is alike."""
+    ours = os.path.join(work, "ours")
+    theirs = os.path.join(work, "theirs")
+    prepare(case, ours)
+    prepare(case, theirs)
+    try:
+        found = differences(case, run(program, case, ours), run("qemu-io", case, theirs))
+    except subprocess.TimeoutExpired as expired:
+        return [f"timeout: {expired.cmd[0]}"]
+    return found or compare_images(case, ours, theirs)
+
+
+READS = [
+    "read 0 4k", "read -C 0 4k", "read -q 0 4k", "read -P 5 0 4k", "read -P 0 0 4k", "read -P 5 -s 512 0 4k",
+    "read -P 5 -s 512 -l 512 0 4k", "read -P 5 -s 512 -l 51200 0 4k", "read -s 512 -l 512 0 4k",
+    "read -P 256 0 4k", "read -P xyz 0 4k", "read -P 0xff 0 4k", "read -v 0 40", "read -v 513 40", "read x 4k",
+    "read 0 4G", "read 0 2147483136", "read 0 2147483137", "read 0 16M", "read 16M 1k", "read 0 0", "read 0 1zz",
+    "read 0 1.5k", "read 0 9999999999999999999", "read", "read 0", "read 0 1 2", "read -Z 0 1", "read -P",
+    "read -1 4k", "read 0 512 -P 0", "read -q -- 0 512", "read --foo 0 512", "read -s 512 -P 1 0 512",
+    "read -l 0 -P 1 0 512", "read -P 1 -s x 0 512", "read -P 1 -l x 0 512", "read -P 1 -s 600 0 512",
+    "read -p 0 512", "read 0x10 0x200", "read 1k 1KB", "read 1B 1b", "read 0 1e3", "read 0 .5k", "read 0 1.",
+    "read +1 +4", "read 7E 8", "read 8E 8", "read 4194303 1", "read 4194303 2", "r 0 512", "read  0   512 ",
+    "readv 0 512 512", "readv -P 0x5 0 512 512", "readv -P 0 0 512 512", "readv -v 0 16 5", "readv -C 0 16 5",
+    "readv 0 16M", "readv 0", "readv x 5", "readv -Z 0 5", "readv 0 1000 0 5", "readv 0 1G 1G", "readv 0 2G 1",
+    "readv -q 0 7",
+]
+WRITES = [
+    "write -q 0 512", "write", "write 0 4k", "write -P 7 0 64k", "write -z 0 4k", "write -z -P 3 0 4k",
+    "write -u 0 4k", "write -n 0 4k", "write -z -u 64k 64k", "write -b -z 0 64k", "write -c -f 0 64k",
+    "write -b -f 0 64k", "write -f 0 64k", "write -p 64k 64k", "write -s pattern 1M 70000", "read -v 1M 40",
+    "write -s missing 0 64k", "write -s empty 0 64k", "write -s empty -P 3 0 64k", "write -s empty -z 0 64k",
+    "write 600 1", "write 4M 512", "write 4000k 1M", "write 0 2147483137", "write -z 0 4G", "write -c 0 600",
+    "write -c 3 512", "write -b 3 512", "write -C 0 512", "write -q -C 0 512", "write -P 0x1ff 0 1", "w 5 6",
+    "writev 0 512 1k 600", "writev -P 0x5 0 512 1k 513", "writev -z 0 512", "writev -q -f 0 512",
+    "writev 0 512 x", "writev 4M 512 512", "writev 0", "writev -C 0 1000 0 5", "read -P 0xcd 0 512",
+]
+IMAGE = [
+    "write -q 64k 100k", "write -q 2M 1M", "map", "map 3", "alloc 0", "alloc 64k", "alloc 64k 64k", "alloc 0 4M",
+    "alloc 512 1", "alloc 0 11M", "alloc 11M 4", "alloc x", "alloc 0 x", "alloc -1", "alloc 64k 1000",
+    "alloc 64k 4G", "alloc", "alloc 1 2 3", "length", "l", "length 3", "flush", "flush 1", "f",
+    "discard 64k 64k", "discard -C 64k 64k", "discard -q 0 64k", "discard 0 16M", "discard 0 4G", "discard x 1",
+    "discard 0 y", "discard 0", "discard -Z 0 1", "map", "truncate 8M", "length", "truncate x", "truncate -5",
+    "truncate", "truncate 1 2", "truncate -Z 3", "truncate -m bad 9M", "map", "t 3M", "length", "map",
+    "read -P 0 64k 64k", "read -P 0xcd 2M 1M",
+]
+CONTROL = [
+    "", "foo", "help foo", "help read write", "help x y z", "sleep 1", "sleep x", "sleep", "sleep -5", "sleep 0x1",
+    "sleep 1k", "sigraise x", "sigraise 0", "sigraise 999", "sigraise -1", "break x y", "break read_aio A",
+    "break x", "resume A", "resume", "remove_break A", "wait_break", "abort 1", "aio_flush 1", "help", "?",
+    "help sleep", "help abort", "help map", "help q", "help h", "help c", "close", "length", "close",
+    "open", "open a b", "open -Z", "open -t foo disk", "open -d foo disk", "open -i foo disk", "open -o",
+    "open missing", "length", "open -o driver=FORMAT disk", "length", "open disk", "close", "open -r disk -o driver=FORMAT",
+    "write 0 512", "read 0 512", "close", "open -U -r -o driver=FORMAT disk", "length", "close", "open -U disk",
+    "open -t none -o driver=FORMAT disk", "write 0 512", "c", "o -n -o driver=FORMAT,file.filename=disk", "write 0 512",
+    "close", "open -o driver=FORMAT,foo=bar disk",
+]
+REOPEN = [
+    "reopen", "reopen -r", "write 0 512", "reopen -w", "write 0 512", "reopen -r -w", "reopen -Z", "reopen foo",
+    "reopen -c none", "write 0 512", "reopen -c foo", "reopen -o foo=on", "reopen -r -o read-only=on",
+    "reopen -c none -o cache.direct=on", "reopen -o cache.direct=on", "read 0 512", "reopen -c writeback",
+    "reopen -o discard=unmap", "reopen -o", "reopen -o driver=raw", "write -P 3 7 9", "read -P 3 7 9",
+]
+AIO = [
+    "aio_write 0 4k", "aio_flush", "aio_read 0 4k", "aio_flush", "aio_read -P 3 0 4k", "aio_flush",
+    "aio_read -C 0 4k 8k", "aio_flush", "aio_read -q 0 4k", "aio_read -v 0 20", "aio_flush", "aio_read -i 0 4k",
+    "aio_write -i 0 4k", "aio_read 20M 4k", "aio_flush", "aio_write 20M 4k", "aio_flush",
+    "aio_write -z 0 4k 4k", "aio_write -u 0 4k", "aio_write x 4k", "aio_write 0 x", "aio_write 0",
+    "aio_read x 4k", "aio_read 0", "aio_write -P 500 0 5", "aio_read -P xx 0 5", "aio_write 0 1k 1k 3k", "aio_flush",
+    "aio_write -P 9 64k 64k", "aio_flush", "aio_write -f -P 8 70000 5", "aio_flush", "read -P 9 64k 4464",
+    "aio_write -Z 0 1", "aio_read -Z 0 1", "aio_read 0 4k", "length", "aio_flush", "aio_read 0 0", "aio_flush",
+    "aio_write -q 1M 1M", "aio_read 0 4k",
+]
+
+
+def random_script(seed):
+    """Reads, writes, zeroes and discards of any alignment, verified as a plain array would be."""
+    rng = random.Random(seed)
+    size = 4 << 20
+    disk = bytearray(size)
+    lines = []
+    for _ in range(60):
+        length = rng.choice([1, 511, 512, 4096, 5000, 65536, 70000, 200000])
+        offset = rng.randrange(0, size - length)
+        if rng.random() < 0.5:
+            offset &= ~0xffff
+        value = rng.randrange(1, 256)
+        kind = rng.randrange(4)
+        if kind == 0:
+            lines.append(f"write -P {value} {offset} {length}")
+            disk[offset:offset + length] = bytes([value]) * length
+        elif kind == 1:
+            lines.append(f"write -z {rng.choice(['', '-u '])}{offset} {length}")
+            disk[offset:offset + length] = bytes(length)
+        elif kind == 2:
+            half = length // 2
+            lines.append(f"writev -P {value} {offset} {half} {length - half}")
+            disk[offset:offset + length] = bytes([value]) * length
+        else:
+            lines.append(f"aio_write -P {value} {offset} {length}")
+            lines.append("aio_flush")
+            disk[offset:offset + length] = bytes([value]) * length
+        at = rng.randrange(0, size - 16)
+        lines.append(f"read -v {at} 16")
+        run_end = at
+        while run_end < size and disk[run_end] == disk[at] and run_end - at < 100000:
+            run_end += 1
+        lines.append(f"read -P {disk[at]} {at} {run_end - at}")
+    return lines
+
+
+FILES = [["sh", "-c", r"printf '!@#$ ~_AZaz09\377\200' > pattern; : > empty"]]
+INTERACTIVE = ("read 0 512\nlength\n\n   \nfoo\nread\nwrite -q 0 4k\nread -v 0 16\naio_read -q 0 4k\naio_flush\n"
+               "quit\nlength\n")
+
+
+def with_format(commands, fmt):
+    return [line.replace("FORMAT", fmt) for line in commands]
+
+
+def cases_of(fmt):
+    yield Case("reads", READS, fmt=fmt)
+    yield Case("reads, misaligned, past the page cache", READS, fmt=fmt, options=["-m", "-n"])
+    yield Case("writes", WRITES, fmt=fmt, setup=FILES)
+    yield Case("writes, misaligned, past the page cache", WRITES, fmt=fmt, setup=FILES, options=["-m", "-t", "none"])
+    yield Case("writes to a read-only image", WRITES + AIO, fmt=fmt, setup=FILES, options=["-r"], unordered=True)
+    yield Case("image", IMAGE, fmt=fmt)
+    yield Case("control", with_format(CONTROL, fmt), fmt=fmt, stderr=False)
+    yield Case("reopen", REOPEN, fmt=fmt)
+    yield Case("aio", AIO, fmt=fmt)
+    yield Case("interactive", [], fmt=fmt, stdin=INTERACTIVE)
+    yield Case("interactive, no newline at the end", [], fmt=fmt, stdin="read 0 512\nlength\nfoo")
+    yield Case("nothing open", READS[:3] + ["map", "length", "help l", "quit 1 2", "length"], fmt="", image=None)
+    yield Case("signal", ["length", "sigraise 15"], fmt=fmt)
+    yield Case("crash", ["abort"], fmt=fmt)
+    yield Case("cache modes", ["write 0 4k"], fmt=fmt, options=["-t", "directsync", "-d", "ignore", "-i", "threads"])
+    for mode in ("cache", "discard", "aio"):
+        yield Case(f"bad {mode} mode", ["length"], fmt=fmt, options=[f"--{mode}", "foo"])
+    yield Case("native aio needs direct", ["length"], fmt=fmt, options=["-k"])
+    yield Case("native aio", ["length", "read 0 4k"], fmt=fmt, options=["-k", "-n"])
+    yield Case("force share", ["length"], fmt=fmt, options=["-U"], stderr=False)
+    yield Case("force share, reading", ["length"], fmt=fmt, options=["-U", "-r"])
+    yield Case("image options", ["length", "write 0 4k"], fmt=fmt, options=["--image-opts"],
+               image=f"driver={fmt},file.driver=file,file.filename=disk")
+    yield Case("json name", ["length", "write 0 4k"], fmt=fmt,
+               image='json:{"driver":"%s","file":{"driver":"file","filename":"disk"}}' % fmt)
+    yield Case("secret object", ["length"], fmt=fmt, options=["--object", "secret,id=x,data=abc"])
+    yield Case("bad object", ["length"], fmt=fmt, options=["--object", "foo,id=x"])
+    yield Case("trace", ["length"], fmt=fmt, options=["-T", "foo"])
+    yield Case("missing file", ["length"], fmt=fmt, image="missing", stderr=False)
+    yield Case("quit", ["quit", "length"], fmt=fmt)
+    for seed in range(2):
+        yield Case(f"random {seed}", random_script(seed), fmt=fmt)
+    yield Case("breakpoints", BREAK_RAW if fmt == "raw" else BREAK, fmt=fmt, options=["--image-opts"], stderr=True,
+               image=f"driver={fmt},file.driver=blkdebug,file.image.driver=file,file.image.filename=disk")
+    yield Case("breakpoints by name", ["aio_write 0 64k", "aio_flush", "break write_aio A", "aio_write 0 64k",
+                                       "wait_break A", "resume A", "aio_flush"], fmt=fmt, image="blkdebug::disk")
+
+
+BREAK = [
+    "break nonsense A", "break write_aio", "resume A", "remove_break A", "break read_aio A", "remove_break A",
+    "remove_break A", "write -q 0 64k", "break write_aio A", "aio_write -P 1 0 64k", "wait_break A", "read -P 0xcd 0 64k",
+    "resume A", "aio_flush", "read -P 1 0 64k", "break write_aio A", "aio_write -P 2 0 64k", "wait_break A",
+    "remove_break A", "aio_flush", "resume A",
+]
+BREAK_RAW = [
+    "break nonsense A", "break write_aio", "resume A", "remove_break A", "break read_aio A", "remove_break A",
+    "remove_break A", "resume B",
+]
+
+
+def only_qcow2():
+    backed = [["qemu-img", "create", "-q", "-f", "qcow2", "base", "4M"],
+              ["qemu-io", "-f", "qcow2", "-c", "write -q -P 3 64k 256k", "-c", "write -q -P 4 2M 1M", "base"],
+              ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "disk"]]
+    packed = ["write -q 128k 64k", "write -c -P 5 0 64k", "write -c 64k 64k", "write -c 0 4k", "write -c -z 128k 64k", "map", "read -P 5 0 64k",
+              "write -P 6 4k 4k", "read -P 6 4k 4k", "read -P 5 8k 56k"]
+    yield Case("info", ["info", "i", "info 3"])
+    yield Case("info, all features", ["info"], options=["-r"], create="extended_l2=on,lazy_refcounts=on,compression_type=zstd,"
+               "refcount_bits=64,cluster_size=16k")
+    yield Case("info, old version", ["info"], create="compat=0.10")
+    yield Case("backing", ["map", "read -P 3 64k 256k", "write -P 7 100k 10k", "map", "alloc 64k 64k", "read -P 3 64k 36k",
+                           "read -P 7 100k 10k", "discard 64k 64k", "map", "write -z 2M 64k", "read -P 0 2M 64k",
+                           "read -P 4 2112k 64k", "truncate 5M", "map", "info"], setup=backed)
+    yield Case("snapshot", ["write -P 1 0 64k", "map", "read -P 1 0 64k", "read -P 3 64k 64k"], setup=backed, options=["-s"])
+    yield Case("snapshot, reading", ["write 0 64k", "map"], setup=backed, options=["-s", "-r"])
+    yield Case("copy on read", ["read -P 3 64k 4k", "map", "read -P 0 1M 512", "map"], setup=backed, options=["-C"])
+    yield Case("copy on read, reading", ["length"], setup=backed, options=["-C", "-r"])
+    yield Case("packed", packed)
+    yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
+                                 "truncate -m full 8M", "map", "length"], stderr=False)
+    yield Case("zeroes without fallback", ["write -q 0 256k", "write -z -n 0 64k", "write -z -u -n 64k 128k", "map"])
+    for seed, create in enumerate(("cluster_size=512", "cluster_size=2M", "compat=0.10", "lazy_refcounts=on")):
+        yield Case(f"image, {create}", IMAGE, create=create)
+        yield Case(f"random, {create}", random_script(seed + 2), create=create)
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("platter")
+    parser.add_argument("-k", default="", help="run only cases whose name has this in it")
+    parser.add_argument("-v", action="store_true", help="name every case")
+    arguments = parser.parse_args()
+    if not shutil.which("qemu-io") or not shutil.which("qemu-img"):
+        print("SKIP: qemu-io and qemu-img (Debian: qemu-utils) are not installed")
+        return 77
+
+    failed = passed = commands = 0
+    # In memory where possible: every write is flushed, and the disk under the test is not the point.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="io_parity", dir=memory) as work:
+        ours = os.path.join(work, "bin", "qemu-io")
+        os.makedirs(os.path.dirname(ours))
+        os.symlink(os.path.abspath(arguments.platter), ours)
+        cases = [(fmt, case) for fmt in ("raw", "qcow2") for case in cases_of(fmt)]
+        cases += [("qcow2", case) for case in only_qcow2()]
+        named = [(f"{fmt}: {case.name}", case) for fmt, case in cases]
+        chosen = [(name, case) for name, case in named if arguments.k in name]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            results = [pool.submit(examine, case, ours, os.path.join(work, str(number)))
+                       for number, (_, case) in enumerate(chosen)]
+        for (name, case), result in zip(chosen, results):
+            found = result.result()
+            commands += len(case.commands)
+            if found:
+                failed += 1
+                print(f"FAILED {name}")
+                for text in found:
+                    print("  " + text)
+            else:
+                passed += 1
+                if arguments.v:
+                    print(f"ok     {name}")
+    print(f"{passed} scripts ({commands} commands) alike, {failed} not")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

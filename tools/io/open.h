@@ -1,0 +1,32 @@
+// How an image is opened: what the options of the program and those of the command `open` say.
+// Threads: the control executor.
+#pragma once
+
+#include <string>
+
+#include "block/exec/task.h"
+#include "block/node/driver.h"
+#include "block/node/options.h"
+#include "tools/io/session.h"
+
+namespace platter::io_tool {
+
+struct OpenSpec {
+  std::string filename;  // may be empty when the options name it
+  Options options;
+  // What qemu-io does when nothing is said: discards go through, every write is durable.
+  OpenFlags flags{.read_only = false, .writethrough = true, .discard_unmap = true};
+  bool snapshot = false;      // -s: write to a temporary overlay
+  bool copy_on_read = false;  // -C
+  bool native_aio = false;    // -k, -i native
+};
+
+// Each reports what is wrong and gives false.
+bool set_cache(const Session& session, OpenFlags& flags, std::string_view mode);
+bool set_discard(const Session& session, OpenSpec& spec, std::string_view mode);
+bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode);
+
+// Opens it as the session's image, or reports why not.
+Task<bool> open_image(Session& session, OpenSpec spec);
+
+}  // namespace platter::io_tool

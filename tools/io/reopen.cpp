@@ -1,0 +1,128 @@
+// The command reopen: other flags for the open image.
+#include "tools/io/open.h"
+
+namespace platter::io_tool {
+namespace {
+
+struct Wish {
+  std::optional<bool> read_only;     // -r, -w
+  std::optional<std::string> cache;  // -c
+  Options options;                   // -o
+};
+
+// What may be changed while the image is open.
+Result<void> apply_options(Options options, const BlockNode& node, OpenFlags& flags) {
+  const auto take = [&](std::string_view key, bool& into) -> Result<void> {
+    const Result<std::optional<bool>> value = options.take_bool(key);
+    PLATTER_TRY(value);
+    if (*value) into = **value;
+    return {};
+  };
+  Result<void> taken = take("read-only", flags.read_only);
+  PLATTER_TRY(taken);
+  taken = take("cache.direct", flags.direct);
+  PLATTER_TRY(taken);
+  taken = take("cache.no-flush", flags.no_flush);
+  PLATTER_TRY(taken);
+  taken = take("force-share", flags.force_share);
+  PLATTER_TRY(taken);
+  if (const auto discard = options.take_string("discard")) {
+    flags.discard_unmap = *discard == "unmap" || *discard == "on";
+    if (!flags.discard_unmap && *discard != "ignore" && *discard != "off") {
+      return fail(EINVAL, "Invalid discard option");
+    }
+  }
+  if (const auto detect = options.take_string("detect-zeroes")) {
+    using enum OpenFlags::DetectZeroes;
+    if (*detect != "off" && *detect != "on" && *detect != "unmap") {
+      return fail(EINVAL, "invalid parameter value: {}", *detect);
+    }
+    flags.detect_zeroes = *detect == "off" ? kOff : *detect == "on" ? kOn : kUnmap;
+  }
+  // What stays as it is may be named.
+  if (const std::string* driver = options.peek("driver"); driver && *driver == node.driver_name()) {
+    options.take_string("driver");
+  }
+  if (const std::string* name = options.peek("node-name"); name && *name == node.node_name()) {
+    options.take_string("node-name");
+  }
+  if (!options.empty())
+    return fail(EINVAL, "Cannot change the option '{}'", options.begin()->first);
+  return {};
+}
+
+Result<void> check_wish(const Wish& wish) {
+  if (wish.cache && (wish.options.has("cache.direct") || wish.options.has("cache.no-flush"))) {
+    return fail(EINVAL, "Cannot set both -c and the cache options");
+  }
+  if (wish.read_only && wish.options.has("read-only")) {
+    return fail(EINVAL, "Cannot set both -r/-w and 'read-only'");
+  }
+  return {};
+}
+
+}  // namespace
+
+Task<bool> run_reopen(Session& session, Arguments arguments) {
+  Wish wish;
+  OpenFlags flags = session.node().flags();
+  arguments.rewind();
+  for (int letter; (letter = arguments.next("c:o:rw")) != -1;) {
+    switch (letter) {
+      case 'c':
+        wish.cache = optarg;
+        if (!set_cache(session, flags, optarg)) co_return false;
+        break;
+      case 'o': {
+        Result<Options> given = Options::parse_keyval(optarg);
+        if (!given) {
+          session.complain(given.error().message());
+          co_return false;
+        }
+        wish.options = std::move(*given);
+        break;
+      }
+      case 'r':
+      case 'w':
+        if (wish.read_only) {
+          session.complain("Only one -r/-w option may be given");
+          co_return false;
+        }
+        wish.read_only = letter == 'r';
+        break;
+      default:
+        co_return usage_error(arguments);
+    }
+  }
+  if (!arguments.rest().empty()) co_return usage_error(arguments);
+  Result<void> good = check_wish(wish);
+  if (good) good = apply_options(wish.options, session.node(), flags);
+  if (!good) {
+    session.complain(good.error().message());
+    co_return false;
+  }
+  if (wish.read_only) flags.read_only = *wish.read_only;
+
+  auto finished = session.wait_for_requests();
+  co_await finished;
+  session.print_reports();
+  const Permissions before = session.permissions();
+  if (wish.read_only == true) {
+    Permissions reading = before;
+    reading.need &= ~(perm::kWrite | perm::kResize);
+    auto given_up = co_await session.set_permissions(reading);
+    if (!given_up) {
+      session.complain(given_up.error().message());
+      co_return false;
+    }
+  }
+  auto reopened = co_await reopen(session.node(), flags);
+  if (!reopened) {
+    auto restored = co_await session.set_permissions(before);
+    static_cast<void>(restored);
+    session.complain(reopened.error().message());
+  }
+  co_return reopened.has_value();
+}
+
+}  // namespace platter::io_tool
