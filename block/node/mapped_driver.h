@@ -87,6 +87,9 @@ class MappedDriver : public Driver {
   // Writing failed: the disk reads as before, and the place is given back.
   virtual void abandon(WritePlan& plan) = 0;
 
+  // Whether stored data may lie in holes of the file below (then whoever asks for extents looks there).
+  virtual bool may_have_holes() { return false; }
+
   // Makes [offset, offset + length), whole units of zero_unit() (or up to the end of the disk), read
   // as zeroes without writing them; ENOTSUP: it cannot.
   virtual std::uint64_t zero_unit() const = 0;

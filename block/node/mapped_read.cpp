@@ -258,6 +258,7 @@ Task<Result<Extent>> MappedDriver::extent_task(std::uint64_t offset, std::uint64
       break;
     }
   }
+  if (extent->kind == ExtentKind::kData) extent->maybe_hole = may_have_holes();
   co_return *extent;
 }
 

@@ -159,6 +159,16 @@ Task<Result<std::uint64_t>> data_bytes(BlockNode& source, std::uint64_t cluster_
   co_return required;
 }
 
+// Whether an image is of a kind that may keep bitmaps: qcow2, version 3.
+bool has_bitmaps(BlockNode& node) {
+  if (node.type().name != "qcow2") return false;
+  const FormatInfo info = node.driver().info();
+  return std::ranges::any_of(info.specific, [](const InfoField& field) {
+    const std::string* text = std::get_if<std::string>(&field.value);
+    return field.name == "compat" && text != nullptr && *text != "0.10";
+  });
+}
+
 }  // namespace
 
 Task<Result<MeasureResult>> measure(MeasureRequest request) {
@@ -185,7 +195,7 @@ Task<Result<MeasureResult>> measure(MeasureRequest request) {
   result.fully_allocated = fully_allocated_size(g, size);
   // Overestimates: it keeps the tables that the full image would have.
   result.required = result.fully_allocated - rounded + data;
-  if (request.source && request.source->type().name == "qcow2" && plan->header.version >= 3) {
+  if (request.source && has_bitmaps(*request.source) && plan->header.version >= 3) {
     result.bitmaps = 0;
   }
   co_return result;

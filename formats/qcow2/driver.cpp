@@ -292,4 +292,19 @@ Task<Result<void>> Qcow2Driver::make_empty() {
 
 FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_); }
 
+// A file that takes up clearly less than its clusters would has holes among them. A few clusters' room
+// is left for what a file system packs tightly.
+bool Qcow2Driver::may_have_holes() {
+  const SparseFile known = sparse_file_.load(std::memory_order_relaxed);
+  if (known != SparseFile::kUnknown) return known == SparseFile::kYes;
+  BlockNode* const file = storage();
+  const std::optional<std::uint64_t> allocated = file->driver().allocated_size();
+  const std::uint64_t cluster_size = core_.geometry.cluster_size();
+  const std::uint64_t clusters = div_round_up(file->size(), cluster_size);
+  const std::uint64_t real = allocated.value_or(file->size()) / cluster_size;
+  const bool sparse = clusters >= std::max(real * 10 / 9, real + 2);
+  sparse_file_.store(sparse ? SparseFile::kYes : SparseFile::kNo, std::memory_order_relaxed);
+  return sparse;
+}
+
 }  // namespace platter::qcow2

@@ -10,6 +10,8 @@
 // inside the parts.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -89,6 +91,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   void abandon(WritePlan& plan) override;
   std::uint64_t zero_unit() const override { return core_.geometry.cluster_size(); }
   Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) override;
+  bool may_have_holes() override;
   Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov) override;
   Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out) override;
 
@@ -133,6 +136,10 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   ClusterWriter writer_;
   Snapshots snapshots_;
   std::vector<BitmapEntry> bitmaps_;  // immutable after open
+  // Whether data clusters may be holes of the file (as after preallocating metadata); found out when
+  // somebody first asks for extents.
+  enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };
+  std::atomic<SparseFile> sparse_file_{SparseFile::kUnknown};
   AsyncMutex operations_;  // resizes, snapshots, checks: one at a time
   bool began_ = false;         // under operations_
   bool needs_repair_ = false;  // under operations_

@@ -103,6 +103,7 @@ Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_second
   snapshot.name = std::move(name);
   snapshot.date_seconds = static_cast<std::uint32_t>(date_seconds);
   snapshot.date_nanoseconds = date_nanoseconds;
+  snapshot.icount = 0;  // of a machine that has not run
   const auto work = [this, &snapshot] { return create_now(snapshot); };
   const std::function<Task<Result<void>>()> named(work);
   auto done = co_await driver_.exclusively(named, true);

@@ -32,10 +32,11 @@ ImageInfo collect(BlockNode& node) {
   if (info.filename.empty()) info.filename = node.filename();
   info.format = node.driver_name();
   info.virtual_size = node.size();
-  info.actual_size = driver.allocated_size();
   info.details = driver.info();
   BlockNode* ground = &node;
   while (ground->storage() != nullptr) ground = ground->storage();
+  info.actual_size = driver.allocated_size();
+  if (!info.actual_size) info.actual_size = ground->driver().allocated_size();
   info.knows_state = ground->driver_name() == "file" || ground->driver_name() == "host_device";
   if (const BackingAbility* backing = driver.backing_reference()) {
     info.backing_filename = backing->backing_filename();
@@ -156,7 +157,11 @@ std::optional<std::string> name_with_options(const OpenSpec& spec, BlockNode& no
     options.set(key, value);
     if (last != "driver" && last != "filename" && key != "file") plain = false;
   }
-  if (plain) return std::nullopt;
+  if (plain) {
+    BlockNode* ground = &node;
+    while (ground->storage() != nullptr) ground = ground->storage();
+    return ground->filename();
+  }
   options.set("driver", std::string(node.driver_name()));
   if (const BlockNode* file = node.storage(); file != nullptr && options.has_child("file")) {
     options.set("file.driver", std::string(file->driver_name()));

@@ -29,6 +29,16 @@ struct Entry {
   }
 };
 
+// A layer that leaves a range to one below it that is too short shows zeroes of its own making.
+void attribute_to_shorter_backing(BlockNode& top, ChainExtent& extent) {
+  if (extent.depth == 0 || !extent.present || extent.data || extent.node != nullptr) return;
+  BlockNode* layer = &top.skip_filters();
+  for (unsigned depth = 0; depth < extent.depth; ++depth) layer = &layer->backing()->skip_filters();
+  if (extent.offset < layer->size()) return;
+  extent.depth -= 1;
+  extent.present = false;
+}
+
 class MapPrinter {
  public:
   explicit MapPrinter(OutputFormat format) : format_(format) {
@@ -89,11 +99,18 @@ Task<int> show_map(MapArguments arguments) {
       co_return 1;
     }
     const std::uint64_t length = std::min(extent->length, end - at);
-    if (entry.length != 0 && entry.continues_as(*extent)) {
+    ChainExtent shown = *extent;
+    attribute_to_shorter_backing(**image, shown);
+    if (shown.compressed) {
+      // Where the packed bytes are is of no use to who wants the plain ones.
+      shown.node = nullptr;
+      shown.host_offset = Extent::kNoHost;
+    }
+    if (entry.length != 0 && entry.continues_as(shown)) {
       entry.length += length;
     } else {
       if (entry.length != 0 && !printer.show(entry, false)) status = 1;
-      entry = Entry{.start = at, .length = length, .extent = *extent};
+      entry = Entry{.start = at, .length = length, .extent = shown};
     }
     at += length;
   }

@@ -99,7 +99,9 @@ Task<Result<void>> change_reference(BlockNode& top, const RebaseArguments& argum
     if (!name.empty() && !arguments.backing_format) {
       changed = fail(EINVAL, "backing format must be specified");
     } else {
-      changed = co_await reference->change_backing(name, name.empty() ? "" : *arguments.backing_format);
+      std::string format;
+      if (!name.empty()) format = *arguments.backing_format;
+      changed = co_await reference->change_backing(name, format);
     }
   }
   if (changed) co_return {};

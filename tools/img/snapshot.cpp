@@ -36,7 +36,12 @@ Task<int> create(BlockNode& node, std::string name) {
 Task<int> apply(BlockNode& node, std::string name) {
   SnapshotAbility* snapshots = node.driver().snapshots();
   Result<void> applied = fail(ENOTSUP, "Block driver does not support snapshots");
-  if (snapshots != nullptr) applied = co_await snapshots->apply(name);
+  if (snapshots != nullptr) {
+    applied = co_await snapshots->apply(name);
+    if (!applied && applied.error().code() == ENOENT) {
+      applied = fail_errno(ENOENT, "Failed to load snapshot");
+    }
+  }
   if (applied) co_return 0;
   report("Could not apply snapshot '{}': {}", name, applied.error().message());
   co_return 1;
@@ -45,9 +50,12 @@ Task<int> apply(BlockNode& node, std::string name) {
 Task<int> remove(BlockNode& node, std::string name) {
   SnapshotAbility* snapshots = node.driver().snapshots();
   Result<void> removed = fail(ENOENT, "snapshot not found");
+  // What is deleted is gone: here, unlike for -a, a number is not taken for an id.
   if (snapshots != nullptr) {
-    removed = co_await snapshots->remove(name);
-    if (!removed && removed.error().code() == ENOENT) removed = fail(ENOENT, "snapshot not found");
+    const std::vector<SnapshotInfo> list = snapshots->list();
+    const auto found = std::find_if(list.begin(), list.end(),
+                                    [&](const SnapshotInfo& snapshot) { return snapshot.name == name; });
+    if (found != list.end()) removed = co_await snapshots->remove(found->id);
   }
   if (removed) co_return 0;
   report("Could not delete snapshot '{}': {}", name, removed.error().message());

@@ -53,8 +53,11 @@ class Harness:
             command = [self.peer] + step[1:]
         else:
             command = [self.ours if side == OURS else self.peer] + step
-        done = subprocess.run(command, cwd=directory, capture_output=True, timeout=60,
-                              stdin=subprocess.DEVNULL)
+        try:
+            done = subprocess.run(command, cwd=directory, capture_output=True, timeout=30,
+                                  stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            return (-1, "", "no end within 30 seconds")
         return (done.returncode, done.stdout.decode(errors="replace"),
                 done.stderr.decode(errors="replace"))
 
@@ -92,7 +95,11 @@ class Harness:
             if outputs == "skip":
                 ours[1] = theirs[1] = ""
             if ours != theirs:
-                self.fail(name, f"{' '.join(step)}\n  ours   {str(ours)[:900]}\n  theirs {str(theirs)[:900]}")
+                # The part around the first difference.
+                both = str(ours), str(theirs)
+                at = len(os.path.commonprefix(both))
+                a, b = (text[max(0, at - 200):at + 200] for text in both)
+                self.fail(name, f"{' '.join(step)}\n  ours   {a}\n  theirs {b}")
         for image, kind in images:
             self.compare_images(name, image, kind, directories)
         for directory in directories:

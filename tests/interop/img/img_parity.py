@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
+import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 
 os.environ["TZ"] = "UTC"
@@ -15,6 +16,7 @@ os.environ["LC_ALL"] = "C.UTF-8"
 run = harness.Harness(sys.argv[1], sys.argv[2:])
 try:
     raw_cases.run(run)
+    qcow2_cases.run(run)
 finally:
     run.close()
 sys.exit(run.finish())
