@@ -336,7 +336,8 @@ void compare_with_model(Limits limits, bool zeroes, std::uint32_t seed) {
         std::vector<std::byte> data(length);
         auto read = co_await node->read(offset, IoVec(std::span(data)));
         EXPECT_OK(read);
-        EXPECT_EQ(std::memcmp(data.data(), model.data() + offset, length), 0)
+        EXPECT_TRUE(std::equal(data.begin(), data.end(),
+                               model.begin() + static_cast<std::ptrdiff_t>(offset)))
             << offset << "+" << length;
       }
     }
