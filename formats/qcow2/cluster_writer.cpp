@@ -63,6 +63,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
   const std::uint64_t in_cluster = g.in_cluster(offset);
   Reservation reservation;
   TableCache::Pin pin;
+  PLATTER_FAULT(*core_.file, FaultEvent::kClusterAlloc);
   while (true) {
     if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
     std::uint64_t need = 0;
@@ -153,7 +154,6 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
       PLATTER_CO_TRY(loaded);
       pin = std::move(*loaded);
     } else {
-      PLATTER_FAULT(*core_.file, FaultEvent::kClusterAlloc);
       auto reserved = co_await clusters_.reserve(need);
       PLATTER_CO_TRY(reserved);
       reservation = std::move(*reserved);

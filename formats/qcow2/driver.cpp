@@ -45,6 +45,11 @@ std::vector<Edge*> Qcow2Driver::children() {
   return edges;
 }
 
+std::uint64_t Qcow2Driver::refcount_of(std::uint64_t host_cluster) {
+  std::lock_guard lock(core_.mutex);
+  return refcounts_.get(host_cluster).value_or(~std::uint64_t{0});
+}
+
 // Mapping -----------------------------------------------------------------------------------------------
 
 bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) {
@@ -132,7 +137,7 @@ Task<Result<void>> Qcow2Driver::relieve() {
     auto committed = co_await write_back_.commit(false);
     PLATTER_CO_TRY(committed);
   }
-  auto reaping = clusters_.reap();
+  auto reaping = clusters_.reap(HostClusters::Wait::kNo);
   co_await reaping;
   co_return {};
 }
@@ -148,7 +153,7 @@ Task<Result<void>> Qcow2Driver::do_flush() {
     PLATTER_CO_TRY(committed);
     PLATTER_FAULT(*core_.file, FaultEvent::kFlushToDisk);
   }
-  auto reaping = clusters_.reap();
+  auto reaping = clusters_.reap(HostClusters::Wait::kNo);
   co_await reaping;
   co_return clusters_.take_error();
 }
@@ -157,7 +162,7 @@ Task<Result<void>> Qcow2Driver::settle() {
   if (!core_.writable || core_.poisoned.load()) co_return {};
   auto committed = co_await write_back_.commit(true);
   PLATTER_CO_TRY(committed);
-  auto reaping = clusters_.reap();
+  auto reaping = clusters_.reap(HostClusters::Wait::kYes);
   co_await reaping;
   auto counted = co_await write_back_.commit(true);
   PLATTER_CO_TRY(counted);

@@ -81,6 +81,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Core& core() { return core_; }
   HostClusters& clusters() { return clusters_; }
   TableCache& l2_cache() { return tables_.cache(); }
+  std::uint64_t refcount_of(std::uint64_t host_cluster);  // must be in memory
 
  protected:
   // MappedDriver.

@@ -24,7 +24,7 @@ void HostClusters::open() {
 }
 
 std::uint64_t HostClusters::limit() const {
-  const std::uint64_t format = kMaxHostOffset >> core_.geometry.cluster_bits;
+  const std::uint64_t format = std::min(kMaxHostOffset >> core_.geometry.cluster_bits, most_clusters_.load());
   return can_grow_ ? format : std::min(format, core_.geometry.cluster_index(core_.file->size()));
 }
 
@@ -190,7 +190,7 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
       break;
     case kMakeBlock: done = co_await make_block(block); break;
     case kGrow: done = co_await grow_table(); break;
-    case kFull: done = fail_errno(can_grow_ ? EFBIG : ENOSPC); break;
+    case kFull: done = fail_errno(ENOSPC); break;
   }
   PLATTER_CO_TRY(done);
   co_return TableCache::Pin();
@@ -308,7 +308,7 @@ Task<Result<void>> HostClusters::grow_table() {
       break;
     }
   }
-  if (first + blocks + table_clusters > limit()) co_return fail_errno(can_grow_ ? EFBIG : ENOSPC);
+  if (first + blocks + table_clusters > limit()) co_return fail_errno(ENOSPC);
   if (!reads_zero(first)) {
     auto written = co_await write_zeroes_at(first, blocks);
     PLATTER_CO_TRY(written);
@@ -377,7 +377,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       }
       if (frontier_ > first) continue;
     }
-    if (known && missing >= limit()) co_return fail_errno(can_grow_ ? EFBIG : ENOSPC);
+    if (known && missing >= limit()) co_return fail_errno(ENOSPC);
     const std::uint64_t block = core_.geometry.reftable_index(missing);
     if (known && refcounts_.block(block) != 0) {
       auto pin = co_await refcounts_.cache().load(refcounts_.slice_of(missing));

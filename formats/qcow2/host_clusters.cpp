@@ -152,12 +152,22 @@ void HostClusters::not_settled(std::vector<ClusterRun> runs) {
   }
 }
 
-Task<void> HostClusters::reap() {
+Task<void> HostClusters::reap(Wait wait) {
   {
     std::lock_guard lock(core_.mutex);
-    if (quarantined_.empty()) co_return;
+    if (quarantined_.empty() || (wait == Wait::kNo && reapers_ != 0)) co_return;
+    ++reapers_;
   }
-  auto guard = co_await reaping_.lock();
+  {
+    auto guard = co_await reaping_.lock();
+    auto reaping = reap_passed();
+    co_await reaping;
+  }
+  std::lock_guard lock(core_.mutex);
+  --reapers_;
+}
+
+Task<void> HostClusters::reap_passed() {
   core_.in_flight.poll();
   while (true) {
     ClusterRun run;

@@ -120,8 +120,12 @@ class HostClusters {
   bool has_unlinked() const { return !unlinked_.empty() || !quarantined_.empty(); }
   std::uint64_t unlinked_clusters() const { return unlinked_clusters_; }
 
-  // Frees what has left quarantine. An error of punching is kept for take_error().
-  Task<void> reap();
+  // Frees what has left quarantine. With kNo, not if somebody is at it: a slow punch holds up nobody
+  // else. An error of punching is kept for take_error().
+  enum class Wait : std::uint8_t { kNo, kYes };
+  Task<void> reap(Wait wait);
+  // For tests: the file can have no more clusters than this.
+  void limit_clusters(std::uint64_t count) { most_clusters_ = count; }
   Result<void> take_error();
   // While the guard lives nothing is freed.
   AsyncMutex::LockAwaiter stop_reaping() { return reaping_.lock(); }
@@ -167,11 +171,13 @@ class HostClusters {
   Task<Result<void>> grow_table();
   Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
   bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
+  Task<void> reap_passed();
   Task<void> reap_run(ClusterRun run);
 
   Core& core_;
   Refcounts& refcounts_;
   bool can_grow_ = false;        // immutable after open()
+  std::atomic<std::uint64_t> most_clusters_{kMaxHostOffset >> kMinClusterBits};
   AsyncMutex preparing_;         // one prepare() at a time
   AsyncMutex reaping_;
   // Guarded by Core::mutex:
@@ -184,6 +190,7 @@ class HostClusters {
   std::vector<ClusterRun> unlinked_;
   std::uint64_t unlinked_clusters_ = 0;
   std::deque<ClusterRun> quarantined_;
+  unsigned reapers_ = 0;
   std::uint64_t unwritten_end_ = 0;
   std::optional<Error> punch_error_;
   std::optional<std::uint64_t> conflict_;  // metadata that counts as free

@@ -8,6 +8,7 @@ Task<Result<void>> WriteBack::barrier() {
     PLATTER_CO_TRY(data);
   }
   auto flushed = co_await core_.file->flush();
+  if (!flushed) barrier_error_ = flushed.error();
   co_return flushed;
 }
 
@@ -21,6 +22,10 @@ Task<Result<void>> WriteBack::commit(bool flush_always) {
   }
   const std::uint64_t covers = asked_.load();
   auto result = co_await write_all(flush_always);
+  if (flush_always) {
+    if (result && owed_error_) result = std::unexpected<Error>(*owed_error_);
+    owed_error_ = std::exchange(barrier_error_, std::nullopt);
+  }
   if (flush_always) covered_ = covers;
   last_error_.reset();
   if (!result) last_error_ = result.error();

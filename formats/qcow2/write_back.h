@@ -59,6 +59,10 @@ class WriteBack {
   // Under running_:
   std::uint64_t covered_ = 0;  // requests up to this number are covered by what was written
   std::optional<Error> last_error_;
+  // A barrier failed: the flush after the one that reported it reports it too, for what it asked to
+  // be durable may be lost although writing it again succeeds.
+  std::optional<Error> owed_error_;
+  std::optional<Error> barrier_error_;
 };
 
 }  // namespace platter::qcow2

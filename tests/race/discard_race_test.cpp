@@ -1,0 +1,272 @@
+// C1, C2, C3, C13: requests that were under way while a cluster lost its place.
+#include "race/race_support.h"
+
+namespace platter::qcow2 {
+namespace {
+
+using namespace testing;  // NOLINT: helpers of these tests
+
+constexpr std::size_t kCluster = 65536;
+
+// QEMU 7.2 fails this: the suspended write lands in guest 64K.
+Task<void> write_against_discard(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto first = co_await fill(node, 0, kCluster, 1);
+  CO_OK(first);
+  points.suspend("w", FaultEvent::kMapped);
+  auto data = bytes(4096, 2);
+  auto writing = node.write(0, iov(data));
+  EXPECT_TRUE(points.is_suspended("w"));
+  auto discarded = co_await node.discard(0, kCluster);
+  CO_OK(discarded);
+  for (int i = 0; i < 3; ++i) {
+    auto flushed = co_await node.flush();
+    CO_OK(flushed);
+  }
+  auto other = co_await fill(node, kCluster, kCluster, 3);
+  CO_OK(other);
+  auto resumed = points.resume("w");
+  CO_OK(resumed);
+  auto written = co_await writing;
+  CO_OK(written);
+  const bool intact = co_await reads_as(node, kCluster, kCluster, 3);
+  EXPECT_TRUE(intact) << "guest 64K holds another range's bytes";
+  const bool zero = co_await reads_as(node, 4096, kCluster - 4096, 0);
+  EXPECT_TRUE(zero);
+  const std::uint64_t leaks = co_await leaks_of(node);
+  EXPECT_EQ(leaks, 0u);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C1, InPlaceWriteAgainstDiscardAndReuse) {
+  MemoryImage image("c1w", 1 << 20, "");
+  run([&] { return write_against_discard(image); });
+}
+
+Task<void> read_against_discard(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto first = co_await fill(node, 0, kCluster, 1);
+  CO_OK(first);
+  points.suspend("r", FaultEvent::kMapped);
+  auto data = bytes(4096, 9);
+  auto reading = node.read(0, iov(data));
+  EXPECT_TRUE(points.is_suspended("r"));
+  auto discarded = co_await node.discard(0, kCluster);
+  CO_OK(discarded);
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto other = co_await fill(node, kCluster, kCluster, 3);
+  CO_OK(other);
+  auto resumed = points.resume("r");
+  CO_OK(resumed);
+  auto got = co_await reading;
+  CO_OK(got);
+  EXPECT_TRUE(data == bytes(4096, 1) || data == bytes(4096, 0)) << "read another range's bytes";
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C1, ReadAgainstDiscardAndReuse) {
+  MemoryImage image("c1r", 1 << 20, "");
+  run([&] { return read_against_discard(image); });
+}
+
+// Once nobody can reach it any more, the space is used again.
+Task<void> reuse_after_flush(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  auto first = co_await fill(node, 0, kCluster, 1);
+  CO_OK(first);
+  auto before = co_await node.extent(0, kCluster);
+  CO_OK(before);
+  auto discarded = co_await node.discard(0, kCluster);
+  CO_OK(discarded);
+  // Not before a flush: a power cut would bring the old reference back.
+  auto second = co_await fill(node, kCluster, kCluster, 2);
+  CO_OK(second);
+  auto not_yet = co_await node.extent(kCluster, kCluster);
+  CO_OK(not_yet);
+  EXPECT_NE(not_yet->host_offset, before->host_offset);
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto third = co_await fill(node, 2 * kCluster, kCluster, 3);
+  CO_OK(third);
+  auto reused = co_await node.extent(2 * kCluster, kCluster);
+  CO_OK(reused);
+  EXPECT_EQ(reused->host_offset, before->host_offset);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C1, FreedSpaceIsUsedAgainOnlyAfterAFlush) {
+  MemoryImage image("c1f", 1 << 20, "");
+  run([&] { return reuse_after_flush(image); });
+}
+
+Task<void> slow_punch(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "discard=unmap");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto first = co_await fill(node, 0, 8192, 1);
+  CO_OK(first);
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  points.suspend("punch", FaultEvent::kClusterPunch);
+  auto discarded = co_await node.discard(0, 8192);
+  CO_OK(discarded);
+  auto freeing = node.flush();
+  EXPECT_TRUE(points.is_suspended("punch"));
+  auto second = co_await node.flush();
+  CO_OK(second);
+  // The second L2 table of 4 KiB clusters maps from 2 MiB on.
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    auto more = co_await fill(node, (2 << 20) + i * 4096, 4096, 10 + static_cast<int>(i));
+    CO_OK(more);
+  }
+  auto third = co_await node.flush();
+  CO_OK(third);
+  auto resumed = points.resume("punch");
+  CO_OK(resumed);
+  auto freed = co_await freeing;
+  CO_OK(freed);
+  opened->driver().l2_cache().shed_unused();
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    const bool same = co_await reads_as(node, (2 << 20) + i * 4096, 4096, 10 + static_cast<int>(i));
+    EXPECT_TRUE(same) << i;
+  }
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+  auto again = co_await image.open();
+  CO_OK(again);
+  const std::uint64_t leaks = co_await leaks_of(**again);
+  EXPECT_EQ(leaks, 0u);
+  const bool same = co_await reads_as(**again, 2 << 20, 4096, 10);
+  EXPECT_TRUE(same);
+  auto ended = co_await again->detach();
+  CO_OK(ended);
+}
+
+TEST(C2, APunchThatComesLateHitsNobody) {
+  MemoryImage image("c2", 8 << 20, "cluster_size=4k");
+  run([&] { return slow_punch(image); });
+}
+
+Task<void> failing_punch(const MemoryImage& image, int error) {
+  auto opened = co_await open_watched(image, "discard=unmap");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto first = co_await fill(node, 0, kCluster, 1);
+  CO_OK(first);
+  auto keep = co_await fill(node, kCluster, kCluster, 2);
+  CO_OK(keep);
+  auto before = co_await node.extent(0, kCluster);
+  CO_OK(before);
+  points.add({.operations = fault_op::kDiscard, .count = 1, .error = error});
+  auto discarded = co_await node.discard(0, kCluster);
+  CO_OK(discarded);
+  auto flushed = co_await node.flush();
+  const bool unsupported = error == EOPNOTSUPP;
+  EXPECT_EQ(flushed.has_value(), unsupported) << "the guest is told";
+  for (int i = 2; i < 8; ++i) {
+    auto more = co_await fill(node, static_cast<std::uint64_t>(i) * kCluster, kCluster, i);
+    CO_OK(more);
+    auto place = co_await node.extent(static_cast<std::uint64_t>(i) * kCluster, kCluster);
+    CO_OK(place);
+    if (!unsupported) {
+      EXPECT_NE(place->host_offset, before->host_offset) << "used again before it was checked";
+    }
+  }
+  const bool kept = co_await reads_as(node, kCluster, kCluster, 2);
+  EXPECT_TRUE(kept);
+  const bool zero = co_await reads_as(node, 0, kCluster, 0);
+  EXPECT_TRUE(zero);
+  const std::uint64_t leaks = co_await leaks_of(node);
+  EXPECT_EQ(leaks, unsupported ? 0u : 1u);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C3, AFailedPunchKeepsTheClusterOutOfUse) {
+  for (const int error : {EIO, ENOSPC, EOPNOTSUPP}) {
+    SCOPED_TRACE(error);
+    MemoryImage image("c3", 1 << 20, "");
+    run([&] { return failing_punch(image, error); });
+  }
+}
+
+Task<void> snapshot_against_write(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto first = co_await fill(node, 0, kCluster, 1);
+  CO_OK(first);
+  points.suspend("w", FaultEvent::kMapped);
+  auto data = bytes(4096, 2);
+  auto writing = node.write(0, iov(data));
+  auto taking = node.driver().snapshots()->create("s", 1, 0);
+  EXPECT_FALSE(taking.done()) << "the snapshot waits for the write";
+  auto resumed = points.resume("w");
+  CO_OK(resumed);
+  auto written = co_await writing;
+  CO_OK(written);
+  auto taken = co_await taking;
+  CO_OK(taken);
+  auto later = co_await fill(node, 0, kCluster, 3);
+  CO_OK(later);
+  auto applied = co_await node.driver().snapshots()->apply("s");
+  CO_OK(applied);
+  const bool head = co_await reads_as(node, 0, 4096, 2);
+  EXPECT_TRUE(head) << "the completed write is in the snapshot";
+  const bool rest = co_await reads_as(node, 4096, kCluster - 4096, 1);
+  EXPECT_TRUE(rest) << "the snapshot never changes afterwards";
+  const std::uint64_t leaks = co_await leaks_of(node);
+  EXPECT_EQ(leaks, 0u);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C13, ASnapshotWaitsForWritesInFlight) {
+  MemoryImage image("c13", 1 << 20, "");
+  run([&] { return snapshot_against_write(image); });
+}
+
+// Every round frees what the round before wrote.
+Task<void> overwrite_rounds(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  std::uint64_t size_then = 0;
+  for (int round = 0; round < 300; ++round) {
+    auto data = bytes(32 << 10, round);
+    WriteFlags packed{.compressed = true};
+    auto written = co_await node.write(0, iov(data), packed);
+    CO_OK(written);
+    auto plain = co_await fill(node, 0, 4096, round);
+    CO_OK(plain);
+    auto flushed = co_await node.flush();
+    CO_OK(flushed);
+    if (round == 100) size_then = image.disk().size();
+  }
+  EXPECT_EQ(image.disk().size(), size_then);
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST(C15, OverwritingWithFlushesDoesNotGrowTheFile) {
+  MemoryImage image("c15", 1 << 20, "cluster_size=4k");
+  run([&] { return overwrite_rounds(image); });
+}
+
+}  // namespace
+}  // namespace platter::qcow2

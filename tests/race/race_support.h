@@ -1,0 +1,68 @@
+// Helpers of the race tests: an image on a disk in memory with fault points in between.
+#pragma once
+
+#include "block/filters/fault.h"
+#include "formats/qcow2/driver.h"
+#include "unit/qcow2/engine_support.h"
+
+namespace platter::qcow2::testing {
+
+// Fails the test and leaves the coroutine when a Result has failed.
+#define CO_OK(result)                                                     \
+  do {                                                                    \
+    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message());  \
+    if (!(result)) co_return;                                             \
+  } while (false)
+
+struct Watched {
+  Edge node;
+  FaultPoints* points = nullptr;
+  Qcow2Driver& driver() const { return static_cast<Qcow2Driver&>(node->driver()); }
+};
+
+inline Task<Result<Watched>> open_watched(const MemoryImage& image, std::string_view more = {}) {
+  OpenRequest request;
+  request.filename = "blkdebug::" + image.filename();
+  request.format = "qcow2";
+  request.options = options(more);
+  request.flags.read_only = false;
+  request.permissions = Permissions::writer();
+  auto edge = co_await open_node(std::move(request));
+  PLATTER_CO_TRY(edge);
+  Watched watched;
+  watched.node = std::move(*edge);
+  watched.points = fault_points_of(*watched.node);
+  co_return std::move(watched);
+}
+
+inline std::vector<std::byte> bytes(std::size_t size, int value) {
+  return std::vector<std::byte>(size, static_cast<std::byte>(value));
+}
+
+inline Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
+  auto data = bytes(size, value);
+  auto written = co_await node.write(offset, iov(data));
+  co_return written;
+}
+
+// True when the whole range reads as `value`.
+inline Task<bool> reads_as(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
+  auto data = bytes(size, ~value);
+  auto got = co_await node.read(offset, iov(data));
+  co_return got && data == bytes(size, value);
+}
+
+// No errors; gives the number of leaks. Says what is wrong.
+inline Task<std::uint64_t> leaks_of(BlockNode& node, bool report = true) {
+  CheckRequest request;
+  std::string lines;
+  request.report = [&](std::string_view line) { lines += std::string(line) + "\n"; };
+  auto checked = co_await node.driver().checker()->check(request);
+  EXPECT_TRUE(checked) << (checked ? "" : checked.error().message());
+  if (!checked) co_return ~std::uint64_t{0};
+  EXPECT_EQ(checked->corruptions, 0u) << (report ? lines : "");
+  EXPECT_EQ(checked->check_errors, 0u) << lines;
+  co_return checked->leaks;
+}
+
+}  // namespace platter::qcow2::testing

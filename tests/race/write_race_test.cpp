@@ -1,0 +1,164 @@
+// C6, C7, C8: writes that meet in one cluster, packed neighbours, eviction of what is dirty.
+#include "race/race_support.h"
+
+namespace platter::qcow2 {
+namespace {
+
+using namespace testing;  // NOLINT: helpers of these tests
+
+constexpr std::size_t kCluster = 65536;
+
+Task<void> two_partial_writes(const MemoryImage& image, FaultEvent event) {
+  auto opened = co_await open_watched(image, "discard=unmap");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  points.suspend("first", event);
+  auto one = bytes(4096, 1);
+  auto two = bytes(4096, 2);
+  auto first = node.write(4096, iov(one));
+  EXPECT_TRUE(points.is_suspended("first"));
+  auto second = node.write(20480, iov(two));
+  if (event != FaultEvent::kClusterAlloc) {
+    EXPECT_FALSE(second.done()) << "must wait for the allocation in flight";
+  }
+  auto resumed = points.resume("first");
+  CO_OK(resumed);
+  auto first_done = co_await first;
+  CO_OK(first_done);
+  auto second_done = co_await second;
+  CO_OK(second_done);
+  const bool a = co_await reads_as(node, 4096, 4096, 1);
+  EXPECT_TRUE(a);
+  const bool b = co_await reads_as(node, 20480, 4096, 2);
+  EXPECT_TRUE(b);
+  for (const auto& [offset, size] : {std::pair<std::uint64_t, std::size_t>{0, 4096}, {8192, 12288}, {24576, 40960}}) {
+    const bool copied = co_await reads_as(node, offset, size, 7);
+    EXPECT_TRUE(copied) << offset;
+  }
+  const std::uint64_t leaks = co_await leaks_of(node);
+  EXPECT_EQ(leaks, 0u);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C6, TwoPartialWritesToOneUnallocatedCluster) {
+  auto backing = make_memory_disk("c6-backing", 1 << 20);
+  auto data = bytes(1 << 20, 7);
+  backing->write(0, iov(data));
+  for (const FaultEvent event : {FaultEvent::kClusterAlloc, FaultEvent::kL2AllocWrite, FaultEvent::kCowRead,
+                                 FaultEvent::kCowWrite, FaultEvent::kMapped, FaultEvent::kL2Update}) {
+    SCOPED_TRACE(fault_event_name(event));
+    MemoryImage image("c6", 1 << 20, "backing_file=memory:c6-backing,backing_fmt=raw");
+    run([&] { return two_partial_writes(image, event); });
+  }
+  remove_memory_disk("c6-backing");
+}
+
+Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
+  auto opened = co_await open_watched(image, "discard=unmap");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  for (int i = 0; i < 4; ++i) {
+    auto data = bytes(kCluster, i + 1);
+    WriteFlags packed{.compressed = true};
+    auto written = co_await node.write(static_cast<std::uint64_t>(i) * kCluster, iov(data), packed);
+    CO_OK(written);
+  }
+  auto extent = co_await node.extent(0, kCluster);
+  CO_OK(extent);
+  EXPECT_EQ(extent->kind, ExtentKind::kCompressed);
+  const std::uint64_t shared = extent->host_offset / kCluster;
+  points.suspend("w", event);
+  auto data = bytes(4096, 9);
+  auto writing = node.write(kCluster, iov(data));
+  auto halted = points.wait_suspended("w");
+  co_await halted;
+  auto discarded = co_await node.discard(0, kCluster);
+  CO_OK(discarded);
+  discarded = co_await node.discard(2 * kCluster, kCluster);
+  CO_OK(discarded);
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto resumed = points.resume("w");
+  CO_OK(resumed);
+  auto written = co_await writing;
+  CO_OK(written);
+  const bool head = co_await reads_as(node, kCluster, 4096, 9);
+  EXPECT_TRUE(head);
+  const bool rest = co_await reads_as(node, kCluster + 4096, kCluster - 4096, 2);
+  EXPECT_TRUE(rest);
+  const bool last = co_await reads_as(node, 3 * kCluster, kCluster, 4);
+  EXPECT_TRUE(last) << "the neighbour does not unpack";
+  flushed = co_await node.flush();
+  CO_OK(flushed);
+  // One reference is left, and the cluster goes with it.
+  EXPECT_EQ(opened->driver().refcount_of(shared), 1u);
+  discarded = co_await node.discard(3 * kCluster, kCluster);
+  CO_OK(discarded);
+  flushed = co_await node.flush();
+  CO_OK(flushed);
+  EXPECT_EQ(opened->driver().refcount_of(shared), 0u);
+  const std::uint64_t leaks = co_await leaks_of(node);
+  EXPECT_EQ(leaks, 0u);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C7, WritingToAPackedClusterWhileItsNeighboursGo) {
+  for (const FaultEvent event : {FaultEvent::kCowRead, FaultEvent::kReadCompressed, FaultEvent::kCowWrite,
+                                 FaultEvent::kL2Update}) {
+    SCOPED_TRACE(fault_event_name(event));
+    MemoryImage image("c7", 1 << 20, "");
+    run([&] { return packed_neighbours(image, event); });
+  }
+}
+
+Task<void> evict_dirty(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "l2-cache-size=1024,l2-cache-entry-size=512");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  // A slice of 512 bytes maps 64 clusters of 4 KiB.
+  constexpr std::uint64_t kSlice = 64 * 4096;
+  auto first = co_await fill(node, 0, 4096, 1);
+  CO_OK(first);
+  auto second = co_await fill(node, kSlice, 4096, 2);
+  CO_OK(second);
+  points.add({.operations = fault_op::kWrite, .error = EIO});
+  for (std::uint64_t i = 2; i < 6; ++i) {
+    const bool empty = co_await reads_as(node, i * kSlice, 4096, 0);
+    EXPECT_TRUE(empty) << "a reader fails because others' tables cannot be written";
+    const bool one = co_await reads_as(node, 0, 4096, 1);
+    EXPECT_TRUE(one);
+    const bool two = co_await reads_as(node, kSlice, 4096, 2);
+    EXPECT_TRUE(two);
+  }
+  auto flushed = co_await node.flush();
+  EXPECT_FALSE(flushed);
+  points.clear_rules();
+  flushed = co_await node.flush();
+  if (!flushed) flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+  auto again = co_await image.open(false);
+  CO_OK(again);
+  const bool one = co_await reads_as(**again, 0, 4096, 1);
+  EXPECT_TRUE(one);
+  const bool two = co_await reads_as(**again, kSlice, 4096, 2);
+  EXPECT_TRUE(two);
+  const std::uint64_t leaks = co_await leaks_of(**again);
+  EXPECT_EQ(leaks, 0u);
+  auto ended = co_await again->detach();
+  CO_OK(ended);
+}
+
+TEST(C8, WhatIsDirtyStaysVisibleWhenItCannotBeWritten) {
+  MemoryImage image("c8", 8 << 20, "cluster_size=4k");
+  run([&] { return evict_dirty(image); });
+}
+
+}  // namespace
+}  // namespace platter::qcow2
