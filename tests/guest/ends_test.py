@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Every way a machine can end: exit code, message, disks closed; and starts that fail."""
 
+import fcntl
 import os
 import pty
 import signal
 import subprocess
+import termios
 import time
 
 from guestlib import Bench, fail
@@ -48,6 +50,28 @@ def by_signal(bench, number, code):
         fail(f"signal {number}: exit code {process.returncode} instead of {code}")
     process.stdout.close()
     bench.check_image(disk)
+
+
+def by_signal_with_full_output(bench):
+    """A reader that does not read blocks the guest, but not the end."""
+    process = subprocess.Popen([bench.platter, "run", "--kernel", bench.options.guest, "--memory",
+                                "16M", "--append", "f"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_until_ready(lambda: os.read(process.stdout.fileno(), 1))
+    size = fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, b"    ")
+    while True:  # until the pipe takes no more
+        time.sleep(0.3)
+        now = fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, b"    ")
+        if now == size:
+            break
+        size = now
+    process.stdin.write(b"some input")
+    process.stdin.flush()
+    process.send_signal(signal.SIGTERM)
+    if process.wait(60) != 143:
+        fail(f"SIGTERM with full output: exit code {process.returncode}")
+    process.stdin.close()
+    process.stdout.close()
 
 
 def by_keys(bench):
@@ -115,6 +139,7 @@ def main():
         ended(bench, "e", 3, "KVM cannot carry out an instruction", "dd 05 00 00 00 d8", "rip=")
         by_signal(bench, signal.SIGTERM, 143)
         by_signal(bench, signal.SIGINT, 130)
+        by_signal_with_full_output(bench)
         by_keys(bench)
 
         typed = b"hello\x01x" + b"more than the port keeps " * 2700 + b"q"

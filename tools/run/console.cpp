@@ -67,8 +67,10 @@ Console::~Console() {
 
 void Console::write(std::byte byte) {
   if (output_ < 0) return;
-  // One try: EINTR means that this vCPU is being stopped, and then the byte may go.
-  [[maybe_unused]] const auto written = ::write(output_, &byte, 1);
+  const ssize_t written = ::write(output_, &byte, 1);
+  // A reader that does not read blocks the guest, as a slow terminal does. The one signal that vCPU
+  // threads get is the one that stops them, and then there is nothing more to say.
+  if (written < 0 && errno == EINTR) output_ = -1;
 }
 
 Typed Console::read(std::size_t room) {

@@ -61,6 +61,11 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(std::vector<kvm_cpuid_entry2> supporte
       case 0x80000008:
         entry.ecx &= ~0xf0ffU;  // the number of cores comes from the leaves above
         break;
+      case 0x8000001e:
+        entry.eax = request.cpu;  // local APIC id
+        entry.ebx = request.cpu;  // core id; one thread to a core
+        entry.ecx = 0;
+        break;
       default:
         break;
     }

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "block/exec/executor_thread.h"
@@ -50,8 +51,10 @@ OpenRequest request_for(const DiskOptions& disk) {
 
 // A backing reference in an overlay elsewhere must not be relative.
 std::string absolute_name(const std::string& filename) {
-  if (filename.starts_with("json:") || !std::filesystem::exists(filename)) return filename;
-  return std::filesystem::absolute(filename).string();
+  std::error_code error;
+  if (filename.starts_with("json:") || !std::filesystem::exists(filename, error)) return filename;
+  const std::filesystem::path absolute = std::filesystem::absolute(filename, error);
+  return error ? filename : absolute.string();
 }
 
 Task<Result<Edge>> open_overlay(DiskOptions disk, std::string overlay) {

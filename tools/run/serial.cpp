@@ -27,11 +27,22 @@ void Serial::read(std::uint64_t offset, std::span<std::byte> data) {
 }
 
 void Serial::write(std::uint64_t offset, std::span<const std::byte> data) {
-  std::lock_guard lock(mutex_);
   // A string output (rep outsb) hands over one element at a time, so wider writes really address
   // several registers.
   for (std::size_t i = 0; i < data.size(); ++i) {
-    write_register(static_cast<unsigned>(offset + i), std::to_integer<std::uint8_t>(data[i]));
+    bool send;
+    {
+      std::lock_guard lock(mutex_);
+      send = write_register(static_cast<unsigned>(offset + i), std::to_integer<std::uint8_t>(data[i]));
+    }
+    if (!send) continue;
+    {
+      std::lock_guard lock(output_mutex_);
+      sink_(data[i]);
+    }
+    std::lock_guard lock(mutex_);
+    transmit_empty_pending_ = true;
+    update_interrupt();
   }
 }
 
@@ -91,24 +102,21 @@ std::uint8_t Serial::read_register(unsigned index) {
   }
 }
 
-void Serial::write_register(unsigned index, std::uint8_t value) {
+bool Serial::write_register(unsigned index, std::uint8_t value) {
   switch (index) {
     case kData:
       if (divisor_latch()) {
         divisor_ = static_cast<std::uint16_t>((divisor_ & 0xff00) | value);
-        return;
+        return false;
       }
-      if ((modem_control_ & kLoopback) != 0) {
-        if (input_.size() < kMaxPending) input_.push_back(std::byte{value});
-      } else {
-        sink_(std::byte{value});
-      }
+      if ((modem_control_ & kLoopback) == 0) return true;
+      if (input_.size() < kMaxPending) input_.push_back(std::byte{value});
       transmit_empty_pending_ = true;
       break;
     case kInterruptEnable:
       if (divisor_latch()) {
         divisor_ = static_cast<std::uint16_t>((divisor_ & 0x00ff) | (value << 8));
-        return;
+        return false;
       }
       // Enabling the transmit interrupt while the transmitter is empty raises it.
       if ((value & kEnableTransmit) != 0 && (interrupt_enable_ & kEnableTransmit) == 0) {
@@ -124,17 +132,18 @@ void Serial::write_register(unsigned index, std::uint8_t value) {
       break;
     case kLineControl:
       line_control_ = value;
-      return;
+      return false;
     case kModemControl:
       modem_control_ = value & 0x1f;
       break;
     case kScratch:
       scratch_ = value;
-      return;
+      return false;
     default:
-      return;  // the status registers are read-only
+      return false;  // the status registers are read-only
   }
   update_interrupt();
+  return false;
 }
 
 void Serial::update_interrupt() {

@@ -1,8 +1,8 @@
 // Serial: a 16550A serial port behind eight I/O ports: what the guest sends goes to a sink, what
 // the user types comes through receive().
 //
-// Threads: all member functions from any thread. The sink is called with the port's lock held, so
-// its calls never overlap; the interrupt line likewise.
+// Threads: all member functions from any thread. Calls of the sink never overlap, nor do those of
+// the interrupt line. The sink may block: only other senders wait for it, not who brings input.
 // Ownership: owns its sink and line callbacks.
 // Errors: none; input that the guest does not fetch waits, up to kMaxPending bytes.
 #pragma once
@@ -39,12 +39,15 @@ class Serial final : public BusDevice {
 
  private:
   std::uint8_t read_register(unsigned index);
-  void write_register(unsigned index, std::uint8_t value);
+  // True when the byte is to be sent.
+  bool write_register(unsigned index, std::uint8_t value);
   void update_interrupt();
   bool divisor_latch() const { return (line_control_ & 0x80) != 0; }
 
+  std::mutex output_mutex_;  // never taken with mutex_ held
+  Sink sink_;                // called with output_mutex_ held
+
   std::mutex mutex_;  // guards all below
-  Sink sink_;
   SetLine set_line_;
   std::deque<std::byte> input_;
   std::uint8_t interrupt_enable_ = 0;

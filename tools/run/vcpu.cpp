@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 
@@ -41,6 +42,7 @@ kvm_segment flat_segment(std::uint16_t selector, bool code, bool wide) {
   return segment;
 }
 
+constexpr std::chrono::milliseconds kKickInterval{20};
 constexpr std::uint64_t kCr0ProtectedMode = 0x11, kCr0Paging = 0x80000000;
 constexpr std::uint64_t kCr4Pae = 0x20;
 constexpr std::uint64_t kEferLongMode = 0x500;
@@ -113,7 +115,10 @@ void Vcpu::stop() {
   if (!thread_.joinable()) return;
   // A signal that comes before KVM_RUN is entered would be lost; this flag makes it return at once.
   __atomic_store_n(&run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
-  ::pthread_kill(thread_.native_handle(), kick_signal());
+  // One that comes just before a blocking write of console output is lost too, hence the repetition.
+  do {
+    ::pthread_kill(thread_.native_handle(), kick_signal());
+  } while (!left_.try_acquire_for(kKickInterval));
   thread_.join();
 }
 
@@ -125,6 +130,11 @@ Result<unsigned> Vcpu::run_once() {
 }
 
 void Vcpu::run() {
+  run_loop();
+  left_.release();
+}
+
+void Vcpu::run_loop() {
   while (!control_.ended()) {
     if (::ioctl(fd_.get(), KVM_RUN, 0) < 0) {
       // EAGAIN: a processor that was just started by another one; it only has to be tried again.

@@ -11,8 +11,8 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 
-#include <atomic>
 #include <memory>
+#include <semaphore>
 #include <span>
 #include <string>
 #include <thread>
@@ -55,6 +55,7 @@ class Vcpu {
   Vcpu(const Memory& memory, unsigned id, Buses buses, Control& control)
       : memory_(memory), id_(id), buses_(buses), control_(control) {}
   void run();
+  void run_loop();
   // Serves one exit; false: the machine has come to its end.
   bool serve_exit();
   void serve_port_access();
@@ -72,6 +73,7 @@ class Vcpu {
   kvm_run* run_ = nullptr;
   std::size_t run_size_ = 0;
   std::thread thread_;
+  std::binary_semaphore left_{0};  // released by the thread when it has left the run loop
 };
 
 }  // namespace platter::run

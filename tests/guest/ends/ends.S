@@ -1,7 +1,7 @@
 /* A guest of a few instructions for each way a machine can end. The first letter of the command
  * line says which: o power off, r reset, t triple fault, e an instruction that KVM cannot emulate,
  * h halt for good, i echo serial input until a 'q', then power off, m repeat the first module (the
- * initrd), then power off. It says "ready" first. */
+ * initrd), then power off, f fill the serial port for ever. It says "ready" first. */
   .section .note.pvh, "a"
   .align 4
   .long 4, 4, 18            /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -31,6 +31,8 @@ start:
   je echo
   cmpb $'m', %bl
   je module
+  cmpb $'f', %bl
+  je flood
 halt:
   cli
   hlt
@@ -41,6 +43,11 @@ power_off:
   movw $0x2000, %ax
   outw %ax, %dx
   jmp halt
+
+flood:
+  movb $'f', %al
+  outb %al, %dx
+  jmp flood
 
 module:
   movl (%edi), %esi

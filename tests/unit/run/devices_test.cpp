@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <future>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "block/base/bytes.h"
@@ -91,6 +93,23 @@ TEST_F(SerialTest, InputIsBounded) {
   EXPECT_EQ(serial.receive(much), Serial::kMaxPending);
   EXPECT_EQ(serial.room(), 0U);
   EXPECT_EQ(serial.receive(much), 0U);
+}
+
+// Who brings input must not wait for a reader that does not read.
+TEST(Serial, InputIsTakenWhileTheSinkBlocks) {
+  std::promise<void> entered, released;
+  Serial serial([&](std::byte) {
+    entered.set_value();
+    released.get_future().wait();
+  }, [](bool) {});
+  std::thread sender([&serial] {
+    const std::array<std::byte, 1> data{std::byte{'x'}};
+    serial.write(0, data);
+  });
+  entered.get_future().wait();
+  EXPECT_EQ(serial.receive(bytes_of("in")), 2U);
+  released.set_value();
+  sender.join();
 }
 
 std::string text_of(const Typed& typed) {
