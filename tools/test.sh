@@ -27,8 +27,8 @@ build() {  # PRESET [TARGET...]
   say "$preset: building"
   cmake --preset "$preset" >"/tmp/platter-configure-$$.log" 2>&1 || { tail -n 20 "/tmp/platter-configure-$$.log" >&2; die "could not configure the $preset build"; }
   rm -f "/tmp/platter-configure-$$.log"
-  cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} | grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking)' || true
-  [ "${PIPESTATUS[0]}" -eq 0 ] || die "the $preset build failed"
+  cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} |
+    { grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking)' || true; } || die "the $preset build failed"
 }
 
 # Runs ctest with the given arguments and adds its counts to the sums.
