@@ -92,6 +92,9 @@ std::optional<std::uint64_t> FileDriver::allocated_size() {
 }
 
 Task<Result<void>> FileDriver::do_close() {
+  // The kernel may hold on to the description for a moment after its last request on the ring, and
+  // with it the locks, in the way of who opens the file next.
+  locks_.remove_from(fd_.get());
   const int error = fd_.close();
   if (error != 0) co_return fail_errno(error, "Could not close '{}'", settings_.path);
   co_return {};
@@ -125,7 +128,10 @@ Task<Result<void>> FileDriver::prepare_reopen(OpenFlags flags) {
 
 void FileDriver::commit_reopen() {
   settings_.flags = reopened_flags_;
-  if (reopened_) adopt(std::move(*reopened_));
+  if (reopened_) {
+    locks_.remove_from(fd_.get());  // (as in do_close())
+    adopt(std::move(*reopened_));
+  }
   reopened_.reset();
 }
 

@@ -85,6 +85,7 @@ std::uint64_t grain_for(BlockNode& target, const CopyOptions& options) {
   const Limits limits = target.limits();
   const std::uint64_t unit = std::max({std::uint64_t{limits.zeroes_alignment},
                                        std::uint64_t{limits.discard_alignment},
+                                       std::uint64_t{limits.request_alignment},
                                        std::bit_floor(std::max(options.sparse, kSector))});
   // A device with enormous units is not worth enormous buffers.
   return std::clamp(unit, kSector, kChunk * 4);

@@ -129,10 +129,7 @@ Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments)
       spec.flags.force_share = arguments.common.force_share;
       Result<Edge> edge = co_await open_image(std::move(spec));
       if (!edge) {
-        std::string message = edge.error().message();
-        const std::string prefix = fmt::format("Could not open '{}': ", *full);
-        if (message.starts_with(prefix)) message.erase(0, prefix.size());
-        co_return fail(edge.error().code(), "Could not open new backing file '{}': {}", name, message);
+        co_return forward_error(edge, "Could not open new backing file '{}'", name);
       }
       opened = std::move(*edge);
       after = opened.get();

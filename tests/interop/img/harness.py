@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 OURS, THEIRS = 0, 1
 
@@ -28,6 +30,9 @@ class Harness:
         os.symlink(os.path.abspath(platter), self.ours)
         self.cases = self.pairs = self.images = 0
         self.failures = []
+        self.lock = Lock()
+        self.pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+        self.running = []
 
     def close(self):
         shutil.rmtree(self.root, ignore_errors=True)
@@ -36,6 +41,8 @@ class Harness:
     @staticmethod
     def normal(text, directory):
         text = text.replace(directory, "DIR")
+        # (qemu-img says it twice when the file below is what could not be opened.)
+        text = re.sub(r"(Could not open '[^']*': )\1", r"\1", text)
         text = re.sub(r"disk size: .*", "disk size: N", text)
         text = re.sub(r'"actual-size": \d+', '"actual-size": N', text)
         text = re.sub(r'"date-(n?)sec": \d+', r'"date-\1sec": N', text)
@@ -65,8 +72,14 @@ class Harness:
         return not self.words or any(word in name for word in self.words)
 
     def fail(self, name, what):
-        self.failures.append(name)
-        print(f"FAILED {name}: {what}")
+        with self.lock:
+            self.failures.append(name)
+            print(f"FAILED {name}: {what}")
+
+    def count(self, **counts):
+        with self.lock:
+            for what, number in counts.items():
+                setattr(self, what, getattr(self, what) + number)
 
     def case(self, name, steps, images=(), errors="exact", outputs="exact"):
         """images: (file, format) that must show the same and pass a check afterwards.
@@ -75,9 +88,13 @@ class Harness:
         if not self.wanted(name):
             return
         self.cases += 1
+        self.running.append(
+            self.pool.submit(self.run_case, self.cases, name, steps, images, errors, outputs))
+
+    def run_case(self, number, name, steps, images, errors, outputs):
         directories = []
         for side in ("ours", "theirs"):
-            directory = os.path.join(self.root, f"{self.cases}-{side}")
+            directory = os.path.join(self.root, f"{number}-{side}")
             os.mkdir(directory)
             directories.append(directory)
         for step in steps:
@@ -87,7 +104,7 @@ class Harness:
                     if result[0] != 0:
                         self.fail(name, f"{step} exits {result[0]}: {result[2]}")
                 continue
-            self.pairs += 1
+            self.count(pairs=1)
             ours, theirs = ([result[0]] + [self.normal(text, directories[side]) for text in result[1:]]
                             for side, result in enumerate(results))
             if errors == "any":
@@ -106,7 +123,7 @@ class Harness:
             shutil.rmtree(directory)
 
     def compare_images(self, name, image, kind, directories):
-        self.images += 1
+        self.count(images=1)
         paths = [os.path.join(directory, image) for directory in directories]
         same = subprocess.run([self.peer, "compare", "-f", kind, "-F", kind] + paths,
                               capture_output=True)
@@ -118,6 +135,8 @@ class Harness:
                 self.fail(name, f"{image} fails the check: {check.stdout.decode()}{check.stderr.decode()}")
 
     def finish(self):
+        for case in self.running:
+            case.result()
         print(f"{self.cases} cases, {self.pairs} pairs of commands, {self.images} pairs of images: "
               f"{len(set(self.failures))} cases failed")
         return 1 if self.failures else 0

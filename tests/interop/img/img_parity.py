@@ -17,6 +17,7 @@ run = harness.Harness(sys.argv[1], sys.argv[2:])
 try:
     raw_cases.run(run)
     qcow2_cases.run(run)
+    status = run.finish()
 finally:
     run.close()
-sys.exit(run.finish())
+sys.exit(status)
