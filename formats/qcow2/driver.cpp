@@ -24,7 +24,8 @@ Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options
       tables_(core_, clusters_),
       write_back_(core_, tables_, refcounts_, clusters_),
       writer_(core_, tables_, clusters_),
-      snapshots_(*this) {}
+      snapshots_(*this),
+      vm_state_(*this) {}
 
 Qcow2Driver::~Qcow2Driver() = default;
 

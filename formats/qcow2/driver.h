@@ -25,6 +25,7 @@
 #include "formats/qcow2/l2_tables.h"
 #include "formats/qcow2/refcounts.h"
 #include "formats/qcow2/snapshots.h"
+#include "formats/qcow2/vm_state.h"
 #include "formats/qcow2/write_back.h"
 
 namespace platter::qcow2 {
@@ -65,6 +66,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   BlockNode* storage() override { return core_.file.get(); }
   FormatInfo info() override;
   SnapshotAbility* snapshots() override { return &snapshots_; }
+  VmStateAbility* vm_state() override { return &vm_state_; }
   CheckAbility* checker() override { return this; }
   BackingAbility* backing_reference() override { return this; }
 
@@ -98,6 +100,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
 
  private:
   friend class Snapshots;
+  friend class VmState;
   Task<Result<void>> start(OpenContext& context, Header header);
   // Reads tables again from what core_.header says; nothing is running.
   Task<Result<void>> load_tables();
@@ -136,6 +139,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   WriteBack write_back_;
   ClusterWriter writer_;
   Snapshots snapshots_;
+  VmState vm_state_;
   std::vector<BitmapEntry> bitmaps_;  // immutable after open
   // Whether data clusters may be holes of the file (as after preallocating metadata); found out when
   // somebody first asks for extents.

@@ -294,6 +294,10 @@ def only_qcow2():
     yield Case("copy on read", ["read -P 3 64k 4k", "map", "read -P 0 1M 512", "map"], setup=backed, options=["-C"])
     yield Case("copy on read, reading", ["length"], setup=backed, options=["-C", "-r"])
     yield Case("packed", packed)
+    state = ["write -b 0 512", "write -b -P 9 1M 1024", "read -b -P 9 1M 1024", "read -b -P 0xcd 0 512",
+             "read -b -P 0 64k 512", "read -b 3 512", "read -b 0 600", "map", "read -P 0 0 4M", "length"]
+    yield Case("vm state", state)
+    yield Case("vm state, small clusters", state, create="cluster_size=512")
     yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
                                  "truncate -m full 8M", "map", "length"], stderr=False)
     yield Case("zeroes without fallback", ["write -q 0 256k", "write -z -n 0 64k", "write -z -u -n 64k 128k", "map"])
