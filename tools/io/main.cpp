@@ -192,9 +192,10 @@ class LineReader {
     if (session.running() != 0) {
       IoOp readable = io::poll(STDIN_FILENO, POLLIN);
       co_await readable;
-      session.print_reports();
-      std::fflush(stdout);
     }
+    // What finished requests hold must not pile up over a long script.
+    session.print_reports();
+    std::fflush(stdout);
     char bytes[4096];
     ssize_t got;
     do {
