@@ -244,6 +244,11 @@ Task<Result<Extent>> MappedDriver::extent_task(std::uint64_t offset, std::uint64
     if (left == 0) break;
     Mapping mapping;
     if (!try_map(at, left, false, mapping)) {
+      // Tables that this answer has passed need not be kept for it.
+      if (merged != 0) {
+        ticket.release();
+        ticket = co_await admit();
+      }
       auto loaded = co_await map(at, left, false);
       if (!loaded && extent) break;  // what is known first; the next question meets the error
       PLATTER_CO_TRY(loaded);
