@@ -135,6 +135,8 @@ class MappedDriver : public Driver {
   static Task<Result<void>> walk_slowly(Walk walk, std::uint64_t offset, Piece* piece);
 
   Task<InFlight::Ticket> admit_slowly();
+  // Awaits `task` and gives the tickets back.
+  static Task<Result<void>> finish(InFlight::Ticket ticket, InFlight::Ticket below, Task<Result<void>> task);
   Task<Result<void>> read_task(std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_piece(Piece piece, std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_packed(Mapping mapping, std::uint64_t offset, IoVec iov);

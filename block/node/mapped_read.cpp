@@ -96,7 +96,27 @@ Task<Result<void>> MappedDriver::walk_slowly(Walk walk, std::uint64_t offset, Pi
 
 // Reading -------------------------------------------------------------------------------------------
 
+Task<Result<void>> MappedDriver::finish(InFlight::Ticket ticket, InFlight::Ticket below, Task<Result<void>> task) {
+  auto result = co_await task;
+  below.release();
+  ticket.release();
+  co_return result;
+}
+
 Task<Result<void>> MappedDriver::do_read(std::uint64_t offset, IoVec iov, ReadFlags) {
+  // The usual case, one cached piece of stored bytes, without a coroutine for looking it up.
+  InFlight::Ticket ticket(in_flight_);
+  if (!held_.load()) [[likely]] {
+    Piece piece;
+    Walk walk{this, iov.size(), {}};
+    if (walk_on(walk, offset, piece) && piece.mapping.kind == Mapping::Kind::kData &&
+        piece.mapping.length == iov.size()) {
+      Task<Result<void>> task = read_at(*piece.mapping.node, piece.mapping.host_offset, iov);
+      if (task.done()) return task;
+      return finish(std::move(ticket), std::move(piece.below), std::move(task));
+    }
+  }
+  ticket.release();
   return read_task(offset, iov);
 }
 

@@ -12,6 +12,16 @@ constexpr std::size_t kMaxRunning = 64;
 }  // namespace
 
 Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+  // The usual case, as for reads.
+  InFlight::Ticket ticket(in_flight_);
+  Mapping mapping;
+  if (!flags.compressed && !held_.load() && try_map(offset, iov.size(), true, mapping) &&
+      mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size()) [[likely]] {
+    Task<Result<void>> task = write_at(*mapping.node, mapping.host_offset, iov);
+    if (task.done()) return task;
+    return finish(std::move(ticket), InFlight::Ticket(), std::move(task));
+  }
+  ticket.release();
   return write_task(offset, iov, flags);
 }
 
