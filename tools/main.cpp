@@ -28,7 +28,8 @@ const Tool* find(std::string_view name) {
 void print_usage(std::FILE* out) {
   std::fputs("usage: platter TOOL [ARGUMENT...]\n\nTools:\n", out);
   for (const Tool& tool : kTools) {
-    std::fprintf(out, "  %-10s %s\n", std::string(tool.name).c_str(), std::string(tool.summary).c_str());
+    std::fprintf(out, "  %-10s %s\n", std::string(tool.name).c_str(),
+                 std::string(tool.summary).c_str());
   }
   std::fputs("\n'platter TOOL --help' describes a tool.\n", out);
 }

@@ -30,7 +30,8 @@ struct Tool {
 };
 
 inline constexpr Tool kTools[] = {
-    {"img", "qemu-img", "create, inspect, convert, check, snapshot, clone and repair images", img::run_img},
+    {"img", "qemu-img", "create, inspect, convert, check, snapshot, clone and repair images",
+     img::run_img},
     {"run", "", "run a small KVM machine on disk images", run::run_main},
     {"io", "qemu-io", "read, write and verify any part of an image", io_tool::run_io},
 };

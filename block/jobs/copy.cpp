@@ -17,7 +17,8 @@ namespace platter {
 namespace {
 
 constexpr std::uint64_t kSector = 512;
-// A buffer that stays in the processor's cache between the read, the search for zeroes and the write.
+// A buffer that stays in the processor's cache between the read, the search for zeroes and the
+// write.
 constexpr std::uint64_t kChunk = std::uint64_t{512} << 10;
 // The longest piece of zeroes or skipped range that is handled, and counted as progress, at once.
 constexpr std::uint64_t kLongPiece = std::uint64_t{1} << 30;
@@ -68,8 +69,8 @@ class CopyRun {
   bool offload_;
 
   AsyncMutex walk_mutex_;
-  std::uint64_t position_ = 0;        // of the next piece
-  Piece found_;                       // the rest of the extent at position_; length 0: look up
+  std::uint64_t position_ = 0;  // of the next piece
+  Piece found_;                 // the rest of the extent at position_; length 0: look up
   std::uint64_t next_sequence_ = 0;
   std::chrono::steady_clock::time_point due_ = std::chrono::steady_clock::now();
 
@@ -83,10 +84,9 @@ class CopyRun {
 std::uint64_t grain_for(BlockNode& target, const CopyOptions& options) {
   if (options.compressed_unit != 0) return options.compressed_unit;
   const Limits limits = target.limits();
-  const std::uint64_t unit = std::max({std::uint64_t{limits.zeroes_alignment},
-                                       std::uint64_t{limits.discard_alignment},
-                                       std::uint64_t{limits.request_alignment},
-                                       std::bit_floor(std::max(options.sparse, kSector))});
+  const std::uint64_t unit = std::max(
+      {std::uint64_t{limits.zeroes_alignment}, std::uint64_t{limits.discard_alignment},
+       std::uint64_t{limits.request_alignment}, std::bit_floor(std::max(options.sparse, kSector))});
   // A device with enormous units is not worth enormous buffers.
   return std::clamp(unit, kSector, kChunk * 4);
 }
@@ -123,7 +123,8 @@ Task<Result<void>> CopyRun::look_up() {
   const std::uint64_t length = std::min(size, source.length) - within;
   BlockNode* base = options_.keep_unallocated ? source.base : nullptr;
   const Result<ChainExtent> extent = co_await chain_extent(*source.node, base, within, length);
-  if (!extent) co_return forward_error(extent, "error while reading block status at offset {}", within);
+  if (!extent)
+    co_return forward_error(extent, "error while reading block status at offset {}", within);
   found_.length = std::min(extent->length, length);
   if (options_.keep_unallocated && !extent->present) {
     if (position_ < options_.keep_until) {
@@ -202,7 +203,8 @@ Task<Result<void>> CopyRun::read(std::uint64_t offset, std::span<std::byte> buff
 // Reads sector by sector, with zeroes for what cannot be read.
 Task<Result<void>> CopyRun::read_salvaging(std::uint64_t offset, std::span<std::byte> buffer) {
   for (std::size_t at = 0; at < buffer.size(); at += kSector) {
-    const std::span<std::byte> sector = buffer.subspan(at, std::min<std::size_t>(kSector, buffer.size() - at));
+    const std::span<std::byte> sector =
+        buffer.subspan(at, std::min<std::size_t>(kSector, buffer.size() - at));
     const Result<void> result = co_await read(offset + at, sector);
     if (!result) {
       std::ranges::fill(sector, std::byte{0});
@@ -230,7 +232,8 @@ void CopyRun::end_turn() {
 Task<bool> CopyRun::offloaded(const Piece& piece) {
   const CopySource& source = source_at(piece.offset);
   const std::uint64_t within = piece.offset - source.target_offset;
-  if (!offload_ || !range_within(within, piece.length, std::min(source.length, source.node->size()))) {
+  if (!offload_ ||
+      !range_within(within, piece.length, std::min(source.length, source.node->size()))) {
     co_return false;
   }
   const Result<void> result =

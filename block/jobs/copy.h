@@ -9,8 +9,8 @@
 // Used by convert, commit and rebase.
 //
 // Threads: one executor, that of the caller. The nodes and what `options` refers to live until the
-// end. Errors: "error while reading at byte N: ..." and "error while writing at byte N: ..."; what was
-// written before stays written.
+// end. Errors: "error while reading at byte N: ..." and "error while writing at byte N: ..."; what
+// was written before stays written.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,8 @@
 
 namespace platter::img {
 
-Arguments::Arguments(int argc, char** argv, std::span<const Flag> flags) : argc_(argc), argv_(argv) {
+Arguments::Arguments(int argc, char** argv, std::span<const Flag> flags)
+    : argc_(argc), argv_(argv) {
   letters_ = ":";  // tell a missing value from an unknown option, and print nothing
   for (const Flag& flag : flags) {
     if (flag.id < 256) {
@@ -12,7 +13,8 @@ Arguments::Arguments(int argc, char** argv, std::span<const Flag> flags) : argc_
       if (flag.has_value) letters_ += ':';
     }
     if (flag.name != nullptr) {
-      longs_.push_back({flag.name, flag.has_value ? required_argument : no_argument, nullptr, flag.id});
+      longs_.push_back(
+          {flag.name, flag.has_value ? required_argument : no_argument, nullptr, flag.id});
     }
   }
   longs_.push_back({nullptr, 0, nullptr, 0});
@@ -35,8 +37,6 @@ std::optional<Option> Arguments::next() {
   return Option{id, optarg != nullptr ? std::string_view(optarg) : std::string_view()};
 }
 
-std::vector<std::string> Arguments::rest() const {
-  return {argv_ + optind, argv_ + argc_};
-}
+std::vector<std::string> Arguments::rest() const { return {argv_ + optind, argv_ + argc_}; }
 
 }  // namespace platter::img

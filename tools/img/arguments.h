@@ -10,13 +10,13 @@
 // Threads: one; getopt's state is the process's.
 #pragma once
 
+#include <getopt.h>
+
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <getopt.h>
 
 namespace platter::img {
 

@@ -44,7 +44,8 @@ std::string to_text(const CheckResult& result) {
                    result.leaks);
   }
   if (result.check_errors != 0) {
-    fmt::format_to(to, "\n{} internal errors have occurred during the check.\n", result.check_errors);
+    fmt::format_to(to, "\n{} internal errors have occurred during the check.\n",
+                   result.check_errors);
   }
   if (result.total_clusters != 0 && result.allocated_clusters != 0) {
     const double allocated = static_cast<double>(result.allocated_clusters);
@@ -82,7 +83,9 @@ Json to_json(const CheckResult& result, const std::string& filename, std::string
   return object;
 }
 
-void show_finding(std::string_view line) { std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data()); }
+void show_finding(std::string_view line) {
+  std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
+}
 
 Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
   CheckAbility* checker = node.driver().checker();
@@ -100,10 +103,11 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
     const std::uint64_t leaks_fixed = result->leaks_fixed;
     const std::uint64_t corruptions_fixed = result->corruptions_fixed;
     if (human && !arguments.common.quiet) {
-      print(fmt::format("The following inconsistencies were found and repaired:\n\n"
-                        "    {} leaked clusters\n    {} corruptions\n\n"
-                        "Double checking the fixed image now...\n",
-                        leaks_fixed, corruptions_fixed));
+      print(
+          fmt::format("The following inconsistencies were found and repaired:\n\n"
+                      "    {} leaked clusters\n    {} corruptions\n\n"
+                      "Double checking the fixed image now...\n",
+                      leaks_fixed, corruptions_fixed));
     }
     CheckRequest again;
     again.report = show_finding;
@@ -165,18 +169,27 @@ int run_check(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (common.take(*option).failed) return kCheckFailed;
     switch (option->id) {
-      case 'h': return print_help();
-      case 'f': common.format = option->value; break;
-      case 'q': common.quiet = true; break;
-      case 'T': common.source_cache = option->value; break;
+      case 'h':
+        return print_help();
+      case 'f':
+        common.format = option->value;
+        break;
+      case 'q':
+        common.quiet = true;
+        break;
+      case 'T':
+        common.source_cache = option->value;
+        break;
       case 'r':
         if (option->value != "leaks" && option->value != "all") {
-          return usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): {}", option->value);
+          return usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): {}",
+                             option->value);
         }
         check_arguments.fix_leaks = true;
         check_arguments.fix_errors = option->value == "all";
         break;
-      default: break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return kCheckFailed;

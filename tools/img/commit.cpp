@@ -51,7 +51,8 @@ Task<Result<void>> share_chain(BlockNode& top, const BlockNode& base, bool writa
 }
 
 Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArguments& arguments) {
-  Result<Edge> writer = co_await Edge::attach(base.shared_from_this(), "commit", Permissions::writer());
+  Result<Edge> writer =
+      co_await Edge::attach(base.shared_from_this(), "commit", Permissions::writer());
   PLATTER_CO_TRY(writer);
   Result<void> result;
   if (base.size() < top.size()) {
@@ -143,12 +144,23 @@ int run_commit(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h': return print_help();
-      case 'f': common.format = option->value; break;
-      case 't': common.cache = option->value; break;
-      case 'd': commit_arguments.keep = true; break;
-      case 'p': common.progress = true; break;
-      case 'q': common.quiet = true; break;
+      case 'h':
+        return print_help();
+      case 'f':
+        common.format = option->value;
+        break;
+      case 't':
+        common.cache = option->value;
+        break;
+      case 'd':
+        commit_arguments.keep = true;
+        break;
+      case 'p':
+        common.progress = true;
+        break;
+      case 'q':
+        common.quiet = true;
+        break;
       case 'b':
         commit_arguments.base = option->value;
         // The overlay stands on an image that is no longer what it was: only its own data is right.
@@ -160,7 +172,8 @@ int run_commit(int argc, char** argv) {
         commit_arguments.rate = *rate;
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return 1;

@@ -109,8 +109,10 @@ namespace {
 Error renamed(const Error& error, const OpenSpec& spec) {
   constexpr std::string_view kHead = "Could not open '";
   const std::size_t end = error.message().find("': ");
-  if (!spec.image_opts || !error.message().starts_with(kHead) || end == std::string::npos) return error;
-  return Error(error.code(), fmt::format("{}{}{}", kHead, spec.filename, error.message().substr(end)));
+  if (!spec.image_opts || !error.message().starts_with(kHead) || end == std::string::npos)
+    return error;
+  return Error(error.code(),
+               fmt::format("{}{}{}", kHead, spec.filename, error.message().substr(end)));
 }
 
 // A raw image that nobody said is raw: what a guest writes into it may make it look like another.
@@ -132,7 +134,7 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
   request.flags = spec.flags;
   if (!spec.cache.empty()) parse_cache(spec.cache, request.flags);
   const bool read_only = request.flags.read_only;
-  request.permissions = !read_only                ? Permissions::writer()
+  request.permissions = !read_only               ? Permissions::writer()
                         : spec.flags.force_share ? Permissions::unsafe_reader()
                                                  : Permissions::reader();
   request.user = program();
@@ -145,7 +147,8 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
     if (spec.format) {
       // The node takes an empty name as "guess".
       if (find_driver(*spec.format) == nullptr) {
-        co_return fail(ENOENT, "Could not open '{}': Unknown driver '{}'", spec.filename, *spec.format);
+        co_return fail(ENOENT, "Could not open '{}': Unknown driver '{}'", spec.filename,
+                       *spec.format);
       }
       request.format = *spec.format;
     }

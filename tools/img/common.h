@@ -55,7 +55,8 @@ struct CommonOptions {
   std::string cache = "writeback";
   std::string source_cache = "writeback";
 
-  // Takes kOutput, kObject, kImageOpts, 'U'. False when the option is another one. An error has been reported.
+  // Takes kOutput, kObject, kImageOpts, 'U'. False when the option is another one. An error has
+  // been reported.
   struct Taken {
     bool taken = false;
     bool failed = false;
@@ -72,8 +73,8 @@ bool take_object(std::string_view text);
 // -t and -T: none, writeback, unsafe, directsync, writethrough. False: no such mode.
 bool parse_cache(std::string_view mode, OpenFlags& flags);
 
-// A size with suffix. On junk or a value outside [least, most]: reports as `what` ("image size") and
-// gives nothing.
+// A size with suffix. On junk or a value outside [least, most]: reports as `what` ("image size")
+// and gives nothing.
 std::optional<std::uint64_t> parse_bounded_size(std::string_view text, std::string_view what,
                                                 std::uint64_t least, std::uint64_t most);
 inline constexpr std::uint64_t kMostBytes = 0x7FFF'FFFF'FFFF'FFFF;
@@ -81,7 +82,8 @@ inline constexpr std::uint64_t kMostBytes = 0x7FFF'FFFF'FFFF'FFFF;
 std::optional<std::uint64_t> parse_bounded_number(std::string_view text, std::string_view what,
                                                   std::uint64_t least, std::uint64_t most);
 
-// Opening -------------------------------------------------------------------------------------------
+// Opening
+// -------------------------------------------------------------------------------------------
 
 struct OpenSpec {
   std::string filename;
@@ -109,7 +111,8 @@ int run_to_end(Start&& start) {
   return (*executor)->block_on(std::forward<Start>(start));
 }
 
-// Creation options ----------------------------------------------------------------------------------
+// Creation options
+// ----------------------------------------------------------------------------------
 
 // Collects -o: several are joined. False (reported): a list that is empty or ends in a comma.
 bool add_create_options(std::optional<std::string>& all, std::string_view more);

@@ -95,7 +95,8 @@ class Comparison {
                                                            nodes_[which]->size() - position_);
     if (!next) {
       found(position_, kStatusFailed,
-            fmt::format("Sector allocation test failed for image {}: {}", which + 1, next.error().message()),
+            fmt::format("Sector allocation test failed for image {}: {}", which + 1,
+                        next.error().message()),
             true);
       co_return false;
     }
@@ -139,7 +140,8 @@ class Comparison {
       const bool zero = extents_[longer_].zero || !extents_[longer_].present;
       if (!zero) piece.how = longer_ == 0 ? How::kSecondIsZero : How::kFirstIsZero;
     }
-    if (piece.how != How::kEqual) piece.length = std::min(piece.length, kChunk - piece.offset % kChunk);
+    if (piece.how != How::kEqual)
+      piece.length = std::min(piece.length, kChunk - piece.offset % kChunk);
     position_ += piece.length;
     progress_.update(position_, total_);
     co_return piece;
@@ -150,8 +152,8 @@ class Comparison {
     const Result<void> result = co_await nodes_[which]->read(offset, IoVec(bytes));
     if (!result) {
       found(offset, kReadFailed,
-            fmt::format("Error while reading offset {} of {}: {}", offset, nodes_[which]->filename(),
-                        result.error().message()),
+            fmt::format("Error while reading offset {} of {}: {}", offset,
+                        nodes_[which]->filename(), result.error().message()),
             true);
     }
     co_return result.has_value();
@@ -172,7 +174,7 @@ class Comparison {
       }
       if (!good) co_return;
       const auto bytes = [&](unsigned which) { return buffers[which].span(0, piece.length); };
-      const std::size_t same = piece.how == How::kBoth          ? first_difference(bytes(0), bytes(1))
+      const std::size_t same = piece.how == How::kBoth ? first_difference(bytes(0), bytes(1))
                                : piece.how == How::kFirstIsZero ? first_nonzero(bytes(1))
                                                                 : first_nonzero(bytes(0));
       if (same < piece.length) {
@@ -273,14 +275,28 @@ int run_compare(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (common.take(*option).failed) return kOpenFailed;
     switch (option->id) {
-      case 'h': return print_help();
-      case 'f': compare_arguments.formats[0] = option->value; break;
-      case 'F': compare_arguments.formats[1] = option->value; break;
-      case 'T': common.source_cache = option->value; break;
-      case 'p': common.progress = true; break;
-      case 'q': common.quiet = true; break;
-      case 's': compare_arguments.strict = true; break;
-      default: break;
+      case 'h':
+        return print_help();
+      case 'f':
+        compare_arguments.formats[0] = option->value;
+        break;
+      case 'F':
+        compare_arguments.formats[1] = option->value;
+        break;
+      case 'T':
+        common.source_cache = option->value;
+        break;
+      case 'p':
+        common.progress = true;
+        break;
+      case 'q':
+        common.quiet = true;
+        break;
+      case 's':
+        compare_arguments.strict = true;
+        break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return 1;

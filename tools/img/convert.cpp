@@ -18,7 +18,8 @@ std::optional<std::uint64_t> parse_sparse(std::string_view text) {
   if (!size) return std::nullopt;
   if (*size % kSector != 0 || *size > kMostSparse) {
     report(
-        "Invalid buffer size for sparse output specified. Valid sizes are multiples of {} up to {}. "
+        "Invalid buffer size for sparse output specified. Valid sizes are multiples of {} up to "
+        "{}. "
         "Select 0 to disable sparse detection (fully allocates output).",
         kSector, kMostSparse);
     return std::nullopt;
@@ -30,8 +31,10 @@ std::optional<std::uint64_t> parse_sparse(std::string_view text) {
 std::optional<unsigned> parse_in_flight(std::string_view text) {
   unsigned number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || number < 1 || number > kMostInFlight) {
-    report("Invalid number of coroutines. Allowed number of coroutines is between 1 and {}", kMostInFlight);
+  if (error != std::errc() || end != text.data() + text.size() || number < 1 ||
+      number > kMostInFlight) {
+    report("Invalid number of coroutines. Allowed number of coroutines is between 1 and {}",
+           kMostInFlight);
     return std::nullopt;
   }
   return number;
@@ -65,7 +68,9 @@ bool consistent(const ConvertArguments& c) {
   } else if (c.snapshot && c.sources.size() > 1) {
     complaint = "No support for concatenating multiple snapshot";
   } else if (c.backing_file && c.sources.size() > 1) {
-    complaint = "Having a backing file for the target makes no sense when concatenating multiple input images";
+    complaint =
+        "Having a backing file for the target makes no sense when concatenating multiple input "
+        "images";
   }
   if (complaint != nullptr) report_text(complaint);
   return complaint == nullptr;
@@ -116,24 +121,59 @@ constexpr Flag kFlags[] = {{'h', "help"},
 bool take(ConvertArguments& c, const Option& option) {
   if (const CommonOptions::Taken taken = c.common.take(option); taken.taken) return !taken.failed;
   switch (option.id) {
-    case 'f': c.common.format = option.value; break;
-    case 'O': c.target_format = option.value; break;
-    case 'B': c.backing_file = option.value; break;
-    case 'F': c.backing_format = option.value; break;
-    case 'C': c.offload = true; break;
-    case 'c': c.compress = true; break;
-    case 'n': c.no_create = true; break;
-    case 'p': c.common.progress = true; break;
-    case 'q': c.common.quiet = true; break;
-    case 't': c.common.cache = option.value; break;
-    case 'T': c.common.source_cache = option.value; break;
-    case 'W': c.out_of_order = true; break;
-    case kTargetImageOpts: c.target_image_opts = true; break;
-    case kSalvage: c.salvage = true; break;
-    case kTargetIsZero: c.target_is_zero = true; break;
-    case kBitmaps: c.bitmaps = true; break;
-    case kSkipBroken: c.skip_broken_bitmaps = true; break;
-    case 'o': return add_create_options(c.options, option.value);
+    case 'f':
+      c.common.format = option.value;
+      break;
+    case 'O':
+      c.target_format = option.value;
+      break;
+    case 'B':
+      c.backing_file = option.value;
+      break;
+    case 'F':
+      c.backing_format = option.value;
+      break;
+    case 'C':
+      c.offload = true;
+      break;
+    case 'c':
+      c.compress = true;
+      break;
+    case 'n':
+      c.no_create = true;
+      break;
+    case 'p':
+      c.common.progress = true;
+      break;
+    case 'q':
+      c.common.quiet = true;
+      break;
+    case 't':
+      c.common.cache = option.value;
+      break;
+    case 'T':
+      c.common.source_cache = option.value;
+      break;
+    case 'W':
+      c.out_of_order = true;
+      break;
+    case kTargetImageOpts:
+      c.target_image_opts = true;
+      break;
+    case kSalvage:
+      c.salvage = true;
+      break;
+    case kTargetIsZero:
+      c.target_is_zero = true;
+      break;
+    case kBitmaps:
+      c.bitmaps = true;
+      break;
+    case kSkipBroken:
+      c.skip_broken_bitmaps = true;
+      break;
+    case 'o':
+      return add_create_options(c.options, option.value);
     case 'l':
       c.snapshot = parse_snapshot_name(option.value);
       return c.snapshot.has_value();
@@ -150,7 +190,8 @@ bool take(ConvertArguments& c, const Option& option) {
       c.rate = rate.value_or(0);
       return rate.has_value();
     }
-    default: break;
+    default:
+      break;
   }
   return true;
 }

@@ -129,9 +129,10 @@ Result<void> Conversion::check_target(Options& options) {
       backing_ = *backing;
       if (backing->empty()) return fail(EINVAL, "Expected backing file name, got empty string");
       if (sources_.size() > 1) {
-        return fail(EINVAL,
-                    "Having a backing file for the target makes no sense when concatenating multiple "
-                    "input images");
+        return fail(
+            EINVAL,
+            "Having a backing file for the target makes no sense when concatenating multiple "
+            "input images");
       }
       if (!options.has("backing_fmt")) {
         return fail(EINVAL, "Use of backing file requires explicit backing format");
@@ -177,7 +178,8 @@ Task<Result<void>> Conversion::open_target() {
   target_ = std::move(*target);
   if (target_->size() < total_) co_return fail(EINVAL, "output file is smaller than input file");
   if (arguments_.target_is_zero && target_->backing() != nullptr) {
-    co_return fail(EINVAL, "Cannot use --target-is-zero when the destination image has a backing file");
+    co_return fail(EINVAL,
+                   "Cannot use --target-is-zero when the destination image has a backing file");
   }
   co_return {};
 }
@@ -191,10 +193,11 @@ Task<Result<void>> Conversion::copy_all() {
   options.salvage = arguments_.salvage;
   options.bytes_per_second = arguments_.rate;
   // A new image without a backing file reads as zeroes.
-  options.target_is_zero = (arguments_.target_is_zero || !arguments_.no_create) && options.sparse != 0 &&
-                           target_->backing() == nullptr;
+  options.target_is_zero = (arguments_.target_is_zero || !arguments_.no_create) &&
+                           options.sparse != 0 && target_->backing() == nullptr;
   if (backing_ && target_->backing() != nullptr) {
-    // What the source leaves to its backing file, the target leaves to its own, as far as that goes.
+    // What the source leaves to its backing file, the target leaves to its own, as far as that
+    // goes.
     options.keep_unallocated = true;
     options.keep_until = target_->backing()->size();
   }
@@ -205,7 +208,8 @@ Task<Result<void>> Conversion::copy_all() {
     }
     options.compressed_unit = static_cast<std::uint32_t>(cluster);
     // Enough to keep every core's compressor busy while others read and write.
-    options.in_flight = std::max(options.in_flight, 4 * std::max(std::thread::hardware_concurrency(), 1u));
+    options.in_flight =
+        std::max(options.in_flight, 4 * std::max(std::thread::hardware_concurrency(), 1u));
   }
   const bool quiet = arguments_.common.quiet;
   options.on_unreadable = [&](std::uint64_t offset, const Error& error) {
@@ -219,7 +223,8 @@ Task<Result<void>> Conversion::copy_all() {
   std::uint64_t offset = 0;
   for (std::size_t i = 0; i < sources_.size(); ++i) {
     BlockNode& node = *sources_[i];
-    sources.push_back({.node = &node, .target_offset = offset, .length = lengths_[i], .base = node.backing()});
+    sources.push_back(
+        {.node = &node, .target_offset = offset, .length = lengths_[i], .base = node.backing()});
     offset += lengths_[i];
   }
   const Result<void> copied = co_await copy(sources, *target_, options);

@@ -59,7 +59,8 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
     // The node names the file once more than is of use here.
     std::string message = opened.error().message();
     const std::string prefix = fmt::format("Could not open '{}': ", *full);
-    if (message.starts_with(prefix + "Could not open") || message.starts_with(prefix + "Unknown driver")) {
+    if (message.starts_with(prefix + "Could not open") ||
+        message.starts_with(prefix + "Unknown driver")) {
       message.erase(0, prefix.size());
     }
     co_return fail(opened.error().code(), "{}\nCould not open backing image.", message);
@@ -69,7 +70,8 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
   Result<void> closed = co_await opened->detach();
   PLATTER_CO_TRY(closed);
   if (!format) {
-    co_return fail(EINVAL, "Backing file specified without backing format\nDetected format of {}.", detected);
+    co_return fail(EINVAL, "Backing file specified without backing format\nDetected format of {}.",
+                   detected);
   }
   co_return size;
 }
@@ -95,16 +97,19 @@ Task<Result<void>> create(CreateArguments arguments) {
   }
   if (arguments.backing_format) {
     if (known->find("backing_fmt") == nullptr) {
-      co_return fail(ENOTSUP, "Backing format not supported for file format '{}'", arguments.format);
+      co_return fail(ENOTSUP, "Backing format not supported for file format '{}'",
+                     arguments.format);
     }
     options.set("backing_fmt", *arguments.backing_format);
   }
 
   const std::string* backing = options.peek("backing_file");
   const std::string* backing_format = options.peek("backing_fmt");
-  if (backing != nullptr && backing->empty()) co_return fail(EINVAL, "Expected backing file name, got empty string");
+  if (backing != nullptr && backing->empty())
+    co_return fail(EINVAL, "Expected backing file name, got empty string");
   if (backing != nullptr && *backing == arguments.filename) {
-    co_return fail(EINVAL, "Error: Trying to create an image with the same filename as the backing file");
+    co_return fail(EINVAL,
+                   "Error: Trying to create an image with the same filename as the backing file");
   }
   if (backing != nullptr && !arguments.unsafe) {
     std::optional<std::string> format;
@@ -143,19 +148,30 @@ Task<int> create_and_report(CreateArguments arguments) {
 }  // namespace
 
 int run_create(int argc, char** argv) {
-  static constexpr Flag kFlags[] = {{'F', nullptr, true}, {'b', nullptr, true}, {'f', nullptr, true},
-                                    {'h', "help"},        {'o', nullptr, true}, {'q', nullptr},
-                                    {'u', nullptr},       {kObject, "object", true}};
+  static constexpr Flag kFlags[] = {
+      {'F', nullptr, true}, {'b', nullptr, true}, {'f', nullptr, true}, {'h', "help"},
+      {'o', nullptr, true}, {'q', nullptr},       {'u', nullptr},       {kObject, "object", true}};
   CreateArguments create;
   Arguments arguments(argc, argv, kFlags);
   while (const std::optional<Option> option = arguments.next()) {
     switch (option->id) {
-      case 'h': return print_help();
-      case 'F': create.backing_format = option->value; break;
-      case 'b': create.backing_file = option->value; break;
-      case 'f': create.format = option->value; break;
-      case 'q': create.quiet = true; break;
-      case 'u': create.unsafe = true; break;
+      case 'h':
+        return print_help();
+      case 'F':
+        create.backing_format = option->value;
+        break;
+      case 'b':
+        create.backing_file = option->value;
+        break;
+      case 'f':
+        create.format = option->value;
+        break;
+      case 'q':
+        create.quiet = true;
+        break;
+      case 'u':
+        create.unsafe = true;
+        break;
       case 'o':
         if (!add_create_options(create.options, option->value)) return 1;
         break;
@@ -174,7 +190,8 @@ int run_create(int argc, char** argv) {
   }
   if (rest.size() > 2) return usage_error("Unexpected argument: {}", rest[2]);
   if (help) {
-    return print_create_options(create.format, rest.empty() ? std::nullopt : std::optional(rest[0]));
+    return print_create_options(create.format,
+                                rest.empty() ? std::nullopt : std::optional(rest[0]));
   }
   create.filename = rest[0];
   return finish_output(run_to_end([&] { return create_and_report(create); }));

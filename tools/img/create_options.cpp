@@ -28,10 +28,14 @@ std::vector<std::string> split_list(std::string_view text) {
 
 std::string_view type_text(CreateOption::Type type) {
   switch (type) {
-    case CreateOption::Type::kString: return "str";
-    case CreateOption::Type::kSize: return "size";
-    case CreateOption::Type::kNumber: return "num";
-    case CreateOption::Type::kBool: return "bool (on/off)";
+    case CreateOption::Type::kString:
+      return "str";
+    case CreateOption::Type::kSize:
+      return "size";
+    case CreateOption::Type::kNumber:
+      return "num";
+    case CreateOption::Type::kBool:
+      return "bool (on/off)";
   }
   return {};
 }
@@ -65,21 +69,42 @@ Result<std::string> canonical_value(const CreateOption& option, const std::strin
 
 // Brings options into the order in which qemu-img announces them. What is not listed comes last.
 void sort_for_print(std::vector<CreateOption>& options) {
-  static constexpr std::string_view kFormats[] = {
-      "encryption",    "encrypt.format",     "encrypt.key-secret",  "encrypt.cipher-alg",
-      "encrypt.cipher-mode", "encrypt.ivgen-alg", "encrypt.ivgen-hash-alg", "encrypt.hash-alg",
-      "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size",
-      "compat", "data_file", "data_file_raw", "backing_file", "backing_fmt", "lazy_refcounts",
-      "refcount_bits", "nocow", "extent_size_hint"};
-  static constexpr std::string_view kFiles[] = {"size", "nocow", "preallocation", "extent_size_hint"};
-  const bool has_clusters = std::any_of(options.begin(), options.end(), [](const CreateOption& option) {
-    return option.name == "cluster_size";
-  });
-  const std::span<const std::string_view> order =
-      has_clusters ? std::span<const std::string_view>(kFormats) : std::span<const std::string_view>(kFiles);
-  std::stable_sort(options.begin(), options.end(), [&](const CreateOption& a, const CreateOption& b) {
-    return std::find(order.begin(), order.end(), a.name) < std::find(order.begin(), order.end(), b.name);
-  });
+  static constexpr std::string_view kFormats[] = {"encryption",
+                                                  "encrypt.format",
+                                                  "encrypt.key-secret",
+                                                  "encrypt.cipher-alg",
+                                                  "encrypt.cipher-mode",
+                                                  "encrypt.ivgen-alg",
+                                                  "encrypt.ivgen-hash-alg",
+                                                  "encrypt.hash-alg",
+                                                  "encrypt.iter-time",
+                                                  "cluster_size",
+                                                  "extended_l2",
+                                                  "preallocation",
+                                                  "compression_type",
+                                                  "size",
+                                                  "compat",
+                                                  "data_file",
+                                                  "data_file_raw",
+                                                  "backing_file",
+                                                  "backing_fmt",
+                                                  "lazy_refcounts",
+                                                  "refcount_bits",
+                                                  "nocow",
+                                                  "extent_size_hint"};
+  static constexpr std::string_view kFiles[] = {"size", "nocow", "preallocation",
+                                                "extent_size_hint"};
+  const bool has_clusters =
+      std::any_of(options.begin(), options.end(),
+                  [](const CreateOption& option) { return option.name == "cluster_size"; });
+  const std::span<const std::string_view> order = has_clusters
+                                                      ? std::span<const std::string_view>(kFormats)
+                                                      : std::span<const std::string_view>(kFiles);
+  std::stable_sort(options.begin(), options.end(),
+                   [&](const CreateOption& a, const CreateOption& b) {
+                     return std::find(order.begin(), order.end(), a.name) <
+                            std::find(order.begin(), order.end(), b.name);
+                   });
 }
 
 }  // namespace
@@ -137,14 +162,16 @@ int print_create_options(const std::string& format, const std::optional<std::str
   if (!options) return report_failure(options);
   std::sort(options->all.begin(), options->all.end(),
             [](const CreateOption& a, const CreateOption& b) { return a.name < b.name; });
-  std::string out = filename ? "Supported options:\n" : fmt::format("Supported {} options:\n", format);
+  std::string out =
+      filename ? "Supported options:\n" : fmt::format("Supported {} options:\n", format);
   for (const CreateOption& option : options->all) {
     const std::string head = fmt::format("  {}=<{}>", option.name, type_text(option.type));
     fmt::format_to(std::back_inserter(out), "{:<24} - {}\n", head, option.help);
   }
   if (!filename && !options->format->protocol) {
-    out += "\nThe protocol level may support further options.\n"
-           "Specify the target filename to include those options.\n";
+    out +=
+        "\nThe protocol level may support further options.\n"
+        "Specify the target filename to include those options.\n";
   }
   print(out);
   return finish_output(0);

@@ -38,7 +38,8 @@ std::string size_text(std::uint64_t bytes) {
   int exponent = 0;
   std::frexp(static_cast<double>(bytes) / (1000.0 / 1024.0), &exponent);
   const unsigned unit = exponent > 0 ? static_cast<unsigned>(exponent - 1) / 10 : 0;
-  const double value = static_cast<double>(bytes) / static_cast<double>(std::uint64_t{1} << (unit * 10));
+  const double value =
+      static_cast<double>(bytes) / static_cast<double>(std::uint64_t{1} << (unit * 10));
   std::array<char, 32> text{};
   std::snprintf(text.data(), text.size(), "%0.3g %sB", value, kUnits[unit]);
   return text.data();
@@ -68,10 +69,11 @@ std::string snapshot_table(const std::vector<SnapshotInfo>& snapshots) {
     return text.size() < width ? text + std::string(width - text.size(), ' ') : text;
   };
   for (const SnapshotInfo& snapshot : snapshots) {
-    out += padded(snapshot.id, 9) + " " + padded(snapshot.name, 16) +
-           fmt::format(" {:>8}{:>20}{:>13}{:>11}\n", size_text(snapshot.vm_state_size),
-                       date_text(snapshot.date_seconds), vm_clock_text(snapshot.vm_clock_nanoseconds),
-                       snapshot.icount ? std::to_string(*snapshot.icount) : std::string());
+    out +=
+        padded(snapshot.id, 9) + " " + padded(snapshot.name, 16) +
+        fmt::format(" {:>8}{:>20}{:>13}{:>11}\n", size_text(snapshot.vm_state_size),
+                    date_text(snapshot.date_seconds), vm_clock_text(snapshot.vm_clock_nanoseconds),
+                    snapshot.icount ? std::to_string(*snapshot.icount) : std::string());
   }
   return out;
 }

@@ -53,13 +53,13 @@ Parameters:
 }  // namespace
 
 int print_help() {
-  std::string out =
-      fmt::format("usage: {} [standard options] command [command options]\n"
-                  "Disk image utility\n\n"
-                  "    '-h', '--help'       display this help and exit\n"
-                  "    '-V', '--version'    output version information and exit\n"
-                  "    '-T', '--trace'      accepted and ignored\n",
-                  program());
+  std::string out = fmt::format(
+      "usage: {} [standard options] command [command options]\n"
+      "Disk image utility\n\n"
+      "    '-h', '--help'       display this help and exit\n"
+      "    '-V', '--version'    output version information and exit\n"
+      "    '-T', '--trace'      accepted and ignored\n",
+      program());
   out += kCommandSyntax;
   out += "\nSupported formats:";
   for (const DriverType* driver : all_drivers()) {

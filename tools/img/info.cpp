@@ -93,12 +93,14 @@ Json to_json(const ImageInfo& info) {
   if (info.knows_state) object.set("dirty-flag", info.details.dirty);
   if (!info.backing_filename.empty()) {
     object.set("backing-filename", info.backing_filename);
-    if (info.full_backing_filename) object.set("full-backing-filename", *info.full_backing_filename);
+    if (info.full_backing_filename)
+      object.set("full-backing-filename", *info.full_backing_filename);
     if (!info.backing_format.empty()) object.set("backing-filename-format", info.backing_format);
   }
   if (!info.snapshots.empty()) {
     Json::Array snapshots;
-    for (const SnapshotInfo& snapshot : info.snapshots) snapshots.push_back(snapshot_json(snapshot));
+    for (const SnapshotInfo& snapshot : info.snapshots)
+      snapshots.push_back(snapshot_json(snapshot));
     object.set("snapshots", std::move(snapshots));
   }
   if (!info.details.specific.empty()) {
@@ -138,7 +140,8 @@ Json nested_json(const Options& options, std::string_view prefix) {
     if (dot == std::string::npos) {
       object.set(rest, value);
     } else if (groups.insert(rest.substr(0, dot)).second) {
-      object.set(rest.substr(0, dot), nested_json(options, fmt::format("{}{}.", prefix, rest.substr(0, dot))));
+      object.set(rest.substr(0, dot),
+                 nested_json(options, fmt::format("{}{}.", prefix, rest.substr(0, dot))));
     }
   }
   return object;
@@ -153,7 +156,8 @@ std::optional<std::string> name_with_options(const OpenSpec& spec, BlockNode& no
   bool plain = !node.type().protocol || node.driver_name() == "file";
   for (const auto& [key, value] : *given) {
     const std::string_view last = std::string_view(key).substr(key.rfind('.') + 1);
-    if (is_runtime_option(key.starts_with("file.") ? std::string_view(key).substr(5) : key)) continue;
+    if (is_runtime_option(key.starts_with("file.") ? std::string_view(key).substr(5) : key))
+      continue;
     options.set(key, value);
     if (last != "driver" && last != "filename" && key != "file") plain = false;
   }

@@ -25,7 +25,9 @@ constexpr std::uint32_t kReplacement = 0xFFFD;
 
 // Takes one code point off the front of `text`; kReplacement for a byte that starts none.
 std::uint32_t next_code_point(std::string_view& text) {
-  const auto byte = [&](std::size_t i) { return std::uint32_t{static_cast<unsigned char>(text[i])}; };
+  const auto byte = [&](std::size_t i) {
+    return std::uint32_t{static_cast<unsigned char>(text[i])};
+  };
   const std::uint32_t first = byte(0);
   std::size_t length = 1;
   std::uint32_t value = first;
@@ -56,14 +58,29 @@ std::uint32_t next_code_point(std::string_view& text) {
 
 void append_escaped(std::string& out, std::uint32_t c) {
   switch (c) {
-    case '"': out += "\\\""; return;
-    case '\\': out += "\\\\"; return;
-    case '\b': out += "\\b"; return;
-    case '\f': out += "\\f"; return;
-    case '\n': out += "\\n"; return;
-    case '\r': out += "\\r"; return;
-    case '\t': out += "\\t"; return;
-    default: break;
+    case '"':
+      out += "\\\"";
+      return;
+    case '\\':
+      out += "\\\\";
+      return;
+    case '\b':
+      out += "\\b";
+      return;
+    case '\f':
+      out += "\\f";
+      return;
+    case '\n':
+      out += "\\n";
+      return;
+    case '\r':
+      out += "\\r";
+      return;
+    case '\t':
+      out += "\\t";
+      return;
+    default:
+      break;
   }
   if (c >= 0x20 && c < 0x7F) {
     out += static_cast<char>(c);

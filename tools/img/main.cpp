@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 #include <string_view>
 
 #include "tools/img/commands.h"
@@ -14,23 +15,18 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"check", run_check},
-    {"commit", run_commit},
-    {"compare", run_compare},
-    {"convert", run_convert},
-    {"create", run_create},
-    {"info", run_info},
-    {"map", run_map},
-    {"measure", run_measure},
-    {"rebase", run_rebase},
-    {"resize", run_resize},
-    {"snapshot", run_snapshot},
+    {"check", run_check},     {"commit", run_commit},     {"compare", run_compare},
+    {"convert", run_convert}, {"create", run_create},     {"info", run_info},
+    {"map", run_map},         {"measure", run_measure},   {"rebase", run_rebase},
+    {"resize", run_resize},   {"snapshot", run_snapshot},
 };
 
 }  // namespace
 
 int run_img(std::string program, int argc, char** argv) {
   set_program(std::move(program));
+  // A limit on file sizes is an error like a full disk, not a reason to die half-way.
+  std::signal(SIGXFSZ, SIG_IGN);
   static constexpr Flag kFlags[] = {{'h', "help"}, {'V', "version"}, {'T', "trace", true}};
 
   // Options of the tool stand in front of the command; the command's own come after it.

@@ -23,8 +23,9 @@ struct Entry {
   bool has_offset() const { return extent.host_offset != Extent::kNoHost; }
   bool continues_as(const ChainExtent& next) const {
     const bool next_offset = next.host_offset != Extent::kNoHost;
-    return extent.depth == next.depth && extent.present == next.present && extent.zero == next.zero &&
-           extent.data == next.data && extent.node == next.node && has_offset() == next_offset &&
+    return extent.depth == next.depth && extent.present == next.present &&
+           extent.zero == next.zero && extent.data == next.data && extent.node == next.node &&
+           has_offset() == next_offset &&
            (!next_offset || extent.host_offset + length == next.host_offset);
   }
 };
@@ -53,7 +54,8 @@ class MapPrinter {
   bool show(const Entry& entry, bool last) {
     if (format_ == OutputFormat::kJson) {
       std::string line = fmt::format(
-          "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}",
+          "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, "
+          "\"data\": {}",
           entry.start, entry.length, entry.extent.depth, entry.extent.present, entry.extent.zero,
           entry.extent.data);
       if (entry.has_offset()) line += fmt::format(", \"offset\": {}", entry.extent.host_offset);
@@ -65,7 +67,9 @@ class MapPrinter {
       report("File contains external, encrypted or compressed clusters.");
       return false;
     }
-    const auto number = [](std::uint64_t value) { return value == 0 ? "0" : fmt::format("{:#x}", value); };
+    const auto number = [](std::uint64_t value) {
+      return value == 0 ? "0" : fmt::format("{:#x}", value);
+    };
     print(fmt::format("{:<16}{:<16}{:<16}{}\n", number(entry.start), number(entry.length),
                       number(entry.extent.host_offset), entry.extent.node->filename()));
     return true;

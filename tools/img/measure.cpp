@@ -108,9 +108,14 @@ int run_measure(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h': return print_help();
-      case 'f': common.format = option->value; break;
-      case 'O': measure_arguments.output_format = option->value; break;
+      case 'h':
+        return print_help();
+      case 'f':
+        common.format = option->value;
+        break;
+      case 'O':
+        measure_arguments.output_format = option->value;
+        break;
       case 'l':
         measure_arguments.snapshot = parse_snapshot_name(option->value);
         if (!measure_arguments.snapshot) return 1;
@@ -122,7 +127,8 @@ int run_measure(int argc, char** argv) {
         measure_arguments.size = parse_bounded_size(option->value, "image size", 0, kMostBytes);
         if (!measure_arguments.size) return 1;
         break;
-      default: break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return 1;

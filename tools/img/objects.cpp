@@ -14,7 +14,8 @@ namespace {
 bool is_identifier(std::string_view text) {
   if (text.empty() || std::isalpha(static_cast<unsigned char>(text[0])) == 0) return false;
   for (const char c : text) {
-    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '.' && c != '_') return false;
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '.' && c != '_')
+      return false;
   }
   return true;
 }
@@ -59,11 +60,13 @@ bool take_object(std::string_view text) {
     return false;
   }
   if (data.has_value() == file.has_value()) {
-    report_text(data ? "'file' and 'data' are mutually exclusive" : "Either 'file' or 'data' must be provided");
+    report_text(data ? "'file' and 'data' are mutually exclusive"
+                     : "Either 'file' or 'data' must be provided");
     return false;
   }
   if (file && ::access(file->c_str(), R_OK) != 0) {
-    report("Unable to read {}: Failed to open file \u201c{}\u201d: {}", *file, *file, errno_text(errno));
+    report("Unable to read {}: Failed to open file \u201c{}\u201d: {}", *file, *file,
+           errno_text(errno));
     return false;
   }
   if (!ids.insert(*id).second) {

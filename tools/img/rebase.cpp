@@ -26,10 +26,13 @@ struct RebaseArguments {
 // Reads a range of what may be shorter, or not there at all: zeroes follow its end.
 Task<Result<void>> read_padded(BlockNode* node, std::uint64_t offset, std::span<std::byte> bytes) {
   const std::uint64_t size = node == nullptr ? 0 : node->size();
-  const std::uint64_t stored = offset < size ? std::min<std::uint64_t>(bytes.size(), size - offset) : 0;
+  const std::uint64_t stored =
+      offset < size ? std::min<std::uint64_t>(bytes.size(), size - offset) : 0;
   if (stored != 0) {
     const Result<void> read = co_await node->read(offset, IoVec(bytes.first(stored)));
-    if (!read) co_return forward_error(read, "error while reading from {} at byte {}", node->filename(), offset);
+    if (!read)
+      co_return forward_error(read, "error while reading from {} at byte {}", node->filename(),
+                              offset);
   }
   std::ranges::fill(bytes.subspan(stored), std::byte{0});
   co_return {};
@@ -37,7 +40,8 @@ Task<Result<void>> read_padded(BlockNode* node, std::uint64_t offset, std::span<
 
 // Writes to `top` the sectors at `offset` in which `before` and `after` differ.
 Task<Result<void>> write_differences(BlockNode& top, std::uint64_t offset,
-                                     std::span<std::byte> before, std::span<const std::byte> after) {
+                                     std::span<std::byte> before,
+                                     std::span<const std::byte> after) {
   const auto differs = [&](std::size_t at) {
     const std::size_t n = std::min<std::size_t>(kSector, before.size() - at);
     return std::memcmp(&before[at], &after[at], n) != 0;
@@ -50,14 +54,18 @@ Task<Result<void>> write_differences(BlockNode& top, std::uint64_t offset,
     if (!write) continue;
     const std::size_t length = std::min(at, before.size()) - start;
     const WriteFlags flags{.unchanged = true};
-    const Result<void> written = co_await top.write(offset + start, IoVec(before.subspan(start, length)), flags);
-    if (!written) co_return forward_error(written, "Error while writing to COW image at byte {}", offset + start);
+    const Result<void> written =
+        co_await top.write(offset + start, IoVec(before.subspan(start, length)), flags);
+    if (!written)
+      co_return forward_error(written, "Error while writing to COW image at byte {}",
+                              offset + start);
   }
   co_return {};
 }
 
 // Copies into `top` what it shows from `before` and would not show from `after`.
-Task<Result<void>> keep_contents(BlockNode& top, BlockNode* before, BlockNode* after, Progress& progress) {
+Task<Result<void>> keep_contents(BlockNode& top, BlockNode* before, BlockNode* after,
+                                 Progress& progress) {
   const Buffer old_data(kChunk);
   const Buffer new_data(kChunk);
   const std::uint64_t size = top.size();
@@ -196,16 +204,34 @@ int run_rebase(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h': return print_help();
-      case 'f': common.format = option->value; break;
-      case 'F': rebase_arguments.backing_format = option->value; break;
-      case 'b': rebase_arguments.backing_file = option->value; break;
-      case 'u': rebase_arguments.unsafe = true; break;
-      case 'p': common.progress = true; break;
-      case 'q': common.quiet = true; break;
-      case 't': common.cache = option->value; break;
-      case 'T': common.source_cache = option->value; break;
-      default: break;
+      case 'h':
+        return print_help();
+      case 'f':
+        common.format = option->value;
+        break;
+      case 'F':
+        rebase_arguments.backing_format = option->value;
+        break;
+      case 'b':
+        rebase_arguments.backing_file = option->value;
+        break;
+      case 'u':
+        rebase_arguments.unsafe = true;
+        break;
+      case 'p':
+        common.progress = true;
+        break;
+      case 'q':
+        common.quiet = true;
+        break;
+      case 't':
+        common.cache = option->value;
+        break;
+      case 'T':
+        common.source_cache = option->value;
+        break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return 1;

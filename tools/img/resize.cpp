@@ -25,8 +25,9 @@ bool allowed(const ResizeArguments& arguments, std::uint64_t current, std::uint6
   }
   if (size < current && !arguments.shrink) {
     report("Use the --shrink option to perform a shrink operation.");
-    report("warning: Shrinking an image will delete all data beyond the shrunken image's end. Before "
-           "performing such an operation, make sure there is no important data there.");
+    report(
+        "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before "
+        "performing such an operation, make sure there is no important data there.");
     return false;
   }
   return true;
@@ -34,9 +35,10 @@ bool allowed(const ResizeArguments& arguments, std::uint64_t current, std::uint6
 
 Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
   const std::uint64_t current = node.size();
-  const std::uint64_t size = arguments.direction == 0   ? arguments.size
-                             : arguments.direction > 0 ? current + arguments.size
-                                                       : current - std::min(arguments.size, current);
+  const std::uint64_t size = arguments.direction == 0 ? arguments.size
+                             : arguments.direction > 0
+                                 ? current + arguments.size
+                                 : current - std::min(arguments.size, current);
   if (size == 0 || size > kMostBytes) {
     report("New image size must be positive");
     co_return 1;
@@ -110,8 +112,9 @@ int run_resize(int argc, char** argv) {
   }
   const Result<std::uint64_t> bytes = parse_size(size);
   if (!bytes) {
-    report_text(bytes.error().code() == ERANGE ? "New image size must be positive"
-                                               : "Parameter 'size' expects a non-negative number below 2^64");
+    report_text(bytes.error().code() == ERANGE
+                    ? "New image size must be positive"
+                    : "Parameter 'size' expects a non-negative number below 2^64");
     return 1;
   }
   resize_arguments.size = *bytes;

@@ -24,8 +24,9 @@ Task<int> create(BlockNode& node, std::string name) {
   const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
   Result<void> created = fail_errno(ENOTSUP);
   if (snapshots != nullptr) {
-    created = co_await snapshots->create(name, static_cast<std::uint64_t>(microseconds / 1'000'000),
-                                         static_cast<std::uint32_t>(microseconds % 1'000'000 * 1000));
+    created =
+        co_await snapshots->create(name, static_cast<std::uint64_t>(microseconds / 1'000'000),
+                                   static_cast<std::uint32_t>(microseconds % 1'000'000 * 1000));
   }
   if (created) co_return 0;
   report("Could not create snapshot '{}': -{} ({})", name, created.error().code(),
@@ -53,8 +54,9 @@ Task<int> remove(BlockNode& node, std::string name) {
   // What is deleted is gone: here, unlike for -a, a number is not taken for an id.
   if (snapshots != nullptr) {
     const std::vector<SnapshotInfo> list = snapshots->list();
-    const auto found = std::find_if(list.begin(), list.end(),
-                                    [&](const SnapshotInfo& snapshot) { return snapshot.name == name; });
+    const auto found = std::find_if(list.begin(), list.end(), [&](const SnapshotInfo& snapshot) {
+      return snapshot.name == name;
+    });
     if (found != list.end()) removed = co_await snapshots->remove(found->id);
   }
   if (removed) co_return 0;
@@ -79,10 +81,17 @@ Task<int> act(SnapshotArguments arguments) {
         if (!list.empty()) print(snapshot_table(list));
       }
       break;
-    case 'a': status = co_await apply(**image, arguments.name); break;
-    case 'c': status = co_await create(**image, arguments.name); break;
-    case 'd': status = co_await remove(**image, arguments.name); break;
-    default: break;
+    case 'a':
+      status = co_await apply(**image, arguments.name);
+      break;
+    case 'c':
+      status = co_await create(**image, arguments.name);
+      break;
+    case 'd':
+      status = co_await remove(**image, arguments.name);
+      break;
+    default:
+      break;
   }
   const Result<void> closed = co_await image->detach();
   if (!closed) co_return report_failure(closed);
@@ -116,11 +125,14 @@ Task<Result<void>> load_snapshot(BlockNode& node, SnapshotName name) {
     co_return fail(ENOTSUP, "Failed to load snapshot: Block driver does not support snapshots");
   }
   const std::vector<SnapshotInfo> list = snapshots->list();
-  const auto find = [&](const auto& matches) { return std::find_if(list.begin(), list.end(), matches); };
+  const auto find = [&](const auto& matches) {
+    return std::find_if(list.begin(), list.end(), matches);
+  };
   auto found = list.end();
   if (name.either) {
     found = find([&](const SnapshotInfo& s) { return s.id == *name.either; });
-    if (found == list.end()) found = find([&](const SnapshotInfo& s) { return s.name == *name.either; });
+    if (found == list.end())
+      found = find([&](const SnapshotInfo& s) { return s.name == *name.either; });
   } else {
     found = find([&](const SnapshotInfo& s) {
       return (!name.id || s.id == *name.id) && (!name.name || s.name == *name.name);
@@ -147,7 +159,8 @@ int run_snapshot(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (snapshot.common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h': return print_help();
+      case 'h':
+        return print_help();
       case 'l':
       case 'a':
       case 'c':
@@ -156,7 +169,8 @@ int run_snapshot(int argc, char** argv) {
         snapshot.action = option->id;
         snapshot.name = option->value;
         break;
-      default: break;
+      default:
+        break;
     }
   }
   if (arguments.failed()) return 1;

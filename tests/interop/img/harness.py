@@ -3,7 +3,8 @@ directory of its own, and compares what they print, how they exit, and what imag
 
 A case is a list of steps. A step is a list of words for the image tool; a step that begins with
 "io" is given to qemu-io, one that begins with "sh" to a shell, and one that begins with "peer" is
-run with qemu-img on both sides: these three only set the stage.
+run with qemu-img on both sides: these three only set the stage. "limit" before a step's words runs it
+where files may not grow beyond 512,000 bytes.
 """
 import os
 import re
@@ -58,6 +59,9 @@ class Harness:
             command = [self.peer_io] + step[1:]
         elif stage == "peer":
             command = [self.peer] + step[1:]
+        elif stage == "limit":
+            command = ["sh", "-c", 'ulimit -f 1000; exec "$0" "$@"',
+                       self.ours if side == OURS else self.peer] + step[1:]
         else:
             command = [self.ours if side == OURS else self.peer] + step
         try:

@@ -193,6 +193,8 @@ def convert(h, setup, odd, line):
                   ["-f", "qcow2"], ["--target-image-opts"], ["-l", "snapshot.foo=1"],
                   ["-f", "raw", "--image-opts"], ["-F", "raw"]):
         line(f"convert refused {' '.join(words)}", "convert", *words, "a", "x", before=setup)
+    line("convert beyond the size limit", "limit", "convert", "a", "x", before=setup, errors="any")
+    line("create beyond the size limit", "limit", "create", "x", "2M", errors="any")
     line("convert to missing directory", "convert", "a", "nodir/x", before=setup)
     line("convert snapshot of raw", "convert", "-l", "s", "a", "x", before=setup, errors="any")
     line("convert three names", "convert", "a", "nofile", "x", before=setup)

@@ -40,11 +40,12 @@ TEST(Format, SnapshotTable) {
   SnapshotInfo other = example();
   other.name = "0123456789012345678901234";
   other.icount.reset();
-  EXPECT_EQ(snapshot_table({example(), other}),
-            "Snapshot list:\n"
-            "ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT\n"
-            "1         s1                    0 B 2026-11-22 14:30:11 00:00:01.500          7\n"
-            "1         0123456789012345678901234      0 B 2026-11-22 14:30:11 00:00:01.500           \n");
+  EXPECT_EQ(
+      snapshot_table({example(), other}),
+      "Snapshot list:\n"
+      "ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT\n"
+      "1         s1                    0 B 2026-11-22 14:30:11 00:00:01.500          7\n"
+      "1         0123456789012345678901234      0 B 2026-11-22 14:30:11 00:00:01.500           \n");
 }
 
 TEST(Format, SnapshotJsonSplitsTheClock) {
@@ -67,8 +68,9 @@ TEST(Format, FieldsNestAndListsCount) {
             "        [0]:\n"
             "            name: b\n"
             "    refcount bits: 16\n");
-  EXPECT_EQ(fields_json(fields).compact(),
-            R"({"compat": "1.1", "lazy-refcounts": false, "bitmaps": [{"name": "b"}], "refcount-bits": 16})");
+  EXPECT_EQ(
+      fields_json(fields).compact(),
+      R"({"compat": "1.1", "lazy-refcounts": false, "bitmaps": [{"name": "b"}], "refcount-bits": 16})");
 }
 
 }  // namespace

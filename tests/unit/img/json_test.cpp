@@ -7,15 +7,16 @@ namespace {
 
 TEST(Json, MembersComeInTheOrderOfQemusDictionaries) {
   Json info;
-  for (const char* name : {"filename", "format", "virtual-size", "actual-size", "cluster-size",
-                           "format-specific", "backing-filename", "full-backing-filename",
-                           "backing-filename-format", "dirty-flag"}) {
+  for (const char* name :
+       {"filename", "format", "virtual-size", "actual-size", "cluster-size", "format-specific",
+        "backing-filename", "full-backing-filename", "backing-filename-format", "dirty-flag"}) {
     info.set(name, std::uint64_t{1});
   }
-  EXPECT_EQ(info.compact(),
-            R"({"backing-filename-format": 1, "virtual-size": 1, "filename": 1, "cluster-size": 1, )"
-            R"("format": 1, "actual-size": 1, "format-specific": 1, "full-backing-filename": 1, )"
-            R"("backing-filename": 1, "dirty-flag": 1})");
+  EXPECT_EQ(
+      info.compact(),
+      R"({"backing-filename-format": 1, "virtual-size": 1, "filename": 1, "cluster-size": 1, )"
+      R"("format": 1, "actual-size": 1, "format-specific": 1, "full-backing-filename": 1, )"
+      R"("backing-filename": 1, "dirty-flag": 1})");
 }
 
 TEST(Json, PrettyIndentsByFour) {
@@ -23,8 +24,9 @@ TEST(Json, PrettyIndentsByFour) {
   inner.set("x", true);
   Json outer;
   outer.set("a", Json::Array{Json("one"), inner});
-  EXPECT_EQ(outer.pretty(),
-            "{\n    \"a\": [\n        \"one\",\n        {\n            \"x\": true\n        }\n    ]\n}");
+  EXPECT_EQ(
+      outer.pretty(),
+      "{\n    \"a\": [\n        \"one\",\n        {\n            \"x\": true\n        }\n    ]\n}");
 }
 
 TEST(Json, EmptyObjectAndArrayKeepTheirLines) {
@@ -41,9 +43,9 @@ TEST(Json, EscapesControlsQuotesAndAllThatIsNotAscii) {
 
 TEST(Json, BytesThatAreNotUtf8BecomeTheReplacementCharacter) {
   EXPECT_EQ(json_quoted("\xFF"), "\"\\uFFFD\"");
-  EXPECT_EQ(json_quoted("\xC3"), "\"\\uFFFD\"");           // cut off
-  EXPECT_EQ(json_quoted("\xC0\xAF"), "\"\\uFFFD\"");       // overlong
-  EXPECT_EQ(json_quoted("\xED\xA0\x80"), "\"\\uFFFD\"");   // half of a pair
+  EXPECT_EQ(json_quoted("\xC3"), "\"\\uFFFD\"");          // cut off
+  EXPECT_EQ(json_quoted("\xC0\xAF"), "\"\\uFFFD\"");      // overlong
+  EXPECT_EQ(json_quoted("\xED\xA0\x80"), "\"\\uFFFD\"");  // half of a pair
 }
 
 }  // namespace

@@ -7,7 +7,9 @@
 namespace platter::img {
 namespace {
 
-constexpr Flag kFlags[] = {{'f', "format", true}, {'q', nullptr}, {kOutput, "output", true},
+constexpr Flag kFlags[] = {{'f', "format", true},
+                           {'q', nullptr},
+                           {kOutput, "output", true},
                            {kBackingChain, "backing-chain"}};
 
 std::vector<char*> pointers(std::vector<std::string>& words) {
@@ -18,16 +20,19 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
 }
 
 TEST(Arguments, OptionsAndNamesMix) {
-  std::vector<std::string> words = {"info", "a", "-qf", "raw", "b", "--back", "--output=json", "--", "-q"};
+  std::vector<std::string> words = {"info",          "a",  "-qf", "raw", "b", "--back",
+                                    "--output=json", "--", "-q"};
   std::vector<char*> argv = pointers(words);
   Arguments arguments(static_cast<int>(words.size()), argv.data(), kFlags);
   std::string seen;
   while (const auto option = arguments.next()) {
-    seen += option->id < 256 ? std::string(1, static_cast<char>(option->id)) : std::to_string(option->id);
+    seen += option->id < 256 ? std::string(1, static_cast<char>(option->id))
+                             : std::to_string(option->id);
     seen += "(" + std::string(option->value) + ")";
   }
   EXPECT_FALSE(arguments.failed());
-  EXPECT_EQ(seen, "q()f(raw)" + std::to_string(kBackingChain) + "()" + std::to_string(kOutput) + "(json)");
+  EXPECT_EQ(seen, "q()f(raw)" + std::to_string(kBackingChain) + "()" + std::to_string(kOutput) +
+                      "(json)");
   EXPECT_EQ(arguments.rest(), (std::vector<std::string>{"a", "b", "-q"}));
 }
 

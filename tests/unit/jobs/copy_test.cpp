@@ -41,7 +41,8 @@ class NotingDisk : public Driver {
     iov.copy_to(bytes.data() + offset);
     co_return {};
   }
-  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags) override {
+  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
+                                     ZeroFlags) override {
     zeroed += length;
     std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), length, std::byte{0});
     co_return {};
@@ -54,9 +55,11 @@ class NotingDisk : public Driver {
       return is_zero(std::span(bytes).subspan(page, std::min(kPage, bytes.size() - page)));
     };
     Extent extent{.offset = offset, .length = 0, .kind = ExtentKind::kData};
-    if (known_holes && zero(offset)) extent.kind = sparse ? ExtentKind::kUnallocated : ExtentKind::kZero;
+    if (known_holes && zero(offset))
+      extent.kind = sparse ? ExtentKind::kUnallocated : ExtentKind::kZero;
     std::uint64_t end = offset;
-    while (end < offset + length && (!known_holes || zero(end) == zero(offset))) end = (end / kPage + 1) * kPage;
+    while (end < offset + length && (!known_holes || zero(end) == zero(offset)))
+      end = (end / kPage + 1) * kPage;
     extent.length = std::min(end - offset, length);
     co_return extent;
   }
@@ -92,7 +95,8 @@ struct Disk {
     node = BlockNode::create(kType, std::move(driver), "", "noting", flags);
   }
   void fill(std::uint64_t offset, std::uint64_t length, int value) {
-    std::fill_n(disk->bytes.begin() + static_cast<std::ptrdiff_t>(offset), length, static_cast<std::byte>(value));
+    std::fill_n(disk->bytes.begin() + static_cast<std::ptrdiff_t>(offset), length,
+                static_cast<std::byte>(value));
   }
   NotingDisk* disk;
   NodePtr node;
@@ -107,7 +111,8 @@ Task<Result<void>> copy_held(std::vector<CopySource> sources, NodePtr target, Co
   co_return result;
 }
 
-Result<void> run_copy(const std::vector<CopySource>& sources, const Disk& target, const CopyOptions& options) {
+Result<void> run_copy(const std::vector<CopySource>& sources, const Disk& target,
+                      const CopyOptions& options) {
   auto executor = Executor::create();
   return (*executor)->block_on([&] { return copy_held(sources, target.node, options); });
 }
@@ -315,7 +320,8 @@ TEST(Copy, ARateHoldsItBack) {
   Disk target(kSize);
   source.fill(0, 2 << 20, 3);
   CopyOptions options;
-  options.bytes_per_second = 40 << 20;  // 2 MiB in four pieces: the last starts 3/80 s after the first
+  options.bytes_per_second =
+      40 << 20;  // 2 MiB in four pieces: the last starts 3/80 s after the first
   const auto before = std::chrono::steady_clock::now();
   ASSERT_TRUE(run_copy(source, target, options));
   EXPECT_GE(std::chrono::steady_clock::now() - before, std::chrono::milliseconds(37));
