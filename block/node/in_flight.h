@@ -50,7 +50,8 @@ class InFlight {
     void release() {
       if (!owner_) return;
       counter_->fetch_sub(1);
-      if (owner_->running_.load()) [[unlikely]] owner_->advance();
+      if (owner_->running_.load()) [[unlikely]]
+        owner_->advance();
       owner_ = nullptr;
     }
 

@@ -39,8 +39,9 @@ struct Mapping {
   bool in_place = false;  // kData: may be overwritten where it is. kZero, kBacking: no meaning
   std::uint64_t length = 0;
   BlockNode* node = nullptr;
-  std::uint64_t host_offset = 0;    // kData: of the first byte asked for; kZero: preallocated, if has_host
-  bool has_host = false;            // kZero only
+  std::uint64_t host_offset =
+      0;                  // kData: of the first byte asked for; kZero: preallocated, if has_host
+  bool has_host = false;  // kZero only
   std::uint64_t packed_length = 0;  // kCompressed
   std::uint64_t unit_offset = 0;    // kCompressed: guest offset where the unpacked unit starts,
   std::uint64_t unit_length = 0;    // and its length
@@ -66,7 +67,8 @@ class MappedDriver : public Driver {
   // Driver.
   Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) final;
   Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) final;
-  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) final;
+  Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
+                                     ZeroFlags flags) final;
   Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) final;
   MappedDriver* mapped() final { return this; }
 
@@ -76,24 +78,28 @@ class MappedDriver : public Driver {
   // What is at `offset`, at most `length` (> 0) bytes: the longest piece that one answer describes
   // and that is cheap to find; false when tables must be loaded first. Must not block for long.
   // `for_write`: in_place will be used.
-  virtual bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) = 0;
+  virtual bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write,
+                       Mapping& mapping) = 0;
   // The same, loading what is missing. A range that the tables describe wrongly is an error.
   virtual Task<Result<Mapping>> map(std::uint64_t offset, std::uint64_t length, bool for_write) = 0;
 
-  // Finds a place for the start of a range that is not in place. Waits for other plans on the range.
+  // Finds a place for the start of a range that is not in place. Waits for other plans on the
+  // range.
   virtual Task<Result<WritePlan>> plan_write(std::uint64_t offset, std::uint64_t length) = 0;
   // The data is written: show it. Cannot fail and does not suspend.
   virtual void publish(WritePlan& plan) = 0;
   // Writing failed: the disk reads as before, and the place is given back.
   virtual void abandon(WritePlan& plan) = 0;
 
-  // Whether stored data may lie in holes of the file below (then whoever asks for extents looks there).
+  // Whether stored data may lie in holes of the file below (then whoever asks for extents looks
+  // there).
   virtual bool may_have_holes() { return false; }
 
-  // Makes [offset, offset + length), whole units of zero_unit() (or up to the end of the disk), read
-  // as zeroes without writing them; ENOTSUP: it cannot.
+  // Makes [offset, offset + length), whole units of zero_unit() (or up to the end of the disk),
+  // read as zeroes without writing them; ENOTSUP: it cannot.
   virtual std::uint64_t zero_unit() const = 0;
-  virtual Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) = 0;
+  virtual Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
+                                        bool may_unmap) = 0;
 
   // Stores [offset, offset + iov.size()), whole units (or up to the end of the disk), packed.
   virtual Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov);
@@ -136,7 +142,8 @@ class MappedDriver : public Driver {
 
   Task<InFlight::Ticket> admit_slowly();
   // Awaits `task` and gives the tickets back.
-  static Task<Result<void>> finish(InFlight::Ticket ticket, InFlight::Ticket below, Task<Result<void>> task);
+  static Task<Result<void>> finish(InFlight::Ticket ticket, InFlight::Ticket below,
+                                   Task<Result<void>> task);
   Task<Result<void>> read_task(std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_piece(Piece piece, std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_packed(Mapping mapping, std::uint64_t offset, IoVec iov);
@@ -152,8 +159,8 @@ class MappedDriver : public Driver {
   InFlight in_flight_;
   std::atomic<bool> held_{false};
   std::mutex held_mutex_;
-  unsigned holders_ = 0;      // guarded by held_mutex_
-  ConditionQueue released_;   // guarded by held_mutex_
+  unsigned holders_ = 0;     // guarded by held_mutex_
+  ConditionQueue released_;  // guarded by held_mutex_
 };
 
 }  // namespace platter

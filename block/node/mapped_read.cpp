@@ -45,7 +45,8 @@ void MappedDriver::release() {
   released_.notify_all();
 }
 
-// Walking a chain -----------------------------------------------------------------------------------
+// Walking a chain
+// -----------------------------------------------------------------------------------
 
 bool MappedDriver::take_answer(Walk& walk, std::uint64_t offset, Mapping& mapping, Piece& piece) {
   walk.length = std::min(walk.length, mapping.length);
@@ -94,9 +95,11 @@ Task<Result<void>> MappedDriver::walk_slowly(Walk walk, std::uint64_t offset, Pi
   }
 }
 
-// Reading -------------------------------------------------------------------------------------------
+// Reading
+// -------------------------------------------------------------------------------------------
 
-Task<Result<void>> MappedDriver::finish(InFlight::Ticket ticket, InFlight::Ticket below, Task<Result<void>> task) {
+Task<Result<void>> MappedDriver::finish(InFlight::Ticket ticket, InFlight::Ticket below,
+                                        Task<Result<void>> task) {
   auto result = co_await task;
   below.release();
   ticket.release();
@@ -198,7 +201,8 @@ Task<Result<void>> MappedDriver::read_piece(Piece piece, std::uint64_t offset, I
       auto backing = co_await piece.ask->read(offset, iov);
       co_return backing;
     }
-    case Mapping::Kind::kZero: break;
+    case Mapping::Kind::kZero:
+      break;
   }
   iov.fill(std::byte{0});
   co_return {};
@@ -224,7 +228,8 @@ Result<void> MappedDriver::unpack(std::span<const std::byte>, std::span<std::byt
   return fail(ENOTSUP, "the format has no compressed data");
 }
 
-// Extents -------------------------------------------------------------------------------------------
+// Extents
+// -------------------------------------------------------------------------------------------
 
 Task<Result<Extent>> MappedDriver::do_extent(std::uint64_t offset, std::uint64_t length) {
   return extent_task(offset, length);
@@ -235,10 +240,18 @@ namespace {
 Extent extent_of(const Mapping& mapping, std::uint64_t offset) {
   Extent extent{.offset = offset, .length = mapping.length};
   switch (mapping.kind) {
-    case Mapping::Kind::kData: extent.kind = ExtentKind::kData; break;
-    case Mapping::Kind::kZero: extent.kind = ExtentKind::kZero; break;
-    case Mapping::Kind::kCompressed: extent.kind = ExtentKind::kCompressed; break;
-    case Mapping::Kind::kBacking: extent.kind = ExtentKind::kUnallocated; return extent;
+    case Mapping::Kind::kData:
+      extent.kind = ExtentKind::kData;
+      break;
+    case Mapping::Kind::kZero:
+      extent.kind = ExtentKind::kZero;
+      break;
+    case Mapping::Kind::kCompressed:
+      extent.kind = ExtentKind::kCompressed;
+      break;
+    case Mapping::Kind::kBacking:
+      extent.kind = ExtentKind::kUnallocated;
+      return extent;
   }
   if (mapping.kind == Mapping::Kind::kZero && !mapping.has_host) return extent;
   extent.node = mapping.node;

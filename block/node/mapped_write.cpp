@@ -16,7 +16,8 @@ Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, Write
   InFlight::Ticket ticket(in_flight_);
   Mapping mapping;
   if (!flags.compressed && !held_.load() && try_map(offset, iov.size(), true, mapping) &&
-      mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size()) [[likely]] {
+      mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size())
+      [[likely]] {
     Task<Result<void>> task = write_at(*mapping.node, mapping.host_offset, iov);
     if (task.done()) return task;
     return finish(std::move(ticket), InFlight::Ticket(), std::move(task));
@@ -40,7 +41,8 @@ Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, Wri
 }
 
 Task<Result<void>> MappedDriver::write_packed(std::uint64_t, IoVec) {
-  return [] -> Task<Result<void>> { co_return fail(ENOTSUP, "the format has no compressed data"); }();
+  return
+      [] -> Task<Result<void>> { co_return fail(ENOTSUP, "the format has no compressed data"); }();
 }
 
 Task<Result<void>> MappedDriver::write_at(BlockNode& node, std::uint64_t host_offset, IoVec iov) {
@@ -70,7 +72,8 @@ Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
     const bool straight = mapping.kind == Mapping::Kind::kData && mapping.in_place;
     const IoVec part = iov.first(mapping.length);
     if (mapping.length == iov.size() && running.empty()) {
-      auto only = straight ? write_at(*mapping.node, mapping.host_offset, part) : write_new(offset, part);
+      auto only =
+          straight ? write_at(*mapping.node, mapping.host_offset, part) : write_new(offset, part);
       result = co_await only;
       co_return result;
     }
@@ -95,7 +98,8 @@ Task<Result<void>> MappedDriver::write_new(std::uint64_t offset, IoVec iov) {
     auto plan = co_await plan_write(offset, iov.size());
     PLATTER_CO_TRY(plan);
     const IoVec part = iov.first(plan->length);
-    auto writing = plan->in_place ? write_at(*plan->node, plan->host_offset, part) : write_planned(*plan, part);
+    auto writing = plan->in_place ? write_at(*plan->node, plan->host_offset, part)
+                                  : write_planned(*plan, part);
     auto written = co_await writing;
     PLATTER_CO_TRY(written);
     offset += part.size();
@@ -124,7 +128,9 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
     } else {
       std::vector<iovec> segments;
       segments.reserve(iov.pieces() + 2);
-      const auto add = [&](std::span<std::byte> piece) { segments.push_back({piece.data(), piece.size()}); };
+      const auto add = [&](std::span<std::byte> piece) {
+        segments.push_back({piece.data(), piece.size()});
+      };
       head.for_each(add);
       iov.for_each(add);
       tail.for_each(add);
@@ -141,13 +147,16 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
   co_return result;
 }
 
-// Zeroes --------------------------------------------------------------------------------------------
+// Zeroes
+// --------------------------------------------------------------------------------------------
 
-Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) {
+Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint64_t length,
+                                                 ZeroFlags flags) {
   return zero_task(offset, length, flags);
 }
 
-Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) {
+Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length,
+                                           ZeroFlags flags) {
   auto ticket = co_await admit();
   const std::uint64_t unit = zero_unit();
   const std::uint64_t end = offset + length;
@@ -172,8 +181,10 @@ Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t l
   co_return {};
 }
 
-// Part of a unit, or of two: nothing where it reads as zeroes already, otherwise zeroes are written.
-Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t length, bool may_write) {
+// Part of a unit, or of two: nothing where it reads as zeroes already, otherwise zeroes are
+// written.
+Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t length,
+                                           bool may_write) {
   while (length != 0) {
     Piece piece;
     Walk walk{this, length, {}};

@@ -42,8 +42,9 @@ Task<Result<void>> BulkRefcounts::load(std::uint64_t block) {
   const Geometry& g = core_.geometry;
   const std::uint64_t host = refcounts_.block(block);
   if (host == 0 || g.in_cluster(host) != 0) {
-    co_return fail(kCorrupt, "a table refers to clusters that refcount block {} would count, which is missing",
-                   block);
+    co_return fail(
+        kCorrupt, "a table refers to clusters that refcount block {} would count, which is missing",
+        block);
   }
   if (blocks_.size() <= block) blocks_.resize(block + 1);
   auto loaded = std::make_unique<Block>();
@@ -59,7 +60,8 @@ Task<Result<void>> BulkRefcounts::load_for(std::span<const std::byte> table) {
   for (std::size_t at = 0; at < table.size(); at += g.l2_entry_size()) {
     const Touched touched = touched_by(g, load_be<std::uint64_t>(table.data() + at));
     for (std::uint64_t c = touched.first; c < touched.first + touched.count; ++c) {
-      if (has(c)) [[likely]] continue;
+      if (has(c)) [[likely]]
+        continue;
       auto loaded = co_await load(g.reftable_index(c));
       PLATTER_CO_TRY(loaded);
     }
@@ -69,7 +71,8 @@ Task<Result<void>> BulkRefcounts::load_for(std::span<const std::byte> table) {
 
 std::uint64_t BulkRefcounts::get(std::uint64_t cluster) const {
   const Geometry& g = core_.geometry;
-  return refcount_get(g, blocks_[g.reftable_index(cluster)]->data.data(), g.refblock_index(cluster));
+  return refcount_get(g, blocks_[g.reftable_index(cluster)]->data.data(),
+                      g.refblock_index(cluster));
 }
 
 Result<void> BulkRefcounts::change_one(std::uint64_t cluster, int delta) {
@@ -78,11 +81,12 @@ Result<void> BulkRefcounts::change_one(std::uint64_t cluster, int delta) {
   const std::uint64_t index = g.refblock_index(cluster);
   const std::uint64_t old = refcount_get(g, block.data.data(), index);
   if (delta > 0 && old >= g.max_refcount()) {
-    return fail(EINVAL, "the refcount of the cluster at offset {:#x} would exceed {}", cluster << g.cluster_bits,
-                g.max_refcount());
+    return fail(EINVAL, "the refcount of the cluster at offset {:#x} would exceed {}",
+                cluster << g.cluster_bits, g.max_refcount());
   }
   if (delta < 0 && old == 0) {
-    return fail(kCorrupt, "the cluster at offset {:#x} is in use but has refcount 0", cluster << g.cluster_bits);
+    return fail(kCorrupt, "the cluster at offset {:#x} is in use but has refcount 0",
+                cluster << g.cluster_bits);
   }
   refcount_set(g, block.data.data(), index, delta > 0 ? old + 1 : old - 1);
   block.dirty = true;
@@ -121,7 +125,8 @@ Task<Result<void>> BulkRefcounts::count(std::span<const std::uint64_t> l1, int d
   const Geometry& g = core_.geometry;
   const std::vector<std::uint64_t> offsets = tables_of(l1);
   for (const std::uint64_t offset : offsets) {
-    if (g.in_cluster(offset) != 0) co_return fail(kCorrupt, "L2 table offset {:#x} unaligned", offset);
+    if (g.in_cluster(offset) != 0)
+      co_return fail(kCorrupt, "L2 table offset {:#x} unaligned", offset);
   }
   TableStream tables(*core_.file, g.cluster_size(), offsets);
   Result<void> result;
@@ -156,7 +161,7 @@ Task<Result<void>> BulkRefcounts::mark_copied(std::span<std::uint64_t> l1) {
   TableStream tables(*core_.file, g.cluster_size(), offsets);
   BulkWriter writer(*core_.file);
   Result<void> result;
-  std::span<std::byte> piece;      // being filled: tables that lie one after the other
+  std::span<std::byte> piece;  // being filled: tables that lie one after the other
   std::uint64_t piece_offset = 0;
   std::size_t filled = 0;
   while (result) {
@@ -169,14 +174,16 @@ Task<Result<void>> BulkRefcounts::mark_copied(std::span<std::uint64_t> l1) {
       const auto entry = load_be<std::uint64_t>(table.data.data() + at);
       const std::uint64_t host = entry & kOffsetMask;
       if ((entry & kCompressedBit) != 0 || host == 0) continue;
-      const std::uint64_t now = (entry & ~kCopied) | (get(g.cluster_index(host)) == 1 ? kCopied : 0);
+      const std::uint64_t now =
+          (entry & ~kCopied) | (get(g.cluster_index(host)) == 1 ? kCopied : 0);
       if (now == entry) continue;
       store_be(table.data.data() + at, now);
       changed = true;
     }
     if (!result || !changed) continue;
     const std::uint64_t offset = offsets[table.index];
-    const bool joins = filled != 0 && offset == piece_offset + filled && filled + table.data.size() <= piece.size();
+    const bool joins = filled != 0 && offset == piece_offset + filled &&
+                       filled + table.data.size() <= piece.size();
     if (!joins) {
       if (filled != 0) writer.write(piece_offset, filled);
       filled = 0;

@@ -5,8 +5,8 @@
 
 namespace platter::qcow2 {
 
-// Where packed bytes go. Until they are linked the place is accounted for by `fresh` (a new cluster)
-// and `shared` (one more reference to a cluster that has others).
+// Where packed bytes go. Until they are linked the place is accounted for by `fresh` (a new
+// cluster) and `shared` (one more reference to a cluster that has others).
 struct ClusterWriter::PackedPlace {
   std::uint64_t host = 0;
   Reservation fresh;
@@ -70,11 +70,13 @@ Task<Result<ClusterWriter::PackedPlace>> ClusterWriter::place_packed(std::uint64
   }
 }
 
-Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset, std::span<const std::byte> cluster) {
+Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
+                                               std::span<const std::byte> cluster) {
   const Geometry& g = core_.geometry;
   const Buffer packed(g.cluster_size());
   auto work = [this, cluster, &packed] {
-    return deflate_cluster(core_.header.compression_type, cluster, packed.span(0, packed.size() - 1));
+    return deflate_cluster(core_.header.compression_type, cluster,
+                           packed.span(0, packed.size() - 1));
   };
   auto length = co_await run_on(WorkerPool::codecs(), work);
   PLATTER_CO_TRY(length);
@@ -83,7 +85,8 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset, std::span<c
   const std::uint64_t first = g.cluster_index(offset);
   Claim* claim = nullptr;
   while (!claim) {
-    if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load())
+      co_return fail(EIO, "the image is corrupt and is not written to any more");
     auto pin = co_await tables_.make_writable(offset);
     PLATTER_CO_TRY(pin);
     std::unique_lock lock(core_.mutex);

@@ -4,7 +4,8 @@
 
 namespace platter::qcow2 {
 
-// Claims ------------------------------------------------------------------------------------------------
+// Claims
+// ------------------------------------------------------------------------------------------------
 
 ClusterWriter::Claim* ClusterWriter::claimed(std::uint64_t first, std::uint64_t count) {
   auto after = claims_.lower_bound(first + count);
@@ -30,7 +31,8 @@ void ClusterWriter::unlink_entry(std::uint64_t entry, Discard why) {
   }
 }
 
-// Plans ---------------------------------------------------------------------------------------------------
+// Plans
+// ---------------------------------------------------------------------------------------------------
 
 bool ClusterWriter::shows_zeroes(std::uint64_t entry, std::uint64_t guest) const {
   const ClusterState state = classify(core_.geometry, entry);
@@ -46,7 +48,9 @@ std::uint64_t ClusterWriter::replaceable(const TableCache::Slice& slice, std::ui
   for (; count < most; ++count) {
     const ClusterState state = classify(core_.geometry, slice.word(entry + count));
     if (const auto* data = std::get_if<DataCluster>(&state); data && data->copied) break;
-    if (const auto* zero = std::get_if<ZeroCluster>(&state); zero && zero->host != 0 && zero->copied) break;
+    if (const auto* zero = std::get_if<ZeroCluster>(&state);
+        zero && zero->host != 0 && zero->copied)
+      break;
     if (std::holds_alternative<InvalidEntry>(state)) break;
   }
   return count;
@@ -65,7 +69,8 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
   TableCache::Pin pin;
   PLATTER_FAULT(*core_.file, FaultEvent::kClusterAlloc);
   while (true) {
-    if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load())
+      co_return fail(EIO, "the image is corrupt and is not written to any more");
     std::uint64_t need = 0;
     TableCache::Slice* slice = nullptr;
     {
@@ -88,7 +93,8 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
         if (const auto* data = std::get_if<DataCluster>(&state); data && data->copied) {
           plan.in_place = true;
           host = data->host;
-        } else if (const auto* zero = std::get_if<ZeroCluster>(&state); zero && zero->host != 0 && zero->copied) {
+        } else if (const auto* zero = std::get_if<ZeroCluster>(&state);
+                   zero && zero->host != 0 && zero->copied) {
           host = zero->host;
         }
         if (host != 0) {
@@ -135,7 +141,8 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
           if (reservation.reads_zero()) {
             // What the edges show is there already.
             if (shows_zeroes(entry, offset - in_cluster)) plan.head = 0;
-            if (plan.tail != 0 && shows_zeroes(slice->word(entry_index + count - 1), end)) plan.tail = 0;
+            if (plan.tail != 0 && shows_zeroes(slice->word(entry_index + count - 1), end))
+              plan.tail = 0;
           }
           auto claim = std::make_unique<Claim>();
           claim->first = first;
@@ -169,7 +176,8 @@ void ClusterWriter::publish(WritePlan& plan) {
   const std::uint64_t entry_index = tables_.entry_of(plan.offset);
   for (std::uint64_t i = 0; i < claim.count; ++i) {
     const std::uint64_t old = claim.slice->word(entry_index + i);
-    tables_.set_entry(*claim.slice.get(), entry_index + i, data_entry(claim.host + (i << g.cluster_bits), true));
+    tables_.set_entry(*claim.slice.get(), entry_index + i,
+                      data_entry(claim.host + (i << g.cluster_bits), true));
     if (claim.reservation) unlink_entry(old, Discard::kNever);
   }
   if (claim.reservation) claim.reservation.link();
@@ -183,7 +191,8 @@ void ClusterWriter::abandon(WritePlan& plan) {
   finish(claim);
 }
 
-// Zeroes and discards -------------------------------------------------------------------------------------
+// Zeroes and discards
+// -------------------------------------------------------------------------------------
 
 bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Change change,
                                   std::uint64_t& result) const {
@@ -192,7 +201,8 @@ bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Chan
   result = entry;
   if (std::holds_alternative<InvalidEntry>(state)) return false;
   const bool unallocated = std::holds_alternative<Unallocated>(state);
-  const bool plain_zero = std::holds_alternative<ZeroCluster>(state) && std::get<ZeroCluster>(state).host == 0;
+  const bool plain_zero =
+      std::holds_alternative<ZeroCluster>(state) && std::get<ZeroCluster>(state).host == 0;
   switch (change) {
     case Change::kDiscardFully:
       result = 0;
@@ -205,7 +215,8 @@ bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Chan
     case Change::kZeroUnmap:
       if (plain_zero || (unallocated && shows_zeroes(entry, guest))) return true;
       if (g.version < 3) {
-        // Version 2 has no zero clusters; nothing there reads as zeroes where nothing shows through.
+        // Version 2 has no zero clusters; nothing there reads as zeroes where nothing shows
+        // through.
         result = 0;
         return shows_zeroes(0, guest);
       }
@@ -221,21 +232,25 @@ bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Chan
   return false;
 }
 
-Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t length, Change change, Discard why) {
+Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t length, Change change,
+                                         Discard why) {
   const Geometry& g = core_.geometry;
   // Entries that are looked at under one hold of the mutex.
   constexpr std::uint64_t kStep = 512;
   const std::uint64_t end = offset + length;
   while (offset < end) {
-    if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load())
+      co_return fail(EIO, "the image is corrupt and is not written to any more");
     const std::uint64_t l1_index = g.l1_index(offset);
-    const std::uint64_t slice_end = align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
+    const std::uint64_t slice_end =
+        align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
     const std::uint64_t step_end = std::min({end, slice_end, offset + (kStep << g.cluster_bits)});
     // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
     // node shows through.
     const BlockNode* backing = core_.backing();
     if (l1_offset(tables_.l1(l1_index)) == 0 &&
-        (change == Change::kDiscardFully || !backing || (change != Change::kDiscard && offset >= backing->size()))) {
+        (change == Change::kDiscardFully || !backing ||
+         (change != Change::kDiscard && offset >= backing->size()))) {
       offset = std::min(end, (l1_index + 1) * g.l2_coverage());
       continue;
     }
@@ -291,7 +306,8 @@ Task<Result<void>> ClusterWriter::zero(std::uint64_t offset, std::uint64_t lengt
   return change(offset, length, may_unmap ? Change::kZeroUnmap : Change::kZero, Discard::kRequest);
 }
 
-Task<Result<void>> ClusterWriter::discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full) {
+Task<Result<void>> ClusterWriter::discard(std::uint64_t offset, std::uint64_t length, Discard why,
+                                          bool full) {
   return change(offset, length, full ? Change::kDiscardFully : Change::kDiscard, why);
 }
 

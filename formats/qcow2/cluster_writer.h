@@ -1,9 +1,10 @@
-// ClusterWriter: every change of the active disk's mapping: allocating writes, packed writes, zeroes
-// and discards.
+// ClusterWriter: every change of the active disk's mapping: allocating writes, packed writes,
+// zeroes and discards.
 //
-// A range whose clusters are being replaced is claimed: others who want to change the mapping of one
-// of its clusters wait and look again. A claim is held while data is on its way; the mapping changes
-// at its end, at once, under the mutex. Zeroes and discards change mappings at once and hold no claim.
+// A range whose clusters are being replaced is claimed: others who want to change the mapping of
+// one of its clusters wait and look again. A claim is held while data is on its way; the mapping
+// changes at its end, at once, under the mutex. Zeroes and discards change mappings at once and
+// hold no claim.
 //
 // Threads: any executor; callers hold an InFlight ticket.
 #pragma once
@@ -50,8 +51,8 @@ class ClusterWriter {
   struct Claim {
     std::uint64_t first = 0;
     std::uint64_t count = 0;
-    Reservation reservation;      // empty: space that the cluster has already is used
-    std::uint64_t host = 0;       // of the first cluster, bytes
+    Reservation reservation;  // empty: space that the cluster has already is used
+    std::uint64_t host = 0;   // of the first cluster, bytes
     TableCache::Pin slice;
     std::uint64_t packed_length = 0;  // packed write: bytes at host
     ConditionQueue waiters;
@@ -61,9 +62,11 @@ class ClusterWriter {
   // mutex: the claim on a cluster of [first, first + count), or nullptr.
   Claim* claimed(std::uint64_t first, std::uint64_t count);
   // mutex: how far a plan may go: clusters from `first` on that need a new place.
-  std::uint64_t replaceable(const TableCache::Slice& slice, std::uint64_t entry, std::uint64_t most) const;
+  std::uint64_t replaceable(const TableCache::Slice& slice, std::uint64_t entry,
+                            std::uint64_t most) const;
   bool shows_zeroes(std::uint64_t entry, std::uint64_t guest) const;
-  // Bytes of the disk behind `end`: what lies in the last cluster behind the disk's end is not copied.
+  // Bytes of the disk behind `end`: what lies in the last cluster behind the disk's end is not
+  // copied.
   std::uint64_t left_behind(std::uint64_t end) const;
   // mutex: what `entry` referred to is not referred to any more.
   void unlink_entry(std::uint64_t entry, Discard why);
@@ -74,7 +77,8 @@ class ClusterWriter {
   enum class Change : std::uint8_t { kZero, kZeroUnmap, kDiscard, kDiscardFully };
   Task<Result<void>> change(std::uint64_t offset, std::uint64_t length, Change change, Discard why);
   // The new entry for a cluster; its old one where nothing changes. False: it cannot be done.
-  bool changed_entry(std::uint64_t entry, std::uint64_t guest, Change change, std::uint64_t& result) const;
+  bool changed_entry(std::uint64_t entry, std::uint64_t guest, Change change,
+                     std::uint64_t& result) const;
 
   Core& core_;
   L2Tables& tables_;

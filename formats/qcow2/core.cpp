@@ -30,12 +30,15 @@ Task<Error> Core::corruption(std::string what, bool fatal) {
   fatal = fatal && writable;
   if (!reported.exchange(true)) {
     if (fatal) {
-      std::fprintf(stderr, "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n",
-                   what.c_str());
+      std::fprintf(
+          stderr,
+          "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n",
+          what.c_str());
     } else {
-      std::fprintf(stderr,
-                   "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n",
-                   what.c_str());
+      std::fprintf(
+          stderr,
+          "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n",
+          what.c_str());
     }
   }
   if (fatal && !poisoned.exchange(true)) {

@@ -37,8 +37,8 @@ struct Core {
   BlockNode& data_node() const { return data_file ? *data_file : *file; }
   BlockNode* backing() const { return backing_edge.get(); }
 
-  // Guards L1, the refcount table, all slices, claims and host-cluster states. Held for microseconds
-  // and never across a suspension.
+  // Guards L1, the refcount table, all slices, claims and host-cluster states. Held for
+  // microseconds and never across a suspension.
   std::mutex mutex;
 
   // Changed under header_mutex (and, for what others read, also under mutex).

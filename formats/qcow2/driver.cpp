@@ -1,5 +1,7 @@
 #include "formats/qcow2/driver.h"
 
+#include <chrono>
+
 #include "block/base/checked.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/codec.h"
@@ -51,13 +53,33 @@ std::uint64_t Qcow2Driver::refcount_of(std::uint64_t host_cluster) {
   return refcounts_.get(host_cluster).value_or(~std::uint64_t{0});
 }
 
-// Mapping -----------------------------------------------------------------------------------------------
+// Mapping
+// -----------------------------------------------------------------------------------------------
 
-bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) {
+bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write,
+                          Mapping& mapping) {
   return tables_.try_lookup(offset, length, for_write, mapping);
 }
 
+void Qcow2Driver::shed_if_due() {
+  if (options_.cache_clean_interval == 0) return;
+  const std::int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
+                               std::chrono::steady_clock::now().time_since_epoch())
+                               .count();
+  std::int64_t last = last_shed_.load(std::memory_order_relaxed);
+  if (last == 0) {
+    last_shed_.compare_exchange_strong(last, now);
+    return;
+  }
+  if (now - last < static_cast<std::int64_t>(options_.cache_clean_interval)) return;
+  if (!last_shed_.compare_exchange_strong(last, now)) return;
+  std::lock_guard lock(core_.mutex);
+  tables_.cache().shed_unused();
+  if (core_.writable) refcounts_.cache().shed_unused();
+}
+
 Task<Result<Mapping>> Qcow2Driver::map(std::uint64_t offset, std::uint64_t length, bool for_write) {
+  shed_if_due();
   return tables_.lookup(offset, length, for_write);
 }
 
@@ -69,7 +91,8 @@ void Qcow2Driver::publish(WritePlan& plan) { writer_.publish(plan); }
 
 void Qcow2Driver::abandon(WritePlan& plan) { writer_.abandon(plan); }
 
-Task<Result<void>> Qcow2Driver::zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) {
+Task<Result<void>> Qcow2Driver::zero_units(std::uint64_t offset, std::uint64_t length,
+                                           bool may_unmap) {
   return writer_.zero(offset, length, may_unmap);
 }
 
@@ -80,7 +103,8 @@ Result<void> Qcow2Driver::unpack(std::span<const std::byte> packed, std::span<st
 Task<Result<void>> Qcow2Driver::write_packed(std::uint64_t offset, IoVec iov) {
   const std::uint64_t cluster = core_.geometry.cluster_size();
   const std::uint64_t end = offset + iov.size();
-  if (core_.geometry.in_cluster(offset) != 0 || (core_.geometry.in_cluster(end) != 0 && end < size())) {
+  if (core_.geometry.in_cluster(offset) != 0 ||
+      (core_.geometry.in_cluster(end) != 0 && end < size())) {
     co_return fail(EINVAL, "compressed writes cover whole clusters");
   }
   std::vector<Task<Result<void>>> running;
@@ -110,7 +134,8 @@ Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov
   co_return plain;
 }
 
-// Space and durability ------------------------------------------------------------------------------------
+// Space and durability
+// ------------------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
   const std::uint64_t cluster = core_.geometry.cluster_size();
@@ -145,6 +170,7 @@ Task<Result<void>> Qcow2Driver::relieve() {
 
 Task<Result<void>> Qcow2Driver::do_flush() {
   if (!core_.writable) co_return {};
+  shed_if_due();
   {
     // Held back like a request while tables are replaced. The ticket goes before anything is freed:
     // it would keep what this flush has made free to go in quarantine.
@@ -182,9 +208,11 @@ Task<Result<void>> Qcow2Driver::end_writing() {
   co_return {};
 }
 
-Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void>>()>& work, bool reload) {
+Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void>>()>& work,
+                                            bool reload) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
-  if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core_.poisoned.load())
+    co_return fail(EIO, "the image is corrupt and is not written to any more");
   auto alone = co_await operations_.lock();
   auto holding = hold();
   co_await holding;
@@ -237,7 +265,8 @@ Task<Result<void>> Qcow2Driver::do_close() {
   co_return ended;
 }
 
-// Checking and the backing reference ----------------------------------------------------------------------
+// Checking and the backing reference
+// ----------------------------------------------------------------------
 
 Task<Result<CheckResult>> Qcow2Driver::check(const CheckRequest& request) {
   Result<CheckResult> result = CheckResult{};
@@ -253,7 +282,8 @@ Task<Result<CheckResult>> Qcow2Driver::check(const CheckRequest& request) {
   co_return result;
 }
 
-Task<Result<void>> Qcow2Driver::check_now(const CheckRequest& request, Result<CheckResult>* result) {
+Task<Result<void>> Qcow2Driver::check_now(const CheckRequest& request,
+                                          Result<CheckResult>* result) {
   Header header = core_.header;
   *result = co_await check_image(*core_.file, header, request);
   if (*result && (request.fix_leaks || request.fix_errors)) {
@@ -266,7 +296,9 @@ Task<Result<void>> Qcow2Driver::check_now(const CheckRequest& request, Result<Ch
 
 std::string Qcow2Driver::backing_filename() const { return core_.header.backing_file; }
 
-std::string Qcow2Driver::backing_format() const { return core_.header.extensions.backing_format.value_or(""); }
+std::string Qcow2Driver::backing_format() const {
+  return core_.header.extensions.backing_format.value_or("");
+}
 
 Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
@@ -294,12 +326,13 @@ Task<Result<void>> Qcow2Driver::make_empty() {
   co_return flushed;
 }
 
-// Information -----------------------------------------------------------------------------------------------
+// Information
+// -----------------------------------------------------------------------------------------------
 
 FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_); }
 
-// A file that takes up clearly less than its clusters would has holes among them. A few clusters' room
-// is left for what a file system packs tightly.
+// A file that takes up clearly less than its clusters would has holes among them. A few clusters'
+// room is left for what a file system packs tightly.
 bool Qcow2Driver::may_have_holes() {
   const SparseFile known = sparse_file_.load(std::memory_order_relaxed);
   if (known != SparseFile::kUnknown) return known == SparseFile::kYes;

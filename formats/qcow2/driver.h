@@ -35,14 +35,15 @@ struct RuntimeOptions {
   std::uint64_t l2_cache = 0;  // bytes; 0: chosen
   std::uint64_t l2_cache_entry = 0;
   std::uint64_t refcount_cache = 0;
-  std::uint64_t cache_clean_interval = 0;  // seconds; 0: never
+  std::uint64_t cache_clean_interval = 600;  // seconds; 0: never
   std::optional<bool> lazy_refcounts;
   std::optional<bool> pass_discard_request;
   bool pass_discard_snapshot = true;
   bool pass_discard_other = false;
 };
 // Takes what it knows; checks sizes against each other.
-Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry, std::uint64_t l1_entries);
+Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry,
+                                            std::uint64_t l1_entries);
 
 class Qcow2Driver final : public MappedDriver, public CheckAbility, public BackingAbility {
  public:
@@ -87,13 +88,15 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
 
  protected:
   // MappedDriver.
-  bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) override;
+  bool try_map(std::uint64_t offset, std::uint64_t length, bool for_write,
+               Mapping& mapping) override;
   Task<Result<Mapping>> map(std::uint64_t offset, std::uint64_t length, bool for_write) override;
   Task<Result<WritePlan>> plan_write(std::uint64_t offset, std::uint64_t length) override;
   void publish(WritePlan& plan) override;
   void abandon(WritePlan& plan) override;
   std::uint64_t zero_unit() const override { return core_.geometry.cluster_size(); }
-  Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length, bool may_unmap) override;
+  Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
+                                bool may_unmap) override;
   bool may_have_holes() override;
   Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov) override;
   Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out) override;
@@ -112,14 +115,16 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Task<Result<void>> settle();
   Task<Result<void>> end_writing();
   // Runs `work` with requests held back and everything written back; one at a time. With `reload`
-  // nothing is being freed meanwhile, and all tables are loaded again from the file afterwards; when
-  // `work` then fails after it began to change counts (`began_` is set), the image stays marked
-  // dirty, so that its next opening repairs it.
+  // nothing is being freed meanwhile, and all tables are loaded again from the file afterwards;
+  // when `work` then fails after it began to change counts (`began_` is set), the image stays
+  // marked dirty, so that its next opening repairs it.
   Task<Result<void>> exclusively(const std::function<Task<Result<void>>()>& work, bool reload);
   Task<Result<void>> begin_changing_counts();
   Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();
+  // Gives up what the caches hold and nobody used for cache-clean-interval.
+  void shed_if_due();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
 
   // resize.cpp, with requests held back.
@@ -141,13 +146,14 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Snapshots snapshots_;
   VmState vm_state_;
   std::vector<BitmapEntry> bitmaps_;  // immutable after open
-  // Whether data clusters may be holes of the file (as after preallocating metadata); found out when
-  // somebody first asks for extents.
+  // Whether data clusters may be holes of the file (as after preallocating metadata); found out
+  // when somebody first asks for extents.
   enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };
   std::atomic<SparseFile> sparse_file_{SparseFile::kUnknown};
-  AsyncMutex operations_;  // resizes, snapshots, checks: one at a time
-  bool began_ = false;         // under operations_
-  bool needs_repair_ = false;  // under operations_
+  std::atomic<std::int64_t> last_shed_{0};  // seconds of the steady clock
+  AsyncMutex operations_;                   // resizes, snapshots, checks: one at a time
+  bool began_ = false;                      // under operations_
+  bool needs_repair_ = false;               // under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;
 };

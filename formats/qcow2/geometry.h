@@ -16,7 +16,8 @@
 
 namespace platter::qcow2 {
 
-inline constexpr std::uint64_t kOffsetMask = 0x00ff'ffff'ffff'fe00;  // bits 9-55 of L1 and L2 entries
+inline constexpr std::uint64_t kOffsetMask =
+    0x00ff'ffff'ffff'fe00;  // bits 9-55 of L1 and L2 entries
 inline constexpr std::uint64_t kRefTableOffsetMask = 0xffff'ffff'ffff'fe00;
 inline constexpr std::uint64_t kCopied = std::uint64_t{1} << 63;
 inline constexpr std::uint64_t kCompressedBit = std::uint64_t{1} << 62;
@@ -78,26 +79,42 @@ struct Geometry {
 
   // Clusters.
   constexpr std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
-  constexpr std::uint64_t in_cluster(std::uint64_t offset) const { return offset & (cluster_size() - 1); }
-  constexpr std::uint64_t cluster_start(std::uint64_t offset) const { return align_down(offset, cluster_size()); }
-  constexpr std::uint64_t cluster_index(std::uint64_t offset) const { return offset >> cluster_bits; }
+  constexpr std::uint64_t in_cluster(std::uint64_t offset) const {
+    return offset & (cluster_size() - 1);
+  }
+  constexpr std::uint64_t cluster_start(std::uint64_t offset) const {
+    return align_down(offset, cluster_size());
+  }
+  constexpr std::uint64_t cluster_index(std::uint64_t offset) const {
+    return offset >> cluster_bits;
+  }
   // Clusters that hold `bytes` bytes. Does not overflow.
-  constexpr std::uint64_t clusters_for(std::uint64_t bytes) const { return div_round_up(bytes, cluster_size()); }
+  constexpr std::uint64_t clusters_for(std::uint64_t bytes) const {
+    return div_round_up(bytes, cluster_size());
+  }
   constexpr std::uint64_t subcluster_size() const { return cluster_size() / kSubclusters; }
 
   // L1 and L2.
-  constexpr unsigned l2_entry_bits() const { return extended_l2 ? 4 : 3; }  // log2 of an entry's bytes
+  constexpr unsigned l2_entry_bits() const {
+    return extended_l2 ? 4 : 3;
+  }  // log2 of an entry's bytes
   constexpr std::uint64_t l2_entry_size() const { return std::uint64_t{1} << l2_entry_bits(); }
   constexpr unsigned l2_bits() const { return cluster_bits - l2_entry_bits(); }
   constexpr std::uint64_t l2_entries() const { return std::uint64_t{1} << l2_bits(); }
   // Guest bytes that one L2 table maps.
-  constexpr std::uint64_t l2_coverage() const { return std::uint64_t{1} << (cluster_bits + l2_bits()); }
-  constexpr std::uint64_t l1_index(std::uint64_t guest) const { return guest >> (cluster_bits + l2_bits()); }
+  constexpr std::uint64_t l2_coverage() const {
+    return std::uint64_t{1} << (cluster_bits + l2_bits());
+  }
+  constexpr std::uint64_t l1_index(std::uint64_t guest) const {
+    return guest >> (cluster_bits + l2_bits());
+  }
   constexpr std::uint64_t l2_index(std::uint64_t guest) const {
     return (guest >> cluster_bits) & (l2_entries() - 1);
   }
   // L1 entries for a disk of `size` bytes.
-  constexpr std::uint64_t l1_entries_for(std::uint64_t size) const { return div_round_up(size, l2_coverage()); }
+  constexpr std::uint64_t l1_entries_for(std::uint64_t size) const {
+    return div_round_up(size, l2_coverage());
+  }
 
   // Refcounts.
   constexpr unsigned refcount_bits() const { return 1u << refcount_order; }
@@ -105,11 +122,15 @@ struct Geometry {
   constexpr unsigned refblock_bits() const { return cluster_bits + 3 - refcount_order; }
   constexpr std::uint64_t refblock_entries() const { return std::uint64_t{1} << refblock_bits(); }
   // Host bytes that one refcount block counts.
-  constexpr std::uint64_t refblock_coverage() const { return std::uint64_t{1} << (cluster_bits + refblock_bits()); }
+  constexpr std::uint64_t refblock_coverage() const {
+    return std::uint64_t{1} << (cluster_bits + refblock_bits());
+  }
   constexpr std::uint64_t max_refcount() const {
     return refcount_order == 6 ? ~std::uint64_t{0} : (std::uint64_t{1} << refcount_bits()) - 1;
   }
-  constexpr std::uint64_t reftable_index(std::uint64_t host_cluster) const { return host_cluster >> refblock_bits(); }
+  constexpr std::uint64_t reftable_index(std::uint64_t host_cluster) const {
+    return host_cluster >> refblock_bits();
+  }
   constexpr std::uint64_t refblock_index(std::uint64_t host_cluster) const {
     return host_cluster & (refblock_entries() - 1);
   }
@@ -133,13 +154,16 @@ constexpr std::uint64_t l1_entry(std::uint64_t l2_table, bool copied) {
 constexpr std::uint64_t l1_offset(std::uint64_t entry) { return entry & kOffsetMask; }
 constexpr bool l1_copied(std::uint64_t entry) { return (entry & kCopied) != 0; }
 
-constexpr std::uint64_t data_entry(std::uint64_t host, bool copied) { return host | (copied ? kCopied : 0); }
+constexpr std::uint64_t data_entry(std::uint64_t host, bool copied) {
+  return host | (copied ? kCopied : 0);
+}
 // `host` 0: no space preallocated.
 constexpr std::uint64_t zero_entry(std::uint64_t host, bool copied) {
   return kZeroBit | host | (copied && host != 0 ? kCopied : 0);
 }
 // `length` packed bytes at `host` (length > 0, at most the cluster).
-constexpr std::uint64_t compressed_entry(const Geometry& g, std::uint64_t host, std::uint64_t length) {
+constexpr std::uint64_t compressed_entry(const Geometry& g, std::uint64_t host,
+                                         std::uint64_t length) {
   const std::uint64_t more_sectors = (host + length - 1) / kSector - host / kSector;
   return kCompressedBit | host | (more_sectors << g.compressed_offset_bits());
 }
@@ -151,7 +175,8 @@ constexpr ClusterState classify(const Geometry& g, std::uint64_t entry, std::uin
   if ((entry & kCompressedBit) != 0) {
     const std::uint64_t field = entry & ((std::uint64_t{1} << g.compressed_offset_bits()) - 1);
     if (field >= kMaxHostOffset) return InvalidEntry{"compressed cluster offset beyond 2^56"};
-    const std::uint64_t sectors = ((entry & ~(kCopied | kCompressedBit)) >> g.compressed_offset_bits()) + 1;
+    const std::uint64_t sectors =
+        ((entry & ~(kCopied | kCompressedBit)) >> g.compressed_offset_bits()) + 1;
     return CompressedCluster{field, sectors * kSector - (field & (kSector - 1))};
   }
   const std::uint64_t host = entry & kOffsetMask;

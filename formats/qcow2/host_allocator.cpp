@@ -1,5 +1,5 @@
-// The half of HostClusters that finds and makes room: the free map, the end of the file, new refcount
-// blocks and larger refcount tables.
+// The half of HostClusters that finds and makes room: the free map, the end of the file, new
+// refcount blocks and larger refcount tables.
 #include <algorithm>
 
 #include "block/base/checked.h"
@@ -24,7 +24,8 @@ void HostClusters::open() {
 }
 
 std::uint64_t HostClusters::limit() const {
-  const std::uint64_t format = std::min(kMaxHostOffset >> core_.geometry.cluster_bits, most_clusters_.load());
+  const std::uint64_t format =
+      std::min(kMaxHostOffset >> core_.geometry.cluster_bits, most_clusters_.load());
   return can_grow_ ? format : std::min(format, core_.geometry.cluster_index(core_.file->size()));
 }
 
@@ -40,7 +41,8 @@ void HostClusters::mark_free(std::uint64_t cluster) {
   if (region.free++ == 0) with_free_.insert(slice);
 }
 
-// With the mutex --------------------------------------------------------------------------------------
+// With the mutex
+// --------------------------------------------------------------------------------------
 
 std::optional<Reservation> HostClusters::take_from_map(std::uint64_t count, bool exactly) {
   if (exactly && count > 1) return std::nullopt;
@@ -49,16 +51,20 @@ std::optional<Reservation> HostClusters::take_from_map(std::uint64_t count, bool
     if (!refcounts_.cache().peek(slice)) return std::nullopt;
     Region& region = *regions_[slice];
     const std::uint64_t base = slice * refcounts_.slice_clusters();
-    const auto is_free = [&](std::uint64_t i) { return ((region.bits[i / 64] >> (i % 64)) & 1) != 0; };
+    const auto is_free = [&](std::uint64_t i) {
+      return ((region.bits[i / 64] >> (i % 64)) & 1) != 0;
+    };
     std::uint64_t first = 0;
     while (region.bits[first / 64] == 0) first += 64;
     first += static_cast<std::uint64_t>(std::countr_zero(region.bits[first / 64]));
     std::uint64_t taken = 0;
     bool usable = true;
-    for (std::uint64_t i = first; taken < count && i < refcounts_.slice_clusters() && is_free(i) && usable; ++i) {
+    for (std::uint64_t i = first;
+         taken < count && i < refcounts_.slice_clusters() && is_free(i) && usable; ++i) {
       const std::uint64_t cluster = base + i;
       // Metadata that counts as free: the image is corrupt (reserve() says so).
-      usable = cluster < limit() && refcounts_.get(cluster) == 0 && !core_.metadata.contains(cluster);
+      usable =
+          cluster < limit() && refcounts_.get(cluster) == 0 && !core_.metadata.contains(cluster);
       if (!usable && taken != 0) break;
       region.bits[i / 64] &= ~(std::uint64_t{1} << (i % 64));
       if (--region.free == 0) with_free_.erase(slice);
@@ -75,12 +81,14 @@ std::optional<Reservation> HostClusters::take_at_frontier(std::uint64_t count) {
   if (!frontier_known_) return std::nullopt;
   while (frontier_ < limit()) {
     const auto here = refcounts_.get(frontier_);
-    if (refcounts_.block(core_.geometry.reftable_index(frontier_)) == 0 || !here) return std::nullopt;
+    if (refcounts_.block(core_.geometry.reftable_index(frontier_)) == 0 || !here)
+      return std::nullopt;
     if (*here != 0) {
       ++frontier_;
       continue;
     }
-    const std::uint64_t slice_end = (refcounts_.slice_of(frontier_) + 1) * refcounts_.slice_clusters();
+    const std::uint64_t slice_end =
+        (refcounts_.slice_of(frontier_) + 1) * refcounts_.slice_clusters();
     const std::uint64_t most = std::min({count, slice_end - frontier_, limit() - frontier_});
     std::uint64_t taken = 0;
     while (taken < most && refcounts_.get(frontier_ + taken) == 0) {
@@ -99,14 +107,16 @@ std::optional<Reservation> HostClusters::take_at_frontier(std::uint64_t count) {
 
 Reservation HostClusters::try_reserve(std::uint64_t count) {
   if (auto taken = take_from_map(count, false)) return std::move(*taken);
-  const std::uint64_t scannable = std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
+  const std::uint64_t scannable =
+      std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
   if (with_free_.empty() && next_scan_ >= scannable && !conflict_) {
     if (auto taken = take_at_frontier(count)) return std::move(*taken);
   }
   return {};
 }
 
-// Coroutines --------------------------------------------------------------------------------------------
+// Coroutines
+// --------------------------------------------------------------------------------------------
 
 Task<Result<Reservation>> HostClusters::reserve(std::uint64_t count) {
   auto guard = co_await preparing_.lock();
@@ -122,15 +132,18 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
     {
       std::lock_guard lock(core_.mutex);
       auto taken = take_from_map(count, false);
-      const std::uint64_t scannable = std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
-      if (!taken && with_free_.empty() && (scanned || next_scan_ >= scannable)) taken = take_at_frontier(count);
+      const std::uint64_t scannable =
+          std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
+      if (!taken && with_free_.empty() && (scanned || next_scan_ >= scannable))
+        taken = take_at_frontier(count);
       if (taken) co_return std::move(*taken);
       conflict = conflict_;
     }
     if (conflict) {
       auto error = co_await core_.corruption(
-          fmt::format("Preventing invalid allocation of cluster at offset {:#x} (overlaps with metadata)",
-                      *conflict << core_.geometry.cluster_bits),
+          fmt::format(
+              "Preventing invalid allocation of cluster at offset {:#x} (overlaps with metadata)",
+              *conflict << core_.geometry.cluster_bits),
           true);
       co_return std::unexpected<Error>(error);
     }
@@ -151,7 +164,8 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
   enum { kLoad, kScan, kMakeBlock, kGrow, kFull } step;
   {
     std::lock_guard lock(core_.mutex);
-    const std::uint64_t scannable = std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
+    const std::uint64_t scannable =
+        std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
     const bool full = frontier_ >= limit();
     block = core_.geometry.reftable_index(frontier_);
     if (!with_free_.empty()) {
@@ -178,7 +192,8 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
       if (pin && !*pin) {
         auto error = co_await core_.corruption(
             fmt::format("Refblock offset {:#x} unaligned (reftable index: {:#x})",
-                        refcounts_.block(slice / refcounts_.slices_per_block()), slice / refcounts_.slices_per_block()),
+                        refcounts_.block(slice / refcounts_.slices_per_block()),
+                        slice / refcounts_.slices_per_block()),
             true);
         co_return std::unexpected<Error>(error);
       }
@@ -188,9 +203,15 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
       scanned = true;
       done = co_await scan(slice);
       break;
-    case kMakeBlock: done = co_await make_block(block); break;
-    case kGrow: done = co_await grow_table(); break;
-    case kFull: done = fail_errno(ENOSPC); break;
+    case kMakeBlock:
+      done = co_await make_block(block);
+      break;
+    case kGrow:
+      done = co_await grow_table();
+      break;
+    case kFull:
+      done = fail_errno(ENOSPC);
+      break;
   }
   PLATTER_CO_TRY(done);
   co_return TableCache::Pin();
@@ -208,7 +229,8 @@ Task<Result<void>> HostClusters::find_frontier() {
       if (!*pin) continue;
       std::lock_guard lock(core_.mutex);
       for (std::uint64_t c = refcounts_.slice_clusters(); c-- != 0 && end == 0;) {
-        if (refcount_get(g, (*pin)->data.data(), c) != 0) end = slice * refcounts_.slice_clusters() + c + 1;
+        if (refcount_get(g, (*pin)->data.data(), c) != 0)
+          end = slice * refcounts_.slice_clusters() + c + 1;
       }
     }
   }
@@ -321,13 +343,15 @@ Task<Result<void>> HostClusters::grow_table() {
     co_return {};
   }
   const Refcounts::Place old = refcounts_.move_table((first + blocks) << bits, entries);
-  for (std::uint64_t i = 0; i < blocks; ++i) refcounts_.add_block(first_block + i, (first + i) << bits);
+  for (std::uint64_t i = 0; i < blocks; ++i)
+    refcounts_.add_block(first_block + i, (first + i) << bits);
   for (std::uint64_t c = first; c < first + blocks + table_clusters; ++c) {
     const std::uint64_t slice = refcounts_.slice_of(c);
     if (refcounts_.cache().peek(slice)) continue;
     const std::uint64_t block_host = refcounts_.block(slice / refcounts_.slices_per_block());
-    TableCache::Slice* added = refcounts_.cache().add_zeroed(
-        slice, block_host + (slice % refcounts_.slices_per_block()) * refcounts_.cache().slice_bytes());
+    TableCache::Slice* added =
+        refcounts_.cache().add_zeroed(slice, block_host + (slice % refcounts_.slices_per_block()) *
+                                                              refcounts_.cache().slice_bytes());
     // Dirty at once, so that a small cache does not give it up for the next one.
     refcounts_.cache().mark_dirty(*added, 0, 1);
   }

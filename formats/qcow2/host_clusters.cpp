@@ -9,16 +9,23 @@ namespace platter::qcow2 {
 
 bool legal_move(ClusterStage from, ClusterStage to) {
   switch (from) {
-    case ClusterStage::kFree: return to == ClusterStage::kOwned;
+    case ClusterStage::kFree:
+      return to == ClusterStage::kOwned;
     // Back to free at once, or by way of the reaper when its count is not in memory.
     case ClusterStage::kOwned:
-      return to == ClusterStage::kLinked || to == ClusterStage::kFree || to == ClusterStage::kQuarantined;
-    case ClusterStage::kLinked: return to == ClusterStage::kUnlinked;
-    case ClusterStage::kUnlinked: return to == ClusterStage::kSettling;
+      return to == ClusterStage::kLinked || to == ClusterStage::kFree ||
+             to == ClusterStage::kQuarantined;
+    case ClusterStage::kLinked:
+      return to == ClusterStage::kUnlinked;
+    case ClusterStage::kUnlinked:
+      return to == ClusterStage::kSettling;
     // Back to unlinked when the write-back failed.
-    case ClusterStage::kSettling: return to == ClusterStage::kQuarantined || to == ClusterStage::kUnlinked;
-    case ClusterStage::kQuarantined: return to == ClusterStage::kPunching || to == ClusterStage::kFree;
-    case ClusterStage::kPunching: return to == ClusterStage::kFree;
+    case ClusterStage::kSettling:
+      return to == ClusterStage::kQuarantined || to == ClusterStage::kUnlinked;
+    case ClusterStage::kQuarantined:
+      return to == ClusterStage::kPunching || to == ClusterStage::kFree;
+    case ClusterStage::kPunching:
+      return to == ClusterStage::kFree;
   }
   return false;
 }
@@ -33,7 +40,8 @@ void ClusterRun::move_to(ClusterStage next) {
   stage = next;
 }
 
-// Reservation -----------------------------------------------------------------------------------------
+// Reservation
+// -----------------------------------------------------------------------------------------
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this == &other) return *this;
@@ -52,7 +60,9 @@ Reservation::~Reservation() {
   give_back();
 }
 
-std::uint64_t Reservation::host() const { return run_.first << owner_->core_.geometry.cluster_bits; }
+std::uint64_t Reservation::host() const {
+  return run_.first << owner_->core_.geometry.cluster_bits;
+}
 
 Reservation Reservation::first_part(std::uint64_t count) {
   ClusterRun rest = run_;
@@ -70,7 +80,8 @@ void Reservation::link() {
 
 void Reservation::give_back() { std::exchange(owner_, nullptr)->release_owned(run_); }
 
-// Life --------------------------------------------------------------------------------------------------
+// Life
+// --------------------------------------------------------------------------------------------------
 
 Reservation HostClusters::own(std::uint64_t first, std::uint64_t count) {
   ClusterRun run{.first = first, .count = count, .reads_zero = reads_zero(first)};
@@ -105,7 +116,8 @@ void HostClusters::unlink(std::uint64_t first, std::uint64_t count, Discard disc
       return;
     }
   }
-  ClusterRun run{.first = first, .count = count, .stage = ClusterStage::kLinked, .discard = discard};
+  ClusterRun run{
+      .first = first, .count = count, .stage = ClusterStage::kLinked, .discard = discard};
   run.move_to(ClusterStage::kUnlinked);
   unlinked_.push_back(run);
 }
@@ -230,7 +242,8 @@ Task<void> HostClusters::reap_run(ClusterRun run) {
       // The file need not have its last cluster in full.
       const std::uint64_t from = one.first << core_.geometry.cluster_bits;
       const std::uint64_t file_end = core_.file->size();
-      const std::uint64_t length = std::min(one.count << core_.geometry.cluster_bits, file_end - std::min(from, file_end));
+      const std::uint64_t length =
+          std::min(one.count << core_.geometry.cluster_bits, file_end - std::min(from, file_end));
       auto punched = co_await core_.file->discard(from, length);
       std::lock_guard lock(core_.mutex);
       if (!punched && punched.error().code() != ENOTSUP && punched.error().code() != EOPNOTSUPP) {

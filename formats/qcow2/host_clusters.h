@@ -11,9 +11,9 @@
 //   punching     nobody can reach it; its space is being handed back below
 //
 // Own before publishing, unlink before releasing. The count stays until the last step, so that a
-// cluster is reusable only when it is free by its count; nothing else says so. A cluster shared with
-// snapshots or packed neighbours goes through the same states for each reference and ends with a
-// lower count.
+// cluster is reusable only when it is free by its count; nothing else says so. A cluster shared
+// with snapshots or packed neighbours goes through the same states for each reference and ends with
+// a lower count.
 //
 // When punching fails, what the cluster holds is unknown and it is not used again until it has been
 // checked (its count stays: a leak); the next flush reports the error.
@@ -35,7 +35,13 @@
 namespace platter::qcow2 {
 
 enum class ClusterStage : std::uint8_t {
-  kFree, kOwned, kLinked, kUnlinked, kSettling, kQuarantined, kPunching
+  kFree,
+  kOwned,
+  kLinked,
+  kUnlinked,
+  kSettling,
+  kQuarantined,
+  kPunching
 };
 bool legal_move(ClusterStage from, ClusterStage to);
 
@@ -45,8 +51,8 @@ struct ClusterRun {
   std::uint64_t count = 0;
   ClusterStage stage = ClusterStage::kFree;
   Discard discard = Discard::kNever;
-  bool reads_zero = false;      // owned: never written since the file grew over it
-  std::uint64_t barrier = 0;    // quarantined: passed when nobody can reach it
+  bool reads_zero = false;    // owned: never written since the file grew over it
+  std::uint64_t barrier = 0;  // quarantined: passed when nobody can reach it
 
   // Any move that the picture above does not show is a bug in the engine: it aborts rather than
   // hand out a cluster twice.
@@ -120,8 +126,8 @@ class HostClusters {
   bool has_unlinked() const { return !unlinked_.empty() || !quarantined_.empty(); }
   std::uint64_t unlinked_clusters() const { return unlinked_clusters_; }
 
-  // Frees what has left quarantine. With kNo, not if somebody is at it: a slow punch holds up nobody
-  // else. An error of punching is kept for take_error().
+  // Frees what has left quarantine. With kNo, not if somebody is at it: a slow punch holds up
+  // nobody else. An error of punching is kept for take_error().
   enum class Wait : std::uint8_t { kNo, kYes };
   Task<void> reap(Wait wait);
   // For tests: the file can have no more clusters than this.
@@ -133,7 +139,9 @@ class HostClusters {
   // mutex: the end of what tables were made in without writing them: the file must reach it before
   // anything refers to them on disk. 0: nothing.
   std::uint64_t unwritten_end() const { return unwritten_end_; }
-  void note_unwritten(std::uint64_t end_byte) { unwritten_end_ = std::max(unwritten_end_, end_byte); }
+  void note_unwritten(std::uint64_t end_byte) {
+    unwritten_end_ = std::max(unwritten_end_, end_byte);
+  }
   void written_to(std::uint64_t end_byte) {
     if (unwritten_end_ <= end_byte) unwritten_end_ = 0;
   }
@@ -176,9 +184,9 @@ class HostClusters {
 
   Core& core_;
   Refcounts& refcounts_;
-  bool can_grow_ = false;        // immutable after open()
+  bool can_grow_ = false;  // immutable after open()
   std::atomic<std::uint64_t> most_clusters_{kMaxHostOffset >> kMinClusterBits};
-  AsyncMutex preparing_;         // one prepare() at a time
+  AsyncMutex preparing_;  // one prepare() at a time
   AsyncMutex reaping_;
   // Guarded by Core::mutex:
   bool frontier_known_ = false;

@@ -17,13 +17,16 @@ constexpr std::uint64_t kMinSlices = 2;
 
 }  // namespace
 
-// Opening -------------------------------------------------------------------------------------------
+// Opening
+// -------------------------------------------------------------------------------------------
 
 void L2Tables::configure_slices(CacheSizes sizes) {
   const Geometry& g = core_.geometry;
   const std::uint64_t all = l1_size_ << g.cluster_bits;
   const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
-  std::uint64_t slice = sizes.entry_bytes != 0 ? sizes.entry_bytes : all <= bytes ? kLargeSlice : kSmallSlice;
+  std::uint64_t slice = sizes.entry_bytes != 0 ? sizes.entry_bytes
+                        : all <= bytes         ? kLargeSlice
+                                               : kSmallSlice;
   slice = std::min(slice, g.cluster_size());
   while (slice < g.cluster_size() && all / slice > kMaxSlices) slice *= 2;
   slice_entries_ = slice >> g.l2_entry_bits();
@@ -42,17 +45,20 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
                             .slice_count = count,
                             .capacity = std::max(kMinSlices, std::min(count, bytes / slice_bytes)),
                             .load_event = FaultEvent::kL2Load};
-  cache_.configure(config, *core_.file, [this](std::uint64_t slice) { return locate(slice); }, std::move(clean));
+  cache_.configure(
+      config, *core_.file, [this](std::uint64_t slice) { return locate(slice); }, std::move(clean));
   co_return {};
 }
 
-Task<Result<std::vector<std::uint64_t>>> L2Tables::read_l1(std::uint64_t offset, std::uint64_t entries) {
+Task<Result<std::vector<std::uint64_t>>> L2Tables::read_l1(std::uint64_t offset,
+                                                           std::uint64_t entries) {
   std::vector<std::uint64_t> table(entries);
   if (entries == 0) co_return table;
   const Buffer bytes(entries * 8);
   auto fetched = co_await core_.file->read(offset, bytes.iov());
   if (!fetched) co_return forward_error(fetched, "could not read the L1 table");
-  for (std::uint64_t i = 0; i < entries; ++i) table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+  for (std::uint64_t i = 0; i < entries; ++i)
+    table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
   co_return table;
 }
 
@@ -60,7 +66,8 @@ void L2Tables::replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>
   l1_table_offset_ = offset;
   l1_size_ = entries.size();
   l1_ = std::make_unique<std::atomic<std::uint64_t>[]>(std::max<std::size_t>(entries.size(), 1));
-  for (std::size_t i = 0; i < entries.size(); ++i) l1_[i].store(entries[i], std::memory_order_relaxed);
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    l1_[i].store(entries[i], std::memory_order_relaxed);
   dirty_l1_.clear();
 }
 
@@ -76,7 +83,8 @@ std::vector<L2Tables::L1Piece> L2Tables::take_dirty_l1() {
     const std::uint64_t first = piece * kL1Piece;
     const std::uint64_t count = std::min(kL1Piece, l1_size_ - first);
     L1Piece one{first, Buffer(count * 8)};
-    for (std::uint64_t i = 0; i < count; ++i) store_be(one.bytes.data() + i * 8, l1_[first + i].load());
+    for (std::uint64_t i = 0; i < count; ++i)
+      store_be(one.bytes.data() + i * 8, l1_[first + i].load());
     pieces.push_back(std::move(one));
   }
   dirty_l1_.clear();
@@ -87,7 +95,8 @@ void L2Tables::put_back(const std::vector<L1Piece>& pieces) {
   for (const L1Piece& piece : pieces) dirty_l1_.insert(piece.first / kL1Piece);
 }
 
-// Looking up ------------------------------------------------------------------------------------------
+// Looking up
+// ------------------------------------------------------------------------------------------
 
 std::uint64_t L2Tables::locate(std::uint64_t slice) const {
   const std::uint64_t per_table = slices_per_table();
@@ -98,9 +107,11 @@ std::uint64_t L2Tables::locate(std::uint64_t slice) const {
   return table + (slice % per_table) * cache_.slice_bytes();
 }
 
-bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) const {
+bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write,
+                          Mapping& mapping) const {
   const TableCache::Slice* slice = cache_.peek(slice_of(offset));
-  if (slice) [[likely]] return answer(*slice, offset, length, for_write, mapping);
+  if (slice) [[likely]]
+    return answer(*slice, offset, length, for_write, mapping);
   const Geometry& g = core_.geometry;
   std::uint64_t i = g.l1_index(offset);
   if (i < l1_size_ && l1_offset(l1(i)) != 0) return false;
@@ -166,7 +177,8 @@ bool L2Tables::answer(const TableCache::Slice& slice, std::uint64_t offset, std:
     }
   }
   mapping.length = std::min(length, covered);
-  if (for_write && mapping.in_place && core_.metadata.overlaps(mapping.host_offset, mapping.length)) {
+  if (for_write && mapping.in_place &&
+      core_.metadata.overlaps(mapping.host_offset, mapping.length)) {
     return false;
   }
   return true;
@@ -199,7 +211,8 @@ Task<Result<Mapping>> L2Tables::lookup(std::uint64_t offset, std::uint64_t lengt
     PLATTER_CO_TRY(pin);
     TableCache::Slice* slice = pin->get();
     if (slice && answer(*slice, offset, length, for_write, mapping)) co_return mapping;
-    // No table where one was a moment ago is not wrong; a table at a wrong place or a wrong entry is.
+    // No table where one was a moment ago is not wrong; a table at a wrong place or a wrong entry
+    // is.
     const std::uint64_t i = core_.geometry.l1_index(offset);
     if (!slice && core_.geometry.in_cluster(l1_offset(l1(i))) == 0) continue;
     auto error = co_await complain(offset, slice);
@@ -215,22 +228,26 @@ Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice) {
   if (!slice) {
     what = fmt::format("L2 table offset {:#x} unaligned (L1 index: {:#x})", table, i);
   } else {
-    const std::uint64_t entry = slice->word(g.extended_l2 ? entry_of(offset) * 2 : entry_of(offset));
+    const std::uint64_t entry =
+        slice->word(g.extended_l2 ? entry_of(offset) * 2 : entry_of(offset));
     const ClusterState state = classify(g, entry);
     if (std::holds_alternative<DataCluster>(state)) {
       what = "Preventing invalid write on metadata (overlaps with metadata)";
     } else if (const auto* invalid = std::get_if<InvalidEntry>(&state); invalid && !g.extended_l2) {
-      what = fmt::format("Cluster allocation offset {:#x} unaligned (L2 offset: {:#x}, L2 index: {:#x})",
-                         entry & kOffsetMask, table, g.l2_index(offset));
+      what = fmt::format(
+          "Cluster allocation offset {:#x} unaligned (L2 offset: {:#x}, L2 index: {:#x})",
+          entry & kOffsetMask, table, g.l2_index(offset));
     } else {
-      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", entry, table, g.l2_index(offset));
+      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", entry, table,
+                         g.l2_index(offset));
     }
   }
   auto error = co_await core_.corruption(std::move(what), true);
   co_return error;
 }
 
-// Changing --------------------------------------------------------------------------------------------
+// Changing
+// --------------------------------------------------------------------------------------------
 
 TableCache::Slice* L2Tables::writable_slice(std::uint64_t offset) const {
   const std::uint64_t i = core_.geometry.l1_index(offset);

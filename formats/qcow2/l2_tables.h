@@ -32,11 +32,12 @@ class L2Tables {
   // Reads the active L1 table. `clean` writes back dirty slices.
   Task<Result<void>> open(CacheSizes sizes, std::function<Task<Result<void>>()> clean);
 
-  bool try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write, Mapping& mapping) const;
+  bool try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write,
+                  Mapping& mapping) const;
   Task<Result<Mapping>> lookup(std::uint64_t offset, std::uint64_t length, bool for_write);
 
-  // Makes the table for `offset` exist, be ours alone, and its slice be in memory (as long as the Pin
-  // lives). Somebody may have changed it again by the time the caller holds the mutex: see
+  // Makes the table for `offset` exist, be ours alone, and its slice be in memory (as long as the
+  // Pin lives). Somebody may have changed it again by the time the caller holds the mutex: see
   // writable_slice().
   Task<Result<TableCache::Pin>> make_writable(std::uint64_t offset);
   // mutex: the slice if its table may be changed now.
@@ -71,16 +72,18 @@ class L2Tables {
 
   TableCache& cache() { return cache_; }
   // Slices of one table.
-  std::uint64_t slices_per_table() const { return core_.geometry.cluster_size() / cache_.slice_bytes(); }
+  std::uint64_t slices_per_table() const {
+    return core_.geometry.cluster_size() / cache_.slice_bytes();
+  }
 
  private:
   void configure_slices(CacheSizes sizes);
   std::uint64_t locate(std::uint64_t slice) const;
   // Answer from a slice; false: the entry needs attention (wrong, or a write onto metadata).
-  bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length, bool for_write,
-              Mapping& mapping) const;
-  bool answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset, std::uint64_t length,
-                          Mapping& mapping) const;
+  bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
+              bool for_write, Mapping& mapping) const;
+  bool answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset,
+                          std::uint64_t length, Mapping& mapping) const;
   Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
   Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
 

@@ -1,4 +1,5 @@
-// Making L2 tables that may be changed: new ones, and private copies of tables shared with snapshots.
+// Making L2 tables that may be changed: new ones, and private copies of tables shared with
+// snapshots.
 #include "block/base/checked.h"
 #include "formats/qcow2/host_clusters.h"
 #include "formats/qcow2/l2_tables.h"
@@ -66,7 +67,8 @@ Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry
     PLATTER_CO_TRY(zeroed);
   }
   std::lock_guard lock(core_.mutex);
-  if (old_table == 0 && reservation->reads_zero()) clusters_.note_unwritten(host + g.cluster_size());
+  if (old_table == 0 && reservation->reads_zero())
+    clusters_.note_unwritten(host + g.cluster_size());
   reservation->link();
   core_.metadata.add(host, g.cluster_size());
   set_l1(i, l1_entry(host, true));

@@ -61,10 +61,13 @@ Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& ge
   r.refcount_cache = refcounts->value_or(0);
   if (*cache) {
     if (*l2 && *refcounts) {
-      return fail(EINVAL, "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
+      return fail(
+          EINVAL,
+          "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
     }
     if (r.l2_cache > **cache) return fail(EINVAL, "l2-cache-size may not exceed cache-size");
-    if (r.refcount_cache > **cache) return fail(EINVAL, "refcount-cache-size may not exceed cache-size");
+    if (r.refcount_cache > **cache)
+      return fail(EINVAL, "refcount-cache-size may not exceed cache-size");
     const std::uint64_t all = l1_entries << geometry.cluster_bits;
     if (*l2) {
       r.refcount_cache = **cache - r.l2_cache;
@@ -77,14 +80,17 @@ Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& ge
   }
   if (*entry) {
     if (!is_power_of_two(**entry) || **entry < 512 || **entry > geometry.cluster_size()) {
-      return fail(EINVAL, "L2 cache entry size must be a power of two between 512 and the cluster size ({})",
-                  geometry.cluster_size());
+      return fail(
+          EINVAL,
+          "L2 cache entry size must be a power of two between 512 and the cluster size ({})",
+          geometry.cluster_size());
     }
     r.l2_cache_entry = **entry;
   }
-  r.cache_clean_interval = interval->value_or(0);
+  r.cache_clean_interval = interval->value_or(r.cache_clean_interval);
   if (lazy->value_or(false) && geometry.version < 3) {
-    return fail(EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+    return fail(EINVAL,
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
   }
   r.lazy_refcounts = *lazy;
   r.pass_discard_request = *request;
@@ -94,7 +100,8 @@ Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& ge
 }
 
 Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
-  const Permissions rights = context.flags.read_only ? Permissions::reader() : Permissions::writer();
+  const Permissions rights =
+      context.flags.read_only ? Permissions::reader() : Permissions::writer();
   auto file = co_await context.open_child("file", rights);
   PLATTER_CO_TRY(file);
   auto header = co_await read_header(**file);
@@ -168,7 +175,8 @@ Result<void> Qcow2Driver::check_writable(const Header& header) const {
 Task<Result<void>> Qcow2Driver::load_tables() {
   const auto clean = [this] { return write_back_.commit(false); };
   core_.size.store(core_.header.size);
-  auto tables = co_await tables_.open({.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
+  auto tables = co_await tables_.open(
+      {.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
   PLATTER_CO_TRY(tables);
   auto snapshots = co_await snapshots_.open();
   PLATTER_CO_TRY(snapshots);
@@ -197,14 +205,17 @@ void Qcow2Driver::list_metadata() {
     if (const std::uint64_t block = refcounts_.block(i)) map.add(block, g.cluster_size());
   }
   map.add(core_.header.snapshots_offset, snapshots_.table_bytes());
-  for (const Snapshot& snapshot : snapshots_.table()) map.add(snapshot.l1_table_offset, std::uint64_t{snapshot.l1_size} * 8);
+  for (const Snapshot& snapshot : snapshots_.table())
+    map.add(snapshot.l1_table_offset, std::uint64_t{snapshot.l1_size} * 8);
 }
 
 void Qcow2Driver::choose_discards(bool unmap) {
   core_.discard_passes[static_cast<std::size_t>(Discard::kNever)] = false;
   core_.discard_passes[static_cast<std::size_t>(Discard::kAlways)] = true;
-  core_.discard_passes[static_cast<std::size_t>(Discard::kRequest)] = options_.pass_discard_request.value_or(unmap);
-  core_.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)] = options_.pass_discard_snapshot;
+  core_.discard_passes[static_cast<std::size_t>(Discard::kRequest)] =
+      options_.pass_discard_request.value_or(unmap);
+  core_.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)] =
+      options_.pass_discard_snapshot;
   core_.discard_passes[static_cast<std::size_t>(Discard::kOther)] = options_.pass_discard_other;
 }
 
@@ -219,7 +230,8 @@ Task<Result<void>> Qcow2Driver::begin_writing() {
   co_return written;
 }
 
-// Reopening -------------------------------------------------------------------------------------------------
+// Reopening
+// -------------------------------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
   if (core_.writable && flags.read_only) {
@@ -229,8 +241,10 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
   if (!core_.writable && !flags.read_only) {
     const Result<void> writable = check_writable(core_.header);
     PLATTER_CO_TRY(writable);
-    if (core_.header.corrupt()) co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
-    if (core_.header.dirty()) co_return fail(EACCES, "the image is dirty: open it for writing anew, to repair it");
+    if (core_.header.corrupt())
+      co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    if (core_.header.dirty())
+      co_return fail(EACCES, "the image is dirty: open it for writing anew, to repair it");
     const auto clean = [this] { return write_back_.commit(false); };
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
     PLATTER_CO_TRY(refcounts);
@@ -244,7 +258,8 @@ void Qcow2Driver::commit_reopen() {
   const bool was = core_.writable;
   core_.writable = !reopening_->read_only;
   choose_discards(reopening_->discard_unmap);
-  if (core_.writable) write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  if (core_.writable)
+    write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
   if (!was && core_.writable) {
     list_metadata();
     clusters_.open();
@@ -254,7 +269,8 @@ void Qcow2Driver::commit_reopen() {
 }
 
 void Qcow2Driver::abort_reopen() {
-  if (core_.writable) write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  if (core_.writable)
+    write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
   reopening_.reset();
 }
 

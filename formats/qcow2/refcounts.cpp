@@ -14,7 +14,8 @@ constexpr std::uint64_t kMinSlices = 4;
 
 }  // namespace
 
-Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes, std::function<Task<Result<void>>()> clean) {
+Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes,
+                                   std::function<Task<Result<void>>()> clean) {
   const Geometry& g = core_.geometry;
   const std::uint64_t entries = core_.header.refcount_table_bytes() / 8;
   std::vector<std::uint64_t> table(entries);
@@ -23,18 +24,21 @@ Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes, std::function<Task
     PLATTER_FAULT(*core_.file, FaultEvent::kReftableLoad);
     auto fetched = co_await core_.file->read(core_.header.refcount_table_offset, bytes.iov());
     if (!fetched) co_return forward_error(fetched, "could not read the refcount table");
-    for (std::uint64_t i = 0; i < entries; ++i) table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+    for (std::uint64_t i = 0; i < entries; ++i)
+      table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
   }
   table_ = std::move(table);
   table_offset_ = core_.header.refcount_table_offset;
   const std::uint64_t slice = std::min(kSliceBytes, g.cluster_size());
-  slice_bits_ = g.refblock_bits() - static_cast<unsigned>(std::countr_zero(g.cluster_size() / slice));
+  slice_bits_ =
+      g.refblock_bits() - static_cast<unsigned>(std::countr_zero(g.cluster_size() / slice));
   const std::uint64_t bytes = cache_bytes != 0 ? cache_bytes : kDefaultCacheBytes;
   TableCache::Config config{.slice_bytes = slice,
                             .slice_count = entries * slices_per_block(),
                             .capacity = std::max(kMinSlices, bytes / slice),
                             .load_event = FaultEvent::kRefblockLoad};
-  cache_.configure(config, *core_.file, [this](std::uint64_t index) { return locate(index); }, std::move(clean));
+  cache_.configure(
+      config, *core_.file, [this](std::uint64_t index) { return locate(index); }, std::move(clean));
   co_return {};
 }
 

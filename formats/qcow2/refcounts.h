@@ -33,11 +33,15 @@ class Refcounts {
   // Slices: each counts the same number of clusters.
   std::uint64_t slice_of(std::uint64_t cluster) const { return cluster >> slice_bits_; }
   std::uint64_t slice_clusters() const { return std::uint64_t{1} << slice_bits_; }
-  std::uint64_t slices_per_block() const { return core_.geometry.refblock_entries() >> slice_bits_; }
+  std::uint64_t slices_per_block() const {
+    return core_.geometry.refblock_entries() >> slice_bits_;
+  }
 
   // Refcount table entries; beyond the table: none.
   std::uint64_t block_count() const { return table_.size(); }
-  std::uint64_t block(std::uint64_t i) const { return i < table_.size() ? table_[i] & kRefTableOffsetMask : 0; }
+  std::uint64_t block(std::uint64_t i) const {
+    return i < table_.size() ? table_[i] & kRefTableOffsetMask : 0;
+  }
   // A block that reads as zeroes at `host`, counting nothing yet.
   void add_block(std::uint64_t i, std::uint64_t host);
   // Moves the table to `host` and gives it `entries` entries (not fewer). Gives the old place.

@@ -7,7 +7,8 @@
 namespace platter::qcow2 {
 
 Task<Result<void>> Qcow2Driver::do_resize(ResizeRequest request) {
-  if (request.size % kSector != 0) co_return fail(EINVAL, "The new size must be a multiple of {}", kSector);
+  if (request.size % kSector != 0)
+    co_return fail(EINVAL, "The new size must be a multiple of {}", kSector);
   if (!snapshots_.table().empty() && core_.geometry.version < 3) {
     co_return fail(ENOTSUP, "Can't resize a v2 image which has snapshots");
   }
@@ -72,7 +73,8 @@ Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size) {
 
 Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
   const Geometry& g = core_.geometry;
-  if (entries * 8 > kMaxL1Bytes) co_return fail(EFBIG, "the L1 table would be larger than {} bytes", kMaxL1Bytes);
+  if (entries * 8 > kMaxL1Bytes)
+    co_return fail(EFBIG, "the L1 table would be larger than {} bytes", kMaxL1Bytes);
   PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowAllocTable);
   auto place = co_await clusters_.reserve_exactly(g.clusters_for(entries * 8));
   PLATTER_CO_TRY(place);
@@ -112,7 +114,8 @@ Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
   tables_.replace_l1(place->host(), table);
   tables_.cache().resize(entries * tables_.slices_per_table());
   place->link();
-  if (old_bytes != 0) clusters_.unlink(g.cluster_index(old_offset), g.clusters_for(old_bytes), Discard::kOther);
+  if (old_bytes != 0)
+    clusters_.unlink(g.cluster_index(old_offset), g.clusters_for(old_bytes), Discard::kOther);
   co_return {};
 }
 
@@ -141,7 +144,8 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
   co_return written;
 }
 
-Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode) {
+Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
+                                            Preallocation mode) {
   const Geometry& g = core_.geometry;
   std::uint64_t host_end = 0;
   offset = align_down(offset, g.cluster_size());
@@ -164,7 +168,9 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     publish(*plan);
   }
   if (host_end > core_.file->size()) {
-    ResizeRequest extend{.size = host_end, .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
+    ResizeRequest extend{
+        .size = host_end,
+        .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
     auto extended = co_await core_.file->resize(extend);
     if (!extended) co_return forward_error(extended, "Could not preallocate space");
   }

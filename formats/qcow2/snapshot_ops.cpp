@@ -10,7 +10,7 @@
 namespace platter::qcow2 {
 
 struct Snapshots::NewTables {
-  Reservation table_place;         // of the snapshot table
+  Reservation table_place;  // of the snapshot table
   std::vector<std::byte> table;
   std::uint64_t table_offset = 0;  // 0: no snapshots
   Reservation l1_place;
@@ -19,7 +19,8 @@ struct Snapshots::NewTables {
 
 namespace {
 
-Task<Result<void>> write_bytes(BlockNode& file, std::uint64_t offset, std::span<const std::byte> bytes) {
+Task<Result<void>> write_bytes(BlockNode& file, std::uint64_t offset,
+                               std::span<const std::byte> bytes) {
   const Buffer copy(bytes.size());
   std::memcpy(copy.data(), bytes.data(), bytes.size());
   auto written = co_await file.write(offset, copy.iov());
@@ -27,7 +28,8 @@ Task<Result<void>> write_bytes(BlockNode& file, std::uint64_t offset, std::span<
 }
 
 Task<void> punch(BlockNode& file, unsigned cluster_bits, std::vector<BulkRefcounts::Run> runs) {
-  std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::sort(runs.begin(), runs.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
   for (std::size_t i = 0; i < runs.size();) {
     std::uint64_t end = runs[i].first + runs[i].count;
     const std::uint64_t first = runs[i++].first;
@@ -42,7 +44,8 @@ Task<void> punch(BlockNode& file, unsigned cluster_bits, std::vector<BulkRefcoun
 
 }  // namespace
 
-// Shared steps --------------------------------------------------------------------------------------------
+// Shared steps
+// --------------------------------------------------------------------------------------------
 
 std::string Snapshots::free_id() const {
   std::uint64_t highest = 0;
@@ -54,7 +57,8 @@ std::string Snapshots::free_id() const {
   return std::to_string(highest + 1);
 }
 
-Task<Result<void>> Snapshots::place_table(const std::vector<Snapshot>& snapshots, NewTables& tables) {
+Task<Result<void>> Snapshots::place_table(const std::vector<Snapshot>& snapshots,
+                                          NewTables& tables) {
   tables.table_offset = 0;
   if (snapshots.empty()) co_return {};
   auto bytes = encode_snapshot_table(snapshots);
@@ -74,7 +78,8 @@ Task<Result<void>> Snapshots::write_table(const NewTables& tables) {
   co_return written;
 }
 
-Task<Result<void>> Snapshots::write_l1(std::uint64_t offset, std::span<const std::uint64_t> entries) {
+Task<Result<void>> Snapshots::write_l1(std::uint64_t offset,
+                                       std::span<const std::uint64_t> entries) {
   if (entries.empty()) co_return {};
   const Buffer bytes(entries.size() * 8);
   for (std::size_t i = 0; i < entries.size(); ++i) store_be(bytes.data() + i * 8, entries[i]);
@@ -96,9 +101,11 @@ Task<Result<void>> Snapshots::switch_header(Header header) {
   co_return written;
 }
 
-// Taking --------------------------------------------------------------------------------------------------
+// Taking
+// --------------------------------------------------------------------------------------------------
 
-Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_seconds, std::uint32_t date_nanoseconds) {
+Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_seconds,
+                                     std::uint32_t date_nanoseconds) {
   Snapshot snapshot;
   snapshot.name = std::move(name);
   snapshot.date_seconds = static_cast<std::uint32_t>(date_seconds);
@@ -168,7 +175,8 @@ Snapshots::OldTable Snapshots::old_table() const {
   return {g.cluster_index(driver_.core_.header.snapshots_offset), g.clusters_for(bytes_)};
 }
 
-// Removing --------------------------------------------------------------------------------------------------
+// Removing
+// --------------------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::remove(std::string id_or_name) {
   const Result<std::size_t> which = find(id_or_name);
@@ -234,7 +242,8 @@ Task<Result<void>> Snapshots::remove_now(std::size_t which) {
   co_return {};
 }
 
-// Applying --------------------------------------------------------------------------------------------------
+// Applying
+// --------------------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::apply(std::string id_or_name) {
   const Result<std::size_t> which = find(id_or_name);

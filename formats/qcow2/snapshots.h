@@ -4,8 +4,8 @@
 // and the active disk's flags that say "mine alone" are taken away. Requests are held back while
 // that happens: those in flight have ended first.
 //
-// The order on disk: counts up, then the new tables, then the header; for what goes away, the header
-// first and counts down last. A power cut leaves leaks at most.
+// The order on disk: counts up, then the new tables, then the header; for what goes away, the
+// header first and counts down last. A power cut leaves leaks at most.
 //
 // Threads: one operation at a time (the driver's operations mutex).
 #pragma once
@@ -29,7 +29,8 @@ class Snapshots final : public SnapshotAbility {
   Task<Result<void>> open();
 
   std::vector<SnapshotInfo> list() const override;
-  Task<Result<void>> create(std::string name, std::uint64_t date_seconds, std::uint32_t date_nanoseconds) override;
+  Task<Result<void>> create(std::string name, std::uint64_t date_seconds,
+                            std::uint32_t date_nanoseconds) override;
   Task<Result<void>> apply(std::string id_or_name) override;
   Task<Result<void>> remove(std::string id_or_name) override;
   Task<Result<void>> load(std::string id_or_name) override;

@@ -61,8 +61,8 @@ TableCache::Slice* TableCache::obtain(std::uint64_t index) {
   } else {
     slices_.push_back(std::make_unique<Slice>());
     slice = slices_.back().get();
-    slice->data = Buffer(config_.slice_bytes);
   }
+  if (slice->data.size() == 0) slice->data = Buffer(config_.slice_bytes);
   slice->index = index;
   slice->dirty = slice->writing = 0;
   slice->ready = false;
@@ -269,6 +269,12 @@ void TableCache::shed_unused() {
     if (slice->pins.load(std::memory_order_acquire) != 0) continue;
     if (!slice->used.exchange(false, std::memory_order_relaxed)) evict(*slice);
   }
+  // The memory of those that nobody can look at any more; the others' goes at the next call.
+  while (!limbo_.empty() && readers_->passed(limbo_.front().barrier)) {
+    spare_.push_back(limbo_.front().slice);
+    limbo_.pop_front();
+  }
+  for (Slice* slice : spare_) slice->data = Buffer();
 }
 
 }  // namespace platter::qcow2

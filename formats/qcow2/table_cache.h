@@ -1,9 +1,9 @@
 // TableCache: pieces ("slices") of L2 tables or refcount blocks in memory.
 //
-// A slice is a cluster or an equal part of one. Each is loaded by one loader, others wait for it; it
-// is pinned while someone refers to it across a suspension; it stays visible while it is dirty and
-// is given up only when it is clean. Changes are tracked in granules, so that writing back one entry
-// does not write the whole table.
+// A slice is a cluster or an equal part of one. Each is loaded by one loader, others wait for it;
+// it is pinned while someone refers to it across a suspension; it stays visible while it is dirty
+// and is given up only when it is clean. Changes are tracked in granules, so that writing back one
+// entry does not write the whole table.
 //
 // What must be on disk before what is not decided here but in write_back.h.
 //
@@ -35,9 +35,9 @@ namespace platter::qcow2 {
 class TableCache {
  public:
   struct Config {
-    std::uint64_t slice_bytes = 0;   // power of two, 512 or more
-    std::uint64_t slice_count = 0;   // slices that exist at most: the tables' size
-    std::uint64_t capacity = 0;      // slices kept; exceeded only while all are pinned
+    std::uint64_t slice_bytes = 0;  // power of two, 512 or more
+    std::uint64_t slice_count = 0;  // slices that exist at most: the tables' size
+    std::uint64_t capacity = 0;     // slices kept; exceeded only while all are pinned
     FaultEvent load_event = FaultEvent::kNone;
   };
 
@@ -57,7 +57,8 @@ class TableCache {
     // Entry `i` of 8 bytes. Written under the mutex, read anywhere.
     std::uint64_t word(std::uint64_t i) const {
       const auto* words = reinterpret_cast<std::uint64_t*>(data.data());
-      return detail::swap_if(std::atomic_ref(const_cast<std::uint64_t&>(words[i])).load(), std::endian::big);
+      return detail::swap_if(std::atomic_ref(const_cast<std::uint64_t&>(words[i])).load(),
+                             std::endian::big);
     }
     void set_word(std::uint64_t i, std::uint64_t value) {
       auto* words = reinterpret_cast<std::uint64_t*>(data.data());

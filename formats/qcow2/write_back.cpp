@@ -42,7 +42,8 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   std::uint64_t l1_offset = 0;
   std::uint64_t end = 0;
   Refcounts::Place place;
-  if (core_.poisoned.load()) co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core_.poisoned.load())
+    co_return fail(EIO, "the image is corrupt and is not written to any more");
   {
     std::lock_guard lock(core_.mutex);
     if (!lazy_) {
@@ -59,10 +60,12 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   const bool references = !slices.empty() || !l1.empty();
   Result<void> result;
   // With lazy refcounts the counts on disk are about to become too low.
-  if (lazy_ && (references || !unlinked.empty())) result = co_await core_.set_incompatible(incompatible::kDirty, true);
+  if (lazy_ && (references || !unlinked.empty()))
+    result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();
-    if (std::exchange(core_.header.autoclear_features, 0) != 0) result = co_await core_.write_header();
+    if (std::exchange(core_.header.autoclear_features, 0) != 0)
+      result = co_await core_.write_header();
   }
   if (result && end > core_.file->size()) {
     ResizeRequest grow{.size = end, .exact = true};

@@ -79,8 +79,8 @@ Task<Result<Edge>> open(std::string filename, std::string format, bool writable)
   return open_node(std::move(request));
 }
 
-void measure(const char* name, const std::string& filename, const std::string& format, const Load& load,
-             bool warm = true) {
+void measure(const char* name, const std::string& filename, const std::string& format,
+             const Load& load, bool warm = true) {
   auto executor = Executor::create();
   const bool writable = load.kind == Kind::kWrite;
   auto opened = (*executor)->block_on([&] { return open(filename, format, writable); });
@@ -102,7 +102,8 @@ void measure(const char* name, const std::string& filename, const std::string& f
   if (!closed) std::exit(1);
 }
 
-void create(const std::string& filename, const std::string& format, std::uint64_t size, const std::string& options) {
+void create(const std::string& filename, const std::string& format, std::uint64_t size,
+            const std::string& options) {
   auto executor = Executor::create();
   auto made = (*executor)->block_on(
       [&] { return create_image(format, filename, size, Options::parse_keyval(options).value()); });
@@ -117,13 +118,20 @@ void create(const std::string& filename, const std::string& format, std::uint64_
 
 int main(int argc, char** argv) {
   using namespace platter;
-  const std::string dir = std::string(argc > 1 ? argv[1] : "/dev/shm") + "/engine-bench-" + std::to_string(getpid());
+  const std::string dir =
+      std::string(argc > 1 ? argv[1] : "/dev/shm") + "/engine-bench-" + std::to_string(getpid());
   const std::uint64_t kSpan = std::uint64_t{256} << 20;
   const std::string raw = dir + ".raw";
   const std::string base = dir + ".0.qcow2";
   create(raw, "raw", kSpan, "");
   create(base, "qcow2", kSpan, "");
-  const Load fill{.kind = Kind::kWrite, .size = 1 << 20, .span = kSpan, .stride = 1 << 20, .sequential = true, .requests = 256, .depth = 1};
+  const Load fill{.kind = Kind::kWrite,
+                  .size = 1 << 20,
+                  .span = kSpan,
+                  .stride = 1 << 20,
+                  .sequential = true,
+                  .requests = 256,
+                  .depth = 1};
   measure("fill raw, 1 MiB", raw, "raw", fill, false);
   measure("fill qcow2, 1 MiB (allocating)", base, "qcow2", fill, false);
   for (const unsigned depth : {1u, 32u}) {
@@ -136,13 +144,22 @@ int main(int argc, char** argv) {
     measure("  4 KiB random write in place, qcow2", base, "qcow2", write);
     const std::string fresh = dir + ".fresh.qcow2";
     create(fresh, "qcow2", std::uint64_t{8} << 30, "");
-    const Load allocate{.kind = Kind::kWrite, .span = std::uint64_t{8} << 30, .stride = 65536, .sequential = true,
-                        .requests = 20000, .depth = depth};
+    const Load allocate{.kind = Kind::kWrite,
+                        .span = std::uint64_t{8} << 30,
+                        .stride = 65536,
+                        .sequential = true,
+                        .requests = 20000,
+                        .depth = depth};
     measure("  4 KiB write to unallocated clusters", fresh, "qcow2", allocate, false);
     unlink(fresh.c_str());
     create(fresh, "qcow2", std::uint64_t{4} << 30, "");
-    const Load stream{.kind = Kind::kWrite, .size = 65536, .span = std::uint64_t{1} << 30, .stride = 65536,
-                      .sequential = true, .requests = 16384, .depth = depth};
+    const Load stream{.kind = Kind::kWrite,
+                      .size = 65536,
+                      .span = std::uint64_t{1} << 30,
+                      .stride = 65536,
+                      .sequential = true,
+                      .requests = 16384,
+                      .depth = depth};
     measure("  64 KiB sequential allocating write", fresh, "qcow2", stream, false);
     unlink(fresh.c_str());
   }

@@ -1,5 +1,6 @@
-// C4 and C5: every allocation and every I/O of an operation fails once, in turn. Afterwards the image
-// has no error, leaks are bounded, what was acknowledged before is intact, and the operation works.
+// C4 and C5: every allocation and every I/O of an operation fails once, in turn. Afterwards the
+// image has no error, leaks are bounded, what was acknowledged before is intact, and the operation
+// works.
 #include <fmt/format.h>
 
 #include "race/race_support.h"
@@ -134,7 +135,8 @@ Task<void> verify(const MemoryImage& image, const Operation& operation) {
   CO_OK(closed);
 }
 
-Task<void> exhaust(const MemoryImage& image, const Operation& operation, std::uint64_t room, bool* succeeded) {
+Task<void> exhaust(const MemoryImage& image, const Operation& operation, std::uint64_t room,
+                   bool* succeeded) {
   auto opened = co_await open_watched(image, "discard=unmap");
   CO_OK(opened);
   BlockNode& node = *opened->node;
@@ -177,8 +179,8 @@ TEST(C4, EveryAllocationFailsOnce) {
   }
 }
 
-Task<void> fail_one(const MemoryImage& image, const Operation& operation, std::uint32_t kind, std::uint64_t skip,
-                    int error, bool* acted_on) {
+Task<void> fail_one(const MemoryImage& image, const Operation& operation, std::uint32_t kind,
+                    std::uint64_t skip, int error, bool* acted_on) {
   auto opened = co_await open_watched(image, "discard=unmap");
   CO_OK(opened);
   BlockNode& node = *opened->node;
@@ -209,13 +211,16 @@ Task<void> fail_one(const MemoryImage& image, const Operation& operation, std::u
 
 TEST(C5, EveryReadWriteAndFlushFailsOnce) {
   for (const Operation& operation : kOperations) {
-    for (const std::uint32_t kind : {fault_op::kRead, fault_op::kWrite | fault_op::kWriteZeroes | fault_op::kResize,
-                                     fault_op::kFlush, fault_op::kDiscard}) {
+    for (const std::uint32_t kind :
+         {fault_op::kRead, fault_op::kWrite | fault_op::kWriteZeroes | fault_op::kResize,
+          fault_op::kFlush, fault_op::kDiscard}) {
       bool acted_on = true;
       for (std::uint64_t skip = 0; acted_on && !HasFailure(); ++skip) {
         SCOPED_TRACE(fmt::format("{}, operations {}, number {}", operation.name, kind, skip));
         MemoryImage image("c5", 8 << 20, operation.create);
-        run([&] { return fail_one(image, operation, kind, skip, skip % 2 == 0 ? EIO : ENOSPC, &acted_on); });
+        run([&] {
+          return fail_one(image, operation, kind, skip, skip % 2 == 0 ? EIO : ENOSPC, &acted_on);
+        });
         run([&] { return verify(image, operation); });
       }
     }

@@ -8,10 +8,10 @@
 namespace platter::qcow2::testing {
 
 // Fails the test and leaves the coroutine when a Result has failed.
-#define CO_OK(result)                                                     \
-  do {                                                                    \
-    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message());  \
-    if (!(result)) co_return;                                             \
+#define CO_OK(result)                                                    \
+  do {                                                                   \
+    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message()); \
+    if (!(result)) co_return;                                            \
   } while (false)
 
 struct Watched {
@@ -49,7 +49,7 @@ inline Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_
 inline Task<bool> reads_as(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
   auto data = bytes(size, ~value);
   auto got = co_await node.read(offset, iov(data));
-  co_return got && data == bytes(size, value);
+  co_return got&& data == bytes(size, value);
 }
 
 // No errors; gives the number of leaks. Says what is wrong.

@@ -16,7 +16,12 @@ constexpr std::uint64_t kSize = std::uint64_t{4} << 20;
 class Queue {
  public:
   Queue(BlockNode& node, unsigned index, unsigned queues, unsigned seed, unsigned steps)
-      : node_(node), index_(index), queues_(queues), random_(seed * 31 + index), steps_(steps), model_(kSize) {}
+      : node_(node),
+        index_(index),
+        queues_(queues),
+        random_(seed * 31 + index),
+        steps_(steps),
+        model_(kSize) {}
 
   Task<void> play() {
     for (unsigned i = 0; i < steps_ && !::testing::Test::HasFailure(); ++i) {
@@ -37,12 +42,14 @@ class Queue {
     std::vector<std::byte> now(length);
     auto got = co_await node_.read(offset, iov(now));
     EXPECT_TRUE(got) << (got ? "" : got.error().message());
-    EXPECT_TRUE(std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)))
+    EXPECT_TRUE(
+        std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)))
         << "queue " << index_ << " at " << offset << "+" << length;
   }
 
   Task<void> step() {
-    const std::uint64_t stripe = index_ + queues_ * below((stripes() - index_ + queues_ - 1) / queues_);
+    const std::uint64_t stripe =
+        index_ + queues_ * below((stripes() - index_ + queues_ - 1) / queues_);
     const std::uint64_t start = stripe * kStripe;
     const std::uint64_t room = std::min(kStripe, kSize - start);
     const std::uint64_t offset = start + below(room) / 512 * 512;
@@ -50,7 +57,10 @@ class Queue {
     const auto at = model_.begin() + static_cast<std::ptrdiff_t>(offset);
     Result<void> done;
     switch (below(10)) {
-      case 0: case 1: case 2: case 3: {
+      case 0:
+      case 1:
+      case 2:
+      case 3: {
         auto data = pattern(length, static_cast<unsigned>(random_()));
         done = co_await node_.write(offset, iov(data));
         std::copy(data.begin(), data.end(), at);
@@ -69,13 +79,17 @@ class Queue {
         EXPECT_TRUE(got);
         for (std::uint64_t i = 0; i < length; ++i) {
           const bool fair = now[i] == std::byte{0} || now[i] == model_[offset + i];
-          if (!fair) ADD_FAILURE() << "queue " << index_ << ": discarded " << offset + i << " reads as another's byte";
+          if (!fair)
+            ADD_FAILURE() << "queue " << index_ << ": discarded " << offset + i
+                          << " reads as another's byte";
           if (!fair) co_return;
         }
         std::copy(now.begin(), now.end(), at);
         break;
       }
-      case 6: done = co_await node_.flush(); break;
+      case 6:
+        done = co_await node_.flush();
+        break;
       default: {
         auto same = verify(offset, length);
         co_await same;
@@ -93,10 +107,13 @@ class Queue {
   std::vector<std::byte> model_;
 };
 
-void play(const MemoryImage& image, std::string_view open_options, unsigned queues, unsigned steps) {
+void play(const MemoryImage& image, std::string_view open_options, unsigned queues,
+          unsigned steps) {
   unsigned seed = 20250601;
-  if (const char* given = std::getenv("PLATTER_SEED")) seed = static_cast<unsigned>(std::atoi(given));
-  if (const char* given = std::getenv("PLATTER_STEPS")) steps = static_cast<unsigned>(std::atoi(given));
+  if (const char* given = std::getenv("PLATTER_SEED"))
+    seed = static_cast<unsigned>(std::atoi(given));
+  if (const char* given = std::getenv("PLATTER_STEPS"))
+    steps = static_cast<unsigned>(std::atoi(given));
   SCOPED_TRACE(fmt::format("seed {}", seed));
   // One executor outlives all: the node is opened and closed there.
   auto main = ExecutorThread::start();
@@ -131,7 +148,8 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned queu
 
 TEST(C9, FourQueuesOnTinyCaches) {
   MemoryImage image("c9", kSize, "cluster_size=4k");
-  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024", 4, 250);
+  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024",
+       4, 250);
 }
 
 TEST(C9, FourQueuesOverABackingFile) {
@@ -141,11 +159,14 @@ TEST(C9, FourQueuesOverABackingFile) {
   remove_memory_disk("c9-backing");
 }
 
-// Unaligned heads and tails beside aligned writes: the file below takes whole sectors of 4 KiB only.
+// Unaligned heads and tails beside aligned writes: the file below takes whole sectors of 4 KiB
+// only.
 TEST(C16, SectorsThatAreSharedByUnalignedWritesLoseNothing) {
   make_memory_disk("c16", 0);
   MemoryImage image("c16", kSize, "cluster_size=16k");
-  play(image, "file.driver=memory,file.name=c16,file.request-alignment=4096,file.memory-alignment=512", 4, 200);
+  play(image,
+       "file.driver=memory,file.name=c16,file.request-alignment=4096,file.memory-alignment=512", 4,
+       200);
 }
 
 }  // namespace

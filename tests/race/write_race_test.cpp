@@ -32,7 +32,8 @@ Task<void> two_partial_writes(const MemoryImage& image, FaultEvent event) {
   EXPECT_TRUE(a);
   const bool b = co_await reads_as(node, 20480, 4096, 2);
   EXPECT_TRUE(b);
-  for (const auto& [offset, size] : {std::pair<std::uint64_t, std::size_t>{0, 4096}, {8192, 12288}, {24576, 40960}}) {
+  for (const auto& [offset, size] :
+       {std::pair<std::uint64_t, std::size_t>{0, 4096}, {8192, 12288}, {24576, 40960}}) {
     const bool copied = co_await reads_as(node, offset, size, 7);
     EXPECT_TRUE(copied) << offset;
   }
@@ -46,8 +47,9 @@ TEST(C6, TwoPartialWritesToOneUnallocatedCluster) {
   auto backing = make_memory_disk("c6-backing", 1 << 20);
   auto data = bytes(1 << 20, 7);
   backing->write(0, iov(data));
-  for (const FaultEvent event : {FaultEvent::kClusterAlloc, FaultEvent::kL2AllocWrite, FaultEvent::kCowRead,
-                                 FaultEvent::kCowWrite, FaultEvent::kMapped, FaultEvent::kL2Update}) {
+  for (const FaultEvent event :
+       {FaultEvent::kClusterAlloc, FaultEvent::kL2AllocWrite, FaultEvent::kCowRead,
+        FaultEvent::kCowWrite, FaultEvent::kMapped, FaultEvent::kL2Update}) {
     SCOPED_TRACE(fault_event_name(event));
     MemoryImage image("c6", 1 << 20, "backing_file=memory:c6-backing,backing_fmt=raw");
     run([&] { return two_partial_writes(image, event); });
@@ -107,8 +109,8 @@ Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
 }
 
 TEST(C7, WritingToAPackedClusterWhileItsNeighboursGo) {
-  for (const FaultEvent event : {FaultEvent::kCowRead, FaultEvent::kReadCompressed, FaultEvent::kCowWrite,
-                                 FaultEvent::kL2Update}) {
+  for (const FaultEvent event : {FaultEvent::kCowRead, FaultEvent::kReadCompressed,
+                                 FaultEvent::kCowWrite, FaultEvent::kL2Update}) {
     SCOPED_TRACE(fault_event_name(event));
     MemoryImage image("c7", 1 << 20, "");
     run([&] { return packed_neighbours(image, event); });

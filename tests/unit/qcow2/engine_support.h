@@ -20,8 +20,10 @@ inline Options options(std::string_view text) { return Options::parse_keyval(tex
 // A new image "memory:NAME"; removed with the object.
 class MemoryImage {
  public:
-  MemoryImage(std::string name, std::uint64_t size, std::string_view create_options) : name_(std::move(name)) {
-    auto made = run([&] { return create_image("qcow2", filename(), size, options(create_options)); });
+  MemoryImage(std::string name, std::uint64_t size, std::string_view create_options)
+      : name_(std::move(name)) {
+    auto made =
+        run([&] { return create_image("qcow2", filename(), size, options(create_options)); });
     EXPECT_TRUE(made) << made.error().message();
   }
   ~MemoryImage() { remove_memory_disk(name_); }

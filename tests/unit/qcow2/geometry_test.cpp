@@ -26,7 +26,8 @@ TEST(Geometry, RefcountWidthsRoundTripWithoutTouchingNeighbours) {
   for (unsigned order = 0; order <= kMaxRefcountOrder; ++order) {
     const Geometry g{.cluster_bits = 9, .refcount_order = order};
     std::vector<std::byte> block(g.cluster_size());
-    for (std::uint64_t i = 0; i < g.refblock_entries(); ++i) refcount_set(g, block.data(), i, g.max_refcount());
+    for (std::uint64_t i = 0; i < g.refblock_entries(); ++i)
+      refcount_set(g, block.data(), i, g.max_refcount());
     refcount_set(g, block.data(), 5, 0);
     EXPECT_EQ(refcount_get(g, block.data(), 4), g.max_refcount()) << order;
     EXPECT_EQ(refcount_get(g, block.data(), 5), 0u) << order;
@@ -70,7 +71,8 @@ TEST(Classify, CompressedLengthsAtBothEnds) {
     const auto one = std::get<CompressedCluster>(classify(g, compressed_entry(g, 0x100000, 1)));
     EXPECT_EQ(one.length, kSector);
     // The longest: a whole cluster that starts at a sector's last byte.
-    const auto all = std::get<CompressedCluster>(classify(g, compressed_entry(g, 0x1001ff, g.cluster_size())));
+    const auto all =
+        std::get<CompressedCluster>(classify(g, compressed_entry(g, 0x1001ff, g.cluster_size())));
     EXPECT_EQ(all.host, 0x1001ffu);
     EXPECT_EQ(all.length, g.cluster_size() + 1) << bits;
   }
@@ -79,7 +81,8 @@ TEST(Classify, CompressedLengthsAtBothEnds) {
 TEST(Classify, CompressedOffsetBeyondTheFormatIsInvalid) {
   // 512-byte clusters leave bits above 55 in the offset field.
   const Geometry g{.cluster_bits = 9};
-  EXPECT_TRUE(std::holds_alternative<InvalidEntry>(classify(g, kCompressedBit | (std::uint64_t{1} << 57))));
+  EXPECT_TRUE(
+      std::holds_alternative<InvalidEntry>(classify(g, kCompressedBit | (std::uint64_t{1} << 57))));
 }
 
 TEST(Classify, ExternalDataFileMayHoldOffsetZero) {
@@ -93,7 +96,8 @@ TEST(Classify, Subclusters) {
   EXPECT_EQ(g.l2_entries(), 4096u);
   EXPECT_EQ(classify(g, 0x50000 | kCopied, (std::uint64_t{2} << 32) | 1),
             ClusterState(SubclusteredCluster{0x50000, true, 1, 2}));
-  EXPECT_TRUE(std::holds_alternative<InvalidEntry>(classify(g, 0x50000, (std::uint64_t{1} << 32) | 1)));
+  EXPECT_TRUE(
+      std::holds_alternative<InvalidEntry>(classify(g, 0x50000, (std::uint64_t{1} << 32) | 1)));
   EXPECT_TRUE(std::holds_alternative<InvalidEntry>(classify(g, 0, 1)));
 }
 

@@ -1,7 +1,6 @@
 // Random operations on an image and on a byte array, over the shapes an image can have.
-#include <gtest/gtest.h>
-
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "unit/qcow2/engine_support.h"
 
@@ -18,7 +17,8 @@ struct Shape {
 };
 
 void PrintTo(const Shape& shape, std::ostream* out) {
-  *out << shape.create << " size=" << shape.size << " backing=" << shape.backing << " " << shape.open;
+  *out << shape.create << " size=" << shape.size << " backing=" << shape.backing << " "
+       << shape.open;
 }
 
 class Model : public ::testing::TestWithParam<Shape> {};
@@ -55,12 +55,15 @@ class Player {
   std::vector<std::byte>& model() { return model_; }
 
  private:
-  std::uint64_t below(std::uint64_t n) { return std::uniform_int_distribution<std::uint64_t>(0, n - 1)(random_); }
+  std::uint64_t below(std::uint64_t n) {
+    return std::uniform_int_distribution<std::uint64_t>(0, n - 1)(random_);
+  }
 
   Task<void> step(BlockNode& node) {
     const std::uint64_t size = model_.size();
     const std::uint64_t offset = below(size);
-    std::uint64_t length = std::min(below(10) == 0 ? below(size) + 1 : below(200000) + 1, size - offset);
+    std::uint64_t length =
+        std::min(below(10) == 0 ? below(size) + 1 : below(200000) + 1, size - offset);
     const std::uint64_t kind = below(100);
     Result<void> done;
     if (kind < 42) {
@@ -103,7 +106,8 @@ class Player {
     } else {
       std::vector<std::byte> now(length);
       done = co_await node.read(offset, iov(now));
-      EXPECT_TRUE(std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)))
+      EXPECT_TRUE(
+          std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)))
           << "read " << offset << "+" << length;
     }
     EXPECT_TRUE(done) << "kind " << kind << ": " << (done ? "" : done.error().message());
@@ -111,14 +115,16 @@ class Player {
 
   // Narrow refcounts cannot count packed neighbours many times over.
   bool too_many(const Result<void>& result) const {
-    return !result && result.error().code() == EINVAL && shape_.create.find("refcount_bits=2") != std::string::npos;
+    return !result && result.error().code() == EINVAL &&
+           shape_.create.find("refcount_bits=2") != std::string::npos;
   }
 
   Task<Result<void>> snapshot(BlockNode& node) {
     SnapshotAbility& ability = *node.driver().snapshots();
     const std::uint64_t what = below(3);
     if (what == 0 || snapshots_.empty()) {
-      const bool full = snapshots_.size() >= (shape_.create.find("refcount_bits=1") != std::string::npos ? 0u : 2u);
+      const bool full = snapshots_.size() >=
+                        (shape_.create.find("refcount_bits=1") != std::string::npos ? 0u : 2u);
       if (full) co_return {};
       const std::string name = "s" + std::to_string(named_++);
       snapshots_.push_back({name, model_});
@@ -143,7 +149,8 @@ class Player {
 
   Task<Result<void>> resize(BlockNode& node) {
     if (shape_.create.find("0.10") != std::string::npos && !snapshots_.empty()) co_return {};
-    const std::uint64_t size = std::max<std::uint64_t>(shape_.size / 2 + below(shape_.size), 512) / 512 * 512;
+    const std::uint64_t size =
+        std::max<std::uint64_t>(shape_.size / 2 + below(shape_.size), 512) / 512 * 512;
     ResizeRequest request{.size = size};
     if (size > model_.size() && below(4) == 0) request.preallocation = Preallocation::kMetadata;
     model_.resize(size, std::byte{0});
@@ -170,7 +177,8 @@ class Player {
 TEST_P(Model, ReadsAsAByteArrayDoes) {
   const Shape& shape = GetParam();
   unsigned seed = 20250601;
-  if (const char* given = std::getenv("PLATTER_SEED")) seed = static_cast<unsigned>(std::atoi(given));
+  if (const char* given = std::getenv("PLATTER_SEED"))
+    seed = static_cast<unsigned>(std::atoi(given));
   SCOPED_TRACE(fmt::format("seed {}", seed));
   Player player(shape, seed);
   std::string create = shape.create;
@@ -191,19 +199,21 @@ TEST_P(Model, ReadsAsAByteArrayDoes) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Model,
-    ::testing::Values(Shape{"", 8 << 20, 0, ""},
-                      Shape{"cluster_size=4k", 3 << 20, 0, "l2-cache-size=8k,refcount-cache-size=8k"},
-                      Shape{"cluster_size=512", 400384, 0, ""},
-                      Shape{"cluster_size=512,refcount_bits=64", 400384, 0, "l2-cache-size=1024"},
-                      Shape{"cluster_size=512,refcount_bits=1", 400384, 100000, ""},
-                      Shape{"cluster_size=1k,refcount_bits=2", 700123 / 512 * 512, 300000, ""},
-                      Shape{"compat=0.10", 4 << 20, 0, ""},
-                      Shape{"compat=0.10,cluster_size=4k", 2 << 20, 1 << 20, "discard=unmap"},
-                      Shape{"", 5 << 20, 6 << 20, "discard=unmap"},
-                      Shape{"lazy_refcounts=on,cluster_size=8k", 3 << 20, 1 << 20, ""},
-                      Shape{"compression_type=zstd,cluster_size=32k", 3 << 20, 1 << 20, "discard=unmap"},
-                      Shape{"cluster_size=2M", 9 << 20, 3 << 20, "l2-cache-entry-size=512"},
-                      Shape{"cluster_size=64k,refcount_bits=8", 6 << 20, 1 << 20, "l2-cache-entry-size=4k,cache-size=128k"}));
+    ::testing::Values(
+        Shape{"", 8 << 20, 0, ""},
+        Shape{"cluster_size=4k", 3 << 20, 0, "l2-cache-size=8k,refcount-cache-size=8k"},
+        Shape{"cluster_size=512", 400384, 0, ""},
+        Shape{"cluster_size=512,refcount_bits=64", 400384, 0, "l2-cache-size=1024"},
+        Shape{"cluster_size=512,refcount_bits=1", 400384, 100000, ""},
+        Shape{"cluster_size=1k,refcount_bits=2", 700123 / 512 * 512, 300000, ""},
+        Shape{"compat=0.10", 4 << 20, 0, ""},
+        Shape{"compat=0.10,cluster_size=4k", 2 << 20, 1 << 20, "discard=unmap"},
+        Shape{"", 5 << 20, 6 << 20, "discard=unmap"},
+        Shape{"lazy_refcounts=on,cluster_size=8k", 3 << 20, 1 << 20, ""},
+        Shape{"compression_type=zstd,cluster_size=32k", 3 << 20, 1 << 20, "discard=unmap"},
+        Shape{"cluster_size=2M", 9 << 20, 3 << 20, "l2-cache-entry-size=512"},
+        Shape{"cluster_size=64k,refcount_bits=8", 6 << 20, 1 << 20,
+              "l2-cache-entry-size=4k,cache-size=128k"}));
 
 }  // namespace
 }  // namespace platter::qcow2
