@@ -94,7 +94,7 @@ Task<Result<CheckResult>> Checker::run() {
   if (file_clusters() > most) {
     co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(), most);
   }
-  auto snapshots = co_await read_snapshot_table(file_, header_);
+  auto snapshots = co_await read_snapshot_table(file_, header_, false);
   PLATTER_CO_TRY(snapshots);
   snapshots_ = std::move(snapshots->snapshots);
   snapshot_table_bytes_ = snapshots->bytes;

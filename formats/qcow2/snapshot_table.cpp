@@ -67,6 +67,7 @@ Result<std::size_t> SnapshotTableParser::feed(std::span<const std::byte> bytes, 
                   index, left_);
     }
     parse_extra(extra, version_, s);
+    if (!keep_unknown_) s.unknown_extra = {};
     // The padding of the last entry need not be there.
     const std::size_t used = align_up(in.position(), 8);
     if (used > bytes.size() - consumed && !last) return consumed;

@@ -45,8 +45,9 @@ struct Snapshot {
 // Takes a table in pieces, so that its memory is that of its entries and not of a lie about them.
 class SnapshotTableParser {
  public:
-  SnapshotTableParser(std::uint32_t count, std::uint32_t version)
-      : left_(count), version_(version) {}
+  // `keep_unknown`: entries keep the extra data that we do not know, which may be most of a table.
+  SnapshotTableParser(std::uint32_t count, std::uint32_t version, bool keep_unknown = true)
+      : left_(count), version_(version), keep_unknown_(keep_unknown) {}
 
   // Parses the whole entries at the start of `bytes`; gives how many bytes they were. `last` says
   // that the table's storage ends with `bytes`: an entry cut off there is an error. Give at least
@@ -60,6 +61,7 @@ class SnapshotTableParser {
  private:
   std::uint32_t left_;
   std::uint32_t version_;
+  bool keep_unknown_;
   std::uint64_t total_ = 0;
   std::vector<Snapshot> snapshots_;
 };

@@ -52,11 +52,12 @@ Task<Result<std::vector<std::uint64_t>>> read_table(BlockNode& file, std::string
   co_return table;
 }
 
-Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header) {
+Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header,
+                                                 bool keep_unknown) {
   constexpr std::size_t kWindow = std::size_t{1} << 20;
   static_assert(kWindow > kMaxSnapshotEntryBytes);
   SnapshotTable table;
-  SnapshotTableParser parser(header.nb_snapshots, header.version);
+  SnapshotTableParser parser(header.nb_snapshots, header.version, keep_unknown);
   Buffer window;
   while (!parser.done()) {
     const std::uint64_t offset = header.snapshots_offset + parser.table_bytes();

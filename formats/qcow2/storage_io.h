@@ -36,7 +36,8 @@ struct SnapshotTable {
   std::vector<Snapshot> snapshots;
   std::uint64_t bytes = 0;  // that the table takes in the file
 };
-Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header);
+// `keep_unknown`: with the extra data that we do not know, for who may write the table again.
+Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header, bool keep_unknown);
 
 // The bitmap directory of an image whose header has the bitmaps extension.
 Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file, const Header& header);

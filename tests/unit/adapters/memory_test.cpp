@@ -61,7 +61,7 @@ TEST(Memory, NamedDisksOutliveTheirNodes) {
   ASSERT_OK(run([&] { return second->detach(); }));
   remove_memory_disk("kept");
   EXPECT_EQ(message_of(open("memory:kept")),
-            "Could not open 'memory:kept': Could not open 'memory:kept': No such memory disk");
+            "Could not open 'memory:kept': No such memory disk");
 }
 
 TEST(Memory, ExtentsTellHoles) {
