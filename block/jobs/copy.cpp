@@ -116,11 +116,12 @@ const CopySource& CopyRun::source_at(std::uint64_t offset) const {
 // Fills found_ with the extent at position_.
 Task<Result<void>> CopyRun::look_up() {
   const CopySource& source = source_at(position_);
-  const std::uint64_t within = position_ - source.target_offset;
+  const std::uint64_t done = position_ - source.target_offset;
+  const std::uint64_t within = source.offset + done;
   const std::uint64_t size = source.node->size();
-  found_ = Piece{.kind = Kind::kZero, .offset = position_, .length = source.length - within};
+  found_ = Piece{.kind = Kind::kZero, .offset = position_, .length = source.length - done};
   if (within >= size) co_return {};
-  const std::uint64_t length = std::min(size, source.length) - within;
+  const std::uint64_t length = std::min(size - within, source.length - done);
   BlockNode* base = options_.keep_unallocated ? source.base : nullptr;
   const Result<ChainExtent> extent = co_await chain_extent(*source.node, base, within, length);
   if (!extent)
@@ -185,8 +186,9 @@ Task<void> CopyRun::pace(std::uint64_t bytes) {
 Task<Result<void>> CopyRun::read(std::uint64_t offset, std::span<std::byte> buffer) {
   while (!buffer.empty()) {
     const CopySource& source = source_at(offset);
-    const std::uint64_t within = offset - source.target_offset;
-    const std::uint64_t here = std::min<std::uint64_t>(buffer.size(), source.length - within);
+    const std::uint64_t done = offset - source.target_offset;
+    const std::uint64_t within = source.offset + done;
+    const std::uint64_t here = std::min<std::uint64_t>(buffer.size(), source.length - done);
     const std::uint64_t size = source.node->size();
     const std::uint64_t stored = within < size ? std::min(here, size - within) : 0;
     if (stored != 0) {
@@ -231,9 +233,10 @@ void CopyRun::end_turn() {
 
 Task<bool> CopyRun::offloaded(const Piece& piece) {
   const CopySource& source = source_at(piece.offset);
-  const std::uint64_t within = piece.offset - source.target_offset;
-  if (!offload_ ||
-      !range_within(within, piece.length, std::min(source.length, source.node->size()))) {
+  const std::uint64_t done = piece.offset - source.target_offset;
+  const std::uint64_t within = source.offset + done;
+  if (!offload_ || !range_within(done, piece.length, source.length) ||
+      !range_within(within, piece.length, source.node->size())) {
     co_return false;
   }
   const Result<void> result =

@@ -23,8 +23,8 @@
 
 namespace platter {
 
-// [0, length) of `node` goes to [target_offset, ...) of the target. Where `length` is more than the
-// node's size, zeroes follow. Sources are in ascending order, without gaps.
+// [offset, offset + length) of `node` goes to [target_offset, ...) of the target. Behind the node's
+// end are zeroes. Sources are in ascending order, without gaps.
 struct CopySource {
   BlockNode* node = nullptr;
   std::uint64_t target_offset = 0;
@@ -32,6 +32,7 @@ struct CopySource {
   // With CopyOptions::keep_unallocated: the node below which nothing is copied; nullptr: the end of
   // the chain.
   BlockNode* base = nullptr;
+  std::uint64_t offset = 0;
 };
 
 struct CopyOptions {

@@ -3,12 +3,12 @@
 
 namespace platter::img {
 
-int run_amend(int argc, char** argv);
 int run_check(int argc, char** argv);
 int run_commit(int argc, char** argv);
 int run_compare(int argc, char** argv);
 int run_convert(int argc, char** argv);
 int run_create(int argc, char** argv);
+int run_dd(int argc, char** argv);
 int run_info(int argc, char** argv);
 int run_map(int argc, char** argv);
 int run_measure(int argc, char** argv);

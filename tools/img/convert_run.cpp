@@ -91,12 +91,16 @@ Task<Result<void>> Conversion::open_sources() {
 }
 
 Result<void> Conversion::check_bitmaps() {
-  const std::string_view source = sources_.front()->driver_name();
-  if (source != "qcow2") return fail(ENOTSUP, "Source lacks bitmap support");
+  BlockNode& source = *sources_.front();
+  if (source.driver_name() != "qcow2") return fail(ENOTSUP, "Source lacks bitmap support");
   const std::string format = arguments_.target_format.value_or("raw");
   if (!arguments_.target_image_opts && format != "qcow2") {
     return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", format);
   }
+  const FormatInfo info = source.driver().info();
+  const bool has_some = std::ranges::any_of(
+      info.specific, [](const InfoField& field) { return field.name == "bitmaps"; });
+  if (!has_some) return {};
   return fail(ENOTSUP, "Persistent bitmaps of '{}' cannot be copied by this version",
               arguments_.sources.front());
 }

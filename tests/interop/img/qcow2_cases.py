@@ -236,6 +236,10 @@ def conversions(h, line, data, chain, three, packed, snaps, rawbase):
                   ["-l", "nosnap"]):
         line(f"convert qcow2 refused {' '.join(words)}", "convert", "-O", "qcow2", *words, "a", "x",
              before=data)
+    for words in (["-O", "qcow2"], ["-O", "raw"], ["-O", "qcow2", "--skip-broken-bitmaps"]):
+        line(f"convert --bitmaps {' '.join(words)}", "convert", "--bitmaps", *words, "a", "x",
+             before=data, images=[("x", "qcow2")] if "raw" not in words else ())
+    line("convert --bitmaps of raw", "convert", "--bitmaps", "-O", "qcow2", "base", "x", before=rawbase)
     line("convert two to overlay", "convert", "-O", "qcow2", "-B", "a", "-F", "qcow2", "a", "a", "x",
          before=data)
     line("convert two snapshots", "convert", "-O", "qcow2", "-l", "s1", "a", "a", "x", before=snaps)

@@ -156,6 +156,21 @@ def run(h):
     line("compare bad format", "compare", "-f", "foo", "a", "a", before=setup)
 
     convert(h, setup, odd, line)
+    dd(line, setup)
+
+
+def dd(line, setup):
+    for words in ([], ["bs=1k", "count=2"], ["bs=64k", "skip=1"], ["bs=1k", "skip=5000"], ["bs=1M"],
+                  ["count=0"], ["bs=64k", "skip=16"], ["-f", "raw", "-O", "raw", "bs=128k", "count=3"], ["-U"]):
+        line(f"dd {' '.join(words)}", "dd", *words, "if=a", "of=x", before=setup, images=[("x", "raw")])
+    line("dd to qcow2", "dd", "-O", "qcow2", "bs=32k", "skip=2", "if=a", "of=x", before=setup,
+         images=[("x", "qcow2")])
+    for words in (["bs=foo"], ["bs=0"], ["count=x"], ["skip=-1"], ["foo=1"], ["foo"], ["if=nofile"],
+                  ["of=nodir/x"], ["-Z"], ["-O", "null-co"]):
+        line(f"dd refused {' '.join(words)}", "dd", "if=a", "of=x", *words, before=setup)
+    line("dd unknown format", "dd", "-O", "foo", "if=a", "of=x", before=setup, errors="any")
+    line("dd nothing", "dd")
+    line("dd without output", "dd", "if=a", before=setup)
 
 
 def convert(h, setup, odd, line):

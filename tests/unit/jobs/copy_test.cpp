@@ -222,6 +222,24 @@ TEST(Copy, SourcesAreLaidEndToEndAndPaddedWithZeroes) {
   EXPECT_TRUE(all(1024, 1024 + kPage, 2));
 }
 
+TEST(Copy, ASourceMayStartAnywhere) {
+  for (const bool offload : {false, true}) {
+    Disk source(3 * kPage);
+    Disk target(3 * kPage);
+    target.disk->can_copy = offload;
+    source.fill(kPage, kPage, 1);
+    source.fill(2 * kPage, kPage, 2);
+    CopyOptions options;
+    options.offload = offload;
+    const CopySource part{.node = source.node.get(), .length = 3 * kPage, .offset = kPage + 512};
+    ASSERT_TRUE(run_copy({part}, target, options));
+    std::vector<std::byte> expected(source.disk->bytes.begin() + kPage + 512,
+                                    source.disk->bytes.end());
+    expected.resize(3 * kPage);
+    EXPECT_EQ(target.disk->bytes, expected);
+  }
+}
+
 TEST(Copy, CompressedWritesAreWholeUnits) {
   Disk source(kSize);
   Disk target(kSize);
