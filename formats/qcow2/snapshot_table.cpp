@@ -23,7 +23,8 @@ std::string to_text(std::span<const std::byte> bytes) {
   return text;
 }
 
-void parse_extra(std::span<const std::byte> extra, std::uint32_t version, Snapshot& snapshot) {
+void parse_extra(std::span<const std::byte> extra, std::uint32_t version, bool keep_unknown,
+                 Snapshot& snapshot) {
   Reader in(extra);
   if (extra.size() >= 8) snapshot.vm_state_size = in.be<std::uint64_t>();
   if (extra.size() >= kRequiredExtra) snapshot.disk_size = in.be<std::uint64_t>();
@@ -31,7 +32,7 @@ void parse_extra(std::span<const std::byte> extra, std::uint32_t version, Snapsh
     const auto icount = in.be<std::uint64_t>();
     if (icount != kNoIcount) snapshot.icount = icount;
     const auto rest = extra.subspan(kKnownExtra);
-    snapshot.unknown_extra.assign(rest.begin(), rest.end());
+    if (keep_unknown) snapshot.unknown_extra.assign(rest.begin(), rest.end());
   }
   snapshot.incomplete = version >= 3 && extra.size() < kRequiredExtra;
 }
@@ -66,8 +67,7 @@ Result<std::size_t> SnapshotTableParser::feed(std::span<const std::byte> bytes, 
                   "Snapshot table entry {} lies beyond the end of the file (of {} entries left)",
                   index, left_);
     }
-    parse_extra(extra, version_, s);
-    if (!keep_unknown_) s.unknown_extra = {};
+    parse_extra(extra, version_, keep_unknown_, s);
     // The padding of the last entry need not be there.
     const std::size_t used = align_up(in.position(), 8);
     if (used > bytes.size() - consumed && !last) return consumed;
