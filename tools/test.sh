@@ -65,7 +65,7 @@ for part in "${parts[@]}"; do
       run asan -j "$jobs" -L 'unit|race|powercut'
       ;;
     tsan)
-      build tsan
+      build tsan race_tests
       run tsan -j "$jobs" -L race
       ;;
     fuzz)
