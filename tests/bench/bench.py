@@ -91,10 +91,6 @@ def rows(platter, scratch, disk):
     qemu("qemu-img", "create", "-q", "-f", "qcow2", big, "1T")
     qemu("qemu-io", *(w for i in range(64) for w in ("-c", f"write -P {i + 1} {i * 16}G 1M")), big)
 
-    io_raw, io_qcow2 = f"{disk}/io.raw", f"{disk}/io.qcow2"
-    make_data(io_raw, 1024 * MIB)
-    qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow2", io_raw, io_qcow2)
-
     def fresh():
         if os.path.exists(out):
             os.unlink(out)
@@ -117,14 +113,6 @@ def rows(platter, scratch, disk):
     yield Row("check", *both("check", qcow2), repeat=5)
     yield Row("map 1T sparse", *both("map", "--output=json", big), repeat=5)
     yield Row("compare", *both("compare", "-f", "raw", "-F", "qcow2", raw, qcow2), cpu_goal=0.75)
-    # A step that shares no factor with the size visits the disk in a scattered order.
-    step = 37 * MIB + 3 * 4096
-    for fmt, image in (("raw", io_raw), ("qcow2", io_qcow2)):
-        for depth, count in ((1, 20000), (64, 100000)):
-            for verb, flags in (("read", []), ("write", ["-w", "--pattern=90"])):
-                yield Row(f"4 KiB random {verb}, {fmt}, depth {depth}",
-                          *both("bench", "-f", fmt, "-t", "none", "-c", str(count), "-d", str(depth), "-s", "4096", "-S", str(step), *flags, image),
-                          per=count, cpu_goal=0.75 if depth == 64 else 1.0)
 
 
 def main():
