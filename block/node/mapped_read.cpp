@@ -45,8 +45,7 @@ void MappedDriver::release() {
   released_.notify_all();
 }
 
-// Walking a chain
-// -----------------------------------------------------------------------------------
+// Walking a chain --------------------------------------------------------------------------------
 
 bool MappedDriver::take_answer(Walk& walk, std::uint64_t offset, Mapping& mapping, Piece& piece) {
   walk.length = std::min(walk.length, mapping.length);
@@ -95,8 +94,7 @@ Task<Result<void>> MappedDriver::walk_slowly(Walk walk, std::uint64_t offset, Pi
   }
 }
 
-// Reading
-// -------------------------------------------------------------------------------------------
+// Reading ----------------------------------------------------------------------------------------
 
 Task<Result<void>> MappedDriver::finish(InFlight::Ticket ticket, InFlight::Ticket below,
                                         Task<Result<void>> task) {
@@ -228,8 +226,7 @@ Result<void> MappedDriver::unpack(std::span<const std::byte>, std::span<std::byt
   return fail(ENOTSUP, "the format has no compressed data");
 }
 
-// Extents
-// -------------------------------------------------------------------------------------------
+// Extents ----------------------------------------------------------------------------------------
 
 Task<Result<Extent>> MappedDriver::do_extent(std::uint64_t offset, std::uint64_t length) {
   return extent_task(offset, length);

@@ -147,8 +147,7 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
   co_return result;
 }
 
-// Zeroes
-// --------------------------------------------------------------------------------------------
+// Zeroes -----------------------------------------------------------------------------------------
 
 Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint64_t length,
                                                  ZeroFlags flags) {

@@ -4,8 +4,7 @@
 
 namespace platter::qcow2 {
 
-// Claims
-// ------------------------------------------------------------------------------------------------
+// Claims -----------------------------------------------------------------------------------------
 
 ClusterWriter::Claim* ClusterWriter::claimed(std::uint64_t first, std::uint64_t count) {
   auto after = claims_.lower_bound(first + count);
@@ -31,8 +30,7 @@ void ClusterWriter::unlink_entry(std::uint64_t entry, Discard why) {
   }
 }
 
-// Plans
-// ---------------------------------------------------------------------------------------------------
+// Plans ------------------------------------------------------------------------------------------
 
 bool ClusterWriter::shows_zeroes(std::uint64_t entry, std::uint64_t guest) const {
   const ClusterState state = classify(core_.geometry, entry);
@@ -191,8 +189,7 @@ void ClusterWriter::abandon(WritePlan& plan) {
   finish(claim);
 }
 
-// Zeroes and discards
-// -------------------------------------------------------------------------------------
+// Zeroes and discards ----------------------------------------------------------------------------
 
 bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Change change,
                                   std::uint64_t& result) const {

@@ -53,8 +53,7 @@ std::uint64_t Qcow2Driver::refcount_of(std::uint64_t host_cluster) {
   return refcounts_.get(host_cluster).value_or(~std::uint64_t{0});
 }
 
-// Mapping
-// -----------------------------------------------------------------------------------------------
+// Mapping ----------------------------------------------------------------------------------------
 
 bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write,
                           Mapping& mapping) {
@@ -134,8 +133,7 @@ Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov
   co_return plain;
 }
 
-// Space and durability
-// ------------------------------------------------------------------------------------
+// Space and durability ---------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
   const std::uint64_t cluster = core_.geometry.cluster_size();
@@ -265,8 +263,7 @@ Task<Result<void>> Qcow2Driver::do_close() {
   co_return ended;
 }
 
-// Checking and the backing reference
-// ----------------------------------------------------------------------
+// Checking and the backing reference -------------------------------------------------------------
 
 Task<Result<CheckResult>> Qcow2Driver::check(const CheckRequest& request) {
   Result<CheckResult> result = CheckResult{};
@@ -326,8 +323,7 @@ Task<Result<void>> Qcow2Driver::make_empty() {
   co_return flushed;
 }
 
-// Information
-// -----------------------------------------------------------------------------------------------
+// Information ------------------------------------------------------------------------------------
 
 FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_); }
 

@@ -41,8 +41,7 @@ void HostClusters::mark_free(std::uint64_t cluster) {
   if (region.free++ == 0) with_free_.insert(slice);
 }
 
-// With the mutex
-// --------------------------------------------------------------------------------------
+// With the mutex ---------------------------------------------------------------------------------
 
 std::optional<Reservation> HostClusters::take_from_map(std::uint64_t count, bool exactly) {
   if (exactly && count > 1) return std::nullopt;
@@ -115,8 +114,7 @@ Reservation HostClusters::try_reserve(std::uint64_t count) {
   return {};
 }
 
-// Coroutines
-// --------------------------------------------------------------------------------------------
+// Coroutines -------------------------------------------------------------------------------------
 
 Task<Result<Reservation>> HostClusters::reserve(std::uint64_t count) {
   auto guard = co_await preparing_.lock();

@@ -40,8 +40,7 @@ void ClusterRun::move_to(ClusterStage next) {
   stage = next;
 }
 
-// Reservation
-// -----------------------------------------------------------------------------------------
+// Reservation ------------------------------------------------------------------------------------
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this == &other) return *this;
@@ -80,8 +79,7 @@ void Reservation::link() {
 
 void Reservation::give_back() { std::exchange(owner_, nullptr)->release_owned(run_); }
 
-// Life
-// --------------------------------------------------------------------------------------------------
+// Life -------------------------------------------------------------------------------------------
 
 Reservation HostClusters::own(std::uint64_t first, std::uint64_t count) {
   ClusterRun run{.first = first, .count = count, .reads_zero = reads_zero(first)};

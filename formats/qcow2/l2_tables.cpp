@@ -17,8 +17,7 @@ constexpr std::uint64_t kMinSlices = 2;
 
 }  // namespace
 
-// Opening
-// -------------------------------------------------------------------------------------------
+// Opening ----------------------------------------------------------------------------------------
 
 void L2Tables::configure_slices(CacheSizes sizes) {
   const Geometry& g = core_.geometry;
@@ -95,8 +94,7 @@ void L2Tables::put_back(const std::vector<L1Piece>& pieces) {
   for (const L1Piece& piece : pieces) dirty_l1_.insert(piece.first / kL1Piece);
 }
 
-// Looking up
-// ------------------------------------------------------------------------------------------
+// Looking up -------------------------------------------------------------------------------------
 
 std::uint64_t L2Tables::locate(std::uint64_t slice) const {
   const std::uint64_t per_table = slices_per_table();
@@ -246,8 +244,7 @@ Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice) {
   co_return error;
 }
 
-// Changing
-// --------------------------------------------------------------------------------------------
+// Changing ---------------------------------------------------------------------------------------
 
 TableCache::Slice* L2Tables::writable_slice(std::uint64_t offset) const {
   const std::uint64_t i = core_.geometry.l1_index(offset);

@@ -230,8 +230,7 @@ Task<Result<void>> Qcow2Driver::begin_writing() {
   co_return written;
 }
 
-// Reopening
-// -------------------------------------------------------------------------------------------------
+// Reopening --------------------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
   if (core_.writable && flags.read_only) {

@@ -44,8 +44,7 @@ Task<void> punch(BlockNode& file, unsigned cluster_bits, std::vector<BulkRefcoun
 
 }  // namespace
 
-// Shared steps
-// --------------------------------------------------------------------------------------------
+// Shared steps -----------------------------------------------------------------------------------
 
 std::string Snapshots::free_id() const {
   std::uint64_t highest = 0;
@@ -101,8 +100,7 @@ Task<Result<void>> Snapshots::switch_header(Header header) {
   co_return written;
 }
 
-// Taking
-// --------------------------------------------------------------------------------------------------
+// Taking -----------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_seconds,
                                      std::uint32_t date_nanoseconds) {
@@ -175,8 +173,7 @@ Snapshots::OldTable Snapshots::old_table() const {
   return {g.cluster_index(driver_.core_.header.snapshots_offset), g.clusters_for(bytes_)};
 }
 
-// Removing
-// --------------------------------------------------------------------------------------------------
+// Removing ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::remove(std::string id_or_name) {
   const Result<std::size_t> which = find(id_or_name);
@@ -242,8 +239,7 @@ Task<Result<void>> Snapshots::remove_now(std::size_t which) {
   co_return {};
 }
 
-// Applying
-// --------------------------------------------------------------------------------------------------
+// Applying ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::apply(std::string id_or_name) {
   const Result<std::size_t> which = find(id_or_name);
