@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstdio>
+#include <cstdlib>
 
 #include "block/base/error.h"
 
@@ -94,9 +94,12 @@ std::optional<std::uint64_t> parse_bounded_size(std::string_view text, std::stri
 
 std::optional<std::uint64_t> parse_bounded_number(std::string_view text, std::string_view what,
                                                   std::uint64_t least, std::uint64_t most) {
-  std::uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || number < least || number > most) {
+  // As C writes numbers: 0x10 is 16, 010 is 8.
+  const std::string spelled(text);
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long long number = std::strtoull(spelled.c_str(), &end, 0);
+  if (errno != 0 || spelled.empty() || *end != '\0' || number < least || number > most) {
     report("Invalid {} specified", what);
     return std::nullopt;
   }

@@ -78,7 +78,7 @@ bool parse_cache(std::string_view mode, OpenFlags& flags);
 std::optional<std::uint64_t> parse_bounded_size(std::string_view text, std::string_view what,
                                                 std::uint64_t least, std::uint64_t most);
 inline constexpr std::uint64_t kMostBytes = 0x7FFF'FFFF'FFFF'FFFF;
-// A whole number; reports "Invalid WHAT specified" when it is none.
+// A whole number, also 0x... or 0...; reports "Invalid WHAT specified" when it is none.
 std::optional<std::uint64_t> parse_bounded_number(std::string_view text, std::string_view what,
                                                   std::uint64_t least, std::uint64_t most);
 

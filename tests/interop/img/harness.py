@@ -48,6 +48,7 @@ class Harness:
         text = re.sub(r'"actual-size": \d+', '"actual-size": N', text)
         text = re.sub(r'"date-(n?)sec": \d+', r'"date-\1sec": N', text)
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
+        text = re.sub(r"Run completed in \d+\.\d{3} seconds\.", "Run completed.", text)
         text = re.sub(r"qemu-img version .*\n(Copyright.*\n)?", "VERSION\n", text)
         return text
 

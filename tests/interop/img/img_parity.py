@@ -7,6 +7,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import bench_cases  # noqa: E402
 import harness  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
@@ -16,6 +17,7 @@ os.environ["LC_ALL"] = "C.UTF-8"
 run = harness.Harness(sys.argv[1], sys.argv[2:])
 try:
     raw_cases.run(run)
+    bench_cases.run(run)
     qcow2_cases.run(run)
     status = run.finish()
 finally:
