@@ -102,7 +102,9 @@ Result<void> FaultPoints::remove_break(std::string_view tag) {
   return {};
 }
 
-Task<void> FaultPoints::halt(std::unique_lock<std::mutex> lock, std::string tag) {
+Task<void> FaultPoints::halt(std::unique_lock<std::mutex> held, std::string tag) {
+  // Parameters live until the Task is destroyed, which is after somebody else may have run.
+  std::unique_lock<std::mutex> lock = std::move(held);
   const auto halted = std::make_shared<Halted>();
   halted->tag = std::move(tag);
   halted_.push_back(halted);

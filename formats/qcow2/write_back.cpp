@@ -68,8 +68,11 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
       result = co_await core_.write_header();
   }
   if (result && end > core_.file->size()) {
-    ResizeRequest grow{.size = end, .exact = true};
-    result = co_await core_.file->resize(grow);
+    // By a write, never by a resize: other requests' data may make the file longer than `end` at
+    // any moment, and a resize would then cut that off. Nobody else writes to this place, it is the
+    // end of a table, which only a write-back touches.
+    const Buffer zeroes = Buffer::zeroed(kSector);
+    result = co_await core_.file->write(end - zeroes.size(), zeroes.iov());
   }
   if (result && !counts.empty()) {
     PLATTER_FAULT(*core_.file, FaultEvent::kRefblockUpdatePart);

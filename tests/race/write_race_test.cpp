@@ -162,5 +162,38 @@ TEST(C8, WhatIsDirtyStaysVisibleWhenItCannotBeWritten) {
   run([&] { return evict_dirty(image); });
 }
 
+// A write-back makes the file reach the end of a new table while a guest's data, further behind,
+// makes it longer still.
+Task<void> growth_beside_a_write(const MemoryImage& image) {
+  auto opened = co_await open_watched(image);
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  points.suspend_operation("data", fault_op::kWrite);
+  auto data = bytes(kCluster, 5);
+  auto writing = node.write(0, iov(data));
+  EXPECT_TRUE(points.is_suspended("data")) << "the table is there, the data is not";
+  points.suspend_operation("growth", fault_op::kWrite | fault_op::kResize);
+  auto flushing = node.flush();
+  EXPECT_TRUE(points.is_suspended("growth"));
+  auto data_goes_on = points.resume("data");
+  CO_OK(data_goes_on);
+  auto written = co_await writing;
+  CO_OK(written);
+  auto growth_goes_on = points.resume("growth");
+  CO_OK(growth_goes_on);
+  auto flushed = co_await flushing;
+  CO_OK(flushed);
+  const bool there = co_await reads_as(node, 0, kCluster, 5);
+  EXPECT_TRUE(there) << "the file was cut behind the table";
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(Growth, OfTheFileForATableNeverCutsDataOff) {
+  MemoryImage image("growth", 1 << 20, "");
+  run([&] { return growth_beside_a_write(image); });
+}
+
 }  // namespace
 }  // namespace platter::qcow2
