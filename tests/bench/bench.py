@@ -3,6 +3,7 @@
 
 Each row runs our command and the peer's in turn, several rounds, and compares the medians of wall
 time and of CPU time (user + system, children included). Ratios below 1 mean that Platter needs less.
+docs/performance.md says what each row is.
 
     bench.py --platter build/release/platter [--rounds 5] [--dir /dev/shm] [--disk-dir /var/tmp] [ROW...]
 
@@ -18,139 +19,97 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from typing import Callable, Optional
 
-MIB = 1 << 20
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from images import Images  # noqa: E402
+from rows import rows  # noqa: E402
 
-
-@dataclass
-class Row:
-    """One comparison of two argument vectors."""
-    name: str
-    ours: list
-    peer: list
-    cpu_goal: float = 1.0   # bound on the ratio of CPU times
-    wall_goal: float = 1.0  # bound on the ratio of wall times
-    per: Optional[int] = None   # number of requests, to print microseconds for each
-    before: Optional[Callable[[], None]] = None  # called before each run, not timed
-    absolute_ms: Optional[float] = None  # bound on our own wall time
-    repeat: int = 1  # runs timed together, for very short commands
+# Wall time on a shared machine wobbles by a few percent.
+WALL_TOLERANCE = 1.05
 
 
-def timed(argv, repeat):
+def timed(row, argv):
+    stdin = open(row.stdin()) if row.stdin else subprocess.DEVNULL
     start = time.perf_counter()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(repeat):
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for _ in range(row.repeat):
+        done = subprocess.run(argv, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done.returncode != 0:
             sys.exit(f"error: {' '.join(argv)}: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    return wall / repeat, cpu / repeat
+    if row.stdin:
+        stdin.close()
+    return wall / row.repeat, cpu / row.repeat
 
 
 def measure(row, rounds):
-    samples = {"ours": [], "peer": []}
-    for _ in range(rounds):
-        for who, argv in (("ours", row.ours), ("peer", row.peer)):
+    """((our wall, our CPU), (the peer's wall, the peer's CPU)) in seconds."""
+    samples = ([], [])
+    for number in range(min(rounds, row.rounds)):
+        sides = list(enumerate(row.command()))
+        # Whoever comes second may find the caches warmer, or the disk's allowance used up.
+        for side, argv in sides if number % 2 == 0 else reversed(sides):
             if row.before:
                 row.before()
-            samples[who].append(timed(argv, row.repeat))
-    return {who: tuple(statistics.median(s[i] for s in runs) for i in (0, 1)) for who, runs in samples.items()}
+            samples[side].append(timed(row, argv))
+    return [tuple(statistics.median(run[part] for run in runs) for part in (0, 1)) for runs in samples]
 
 
-def make_data(path, size):
-    """Real, compressible content with an eighth of random data."""
-    sources = ("/usr/bin/git", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/bin/bash")
-    chunk = b"".join(open(p, "rb").read(4 * MIB) for p in sources if os.path.exists(p))
-    piece = 64 * 1024
-    with open(path, "wb") as f:
-        for i in range(size // piece):
-            at = (i * piece) % (len(chunk) - piece)
-            f.write(os.urandom(piece) if i % 8 == 7 else chunk[at:at + piece])
+class Verdict:
+    def __init__(self, row, result):
+        (our_wall, our_cpu), (peer_wall, peer_cpu) = result
+        self.wall, self.cpu = our_wall / peer_wall, our_cpu / max(peer_cpu, 1e-9)
+        scale, unit = (1e6 / row.per, "us") if row.per else (1e3, "ms")
+        self.goals, self.met = [], self.wall <= row.wall_goal * WALL_TOLERANCE and self.cpu <= row.cpu_goal
+        if row.wall_ms:
+            self.goals.append(f"wall {row.wall_ms / 1e3 * scale:.3g} {unit}")
+            self.met = self.met and our_wall * 1e3 <= row.wall_ms
+        if row.cpu_ms:
+            self.goals.append(f"CPU {row.cpu_ms / 1e3 * scale:.3g} {unit}")
+            self.met = self.met and our_cpu * 1e3 <= row.cpu_ms
+        if row.cpu_goal < 1 or not self.goals:
+            self.goals.append(f"ratio {row.cpu_goal:g}")
+        self.figures = [time * scale for time in (peer_wall, peer_cpu, our_wall, our_cpu)]
+        self.unit = unit
 
-
-def qemu(*argv):
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-
-
-def rows(platter, scratch, disk):
-    def both(*args):
-        return [platter, "img", *args], ["qemu-img", *args]
-
-    raw, small = f"{scratch}/data.raw", f"{scratch}/small.raw"
-    qcow2, packed, packed_zstd = (f"{scratch}/{n}.qcow2" for n in ("data", "packed", "packed-zstd"))
-    big, out = f"{scratch}/sparse.qcow2", f"{scratch}/out"
-    make_data(raw, 512 * MIB)
-    make_data(small, 128 * MIB)
-    qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
-    qemu("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", small, packed)
-    qemu("qemu-img", "convert", "-c", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", small, packed_zstd)
-    qemu("qemu-img", "create", "-q", "-f", "qcow2", big, "1T")
-    qemu("qemu-io", *(w for i in range(64) for w in ("-c", f"write -P {i + 1} {i * 16}G 1M")), big)
-
-    def fresh():
-        if os.path.exists(out):
-            os.unlink(out)
-
-    yield Row("info start-up", *both("info", qcow2), absolute_ms=3.0, repeat=20)
-    yield Row("create qcow2 1T", *both("create", "-q", "-f", "qcow2", out, "1T"), before=fresh, repeat=5)
-    yield Row("create qcow2 1T, metadata", *both("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", out, "1T"),
-              before=fresh, cpu_goal=0.1)
-    for target in ("qcow2", "raw"):
-        for source, image in (("raw", raw), ("qcow2", qcow2)):
-            if (source, target) != ("raw", "raw"):
-                yield Row(f"convert {source} to {target}", *both("convert", "-f", source, "-O", target, image, out),
-                          before=fresh, cpu_goal=0.75)
-    yield Row("convert 1T holding 64M", *both("convert", "-f", "qcow2", "-O", "qcow2", big, out), before=fresh, cpu_goal=0.25)
-    yield Row("convert -c zlib, 128M", *both("convert", "-c", "-f", "raw", "-O", "qcow2", small, out), before=fresh, cpu_goal=0.5)
-    yield Row("convert -c zstd, 128M", *both("convert", "-c", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", small, out),
-              before=fresh)
-    yield Row("read packed zlib, 128M", *both("convert", "-f", "qcow2", "-O", "raw", packed, out), before=fresh, cpu_goal=0.75)
-    yield Row("read packed zstd, 128M", *both("convert", "-f", "qcow2", "-O", "raw", packed_zstd, out), before=fresh)
-    yield Row("check", *both("check", qcow2), repeat=5)
-    yield Row("map 1T sparse", *both("map", "--output=json", big), repeat=5)
-    yield Row("compare", *both("compare", "-f", "raw", "-F", "qcow2", raw, qcow2), cpu_goal=0.75)
+    def line(self, name):
+        figures = " ".join(f"{figure:9.4g}" for figure in self.figures)
+        return (f"{name:44} {figures} {self.unit}  {self.wall:5.2f} {self.cpu:5.2f}  "
+                f"{'met   ' if self.met else 'MISSED'} {', '.join(self.goals)}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platter", required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", default="/dev/shm", help="where converted images go (tmpfs)")
+    parser.add_argument("--dir", default="/dev/shm", help="where most images go (tmpfs; 4 GiB are needed)")
     parser.add_argument("--disk-dir", default="/var/tmp", help="where the images for O_DIRECT I/O go (a real disk)")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows only")
     parser.add_argument("rows", nargs="*")
     args = parser.parse_args()
-    if not shutil.which("qemu-img"):
-        sys.exit("error: qemu-img is not installed (package qemu-utils)")
+    if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
+        sys.exit("error: qemu-img and qemu-io are missing (Debian package qemu-utils)")
     missed, ran = [], 0
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch, tempfile.TemporaryDirectory(dir=args.disk_dir) as disk:
-        print(f"{'':34} {'wall ms':>19} {'CPU ms':>21}        ratio of medians")
-        print(f"{'row':34} {'platter':>9} {'qemu':>9}  {'platter':>9} {'qemu':>9}   {'wall':>6} {'CPU':>6}")
-        for row in rows(args.platter, scratch, disk):
+        if not args.list:
+            print(f"{'':44} {'qemu':>19} {'platter':>19}     platter/qemu")
+            print(f"{'row':44} {'wall':>9} {'CPU':>9} {'wall':>9} {'CPU':>9}      wall   CPU  goal")
+        for row in rows(Images(os.path.abspath(args.platter), scratch, disk)):
             if args.rows and not any(part in row.name for part in args.rows):
                 continue
+            if args.list:
+                print(row.name)
+                continue
             ran += 1
-            result = measure(row, args.rounds)
-            (our_wall, our_cpu), (peer_wall, peer_cpu) = result["ours"], result["peer"]
-            wall, cpu = our_wall / peer_wall, our_cpu / max(peer_cpu, 1e-9)
-            notes = []
-            # Wall time on a shared machine wobbles by a few percent.
-            if wall > row.wall_goal * 1.05:
-                notes.append(f"wall goal {row.wall_goal:.2f}")
-            if cpu > row.cpu_goal:
-                notes.append(f"CPU goal {row.cpu_goal:.2f}")
-            if row.absolute_ms and our_wall * 1000 > row.absolute_ms:
-                notes.append(f"goal {row.absolute_ms} ms")
-            if notes:
+            verdict = Verdict(row, measure(row, args.rounds))
+            if not verdict.met:
                 missed.append(row.name)
-            each = f"  {our_cpu / row.per * 1e6:.1f} us CPU each, qemu {peer_cpu / row.per * 1e6:.1f}" if row.per else ""
-            print(f"{row.name:34} {our_wall * 1000:9.1f} {peer_wall * 1000:9.1f}  {our_cpu * 1000:9.1f} {peer_cpu * 1000:9.1f}   "
-                  f"{wall:6.2f} {cpu:6.2f}{each}{'  MISSED: ' + ', '.join(notes) if notes else ''}", flush=True)
-    print(f"{ran} rows, {len(missed)} missed their goal" + (f": {'; '.join(missed)}" if missed else ""))
+            print(verdict.line(row.name), flush=True)
+    if not args.list:
+        print(f"{ran} rows, {len(missed)} missed their goal" + (f": {'; '.join(missed)}" if missed else ""))
     return 1 if args.check and missed else 0
 
 
