@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -52,6 +53,34 @@ class VmStateAbility {
   // `position` counts bytes from the start of the state; what was never written reads as zeroes.
   virtual Task<Result<void>> read(std::uint64_t position, IoVec iov) = 0;
   virtual Task<Result<void>> write(std::uint64_t position, IoVec iov) = 0;
+};
+
+// Persistent dirty bitmaps ----------------------------------------------------------------------
+
+class DirtyBitmap;
+
+struct BitmapInfo {
+  std::string name;
+  std::uint64_t granularity = 0;  // bytes
+  bool enabled = false;           // marks what is written
+  bool inconsistent = false;      // was not stored properly: can only be removed
+};
+
+// Each change is durable when it completes, and has changed nothing where it fails.
+class BitmapAbility {
+ public:
+  virtual ~BitmapAbility() = default;
+  // Whether this image can keep bitmaps at all.
+  virtual bool supported() const = 0;
+  virtual std::vector<BitmapInfo> list() const = 0;
+  // `granularity` 0: the format's choice. A bitmap that is made is clean.
+  virtual Task<Result<void>> add(std::string name, std::uint64_t granularity, bool enabled) = 0;
+  virtual Task<Result<void>> remove(std::string name) = 0;
+  virtual Task<Result<void>> clear(std::string name) = 0;
+  virtual Task<Result<void>> set_enabled(std::string name, bool enabled) = 0;
+  virtual Task<Result<void>> merge(std::string name, std::shared_ptr<const DirtyBitmap> source) = 0;
+  // A copy of what it has marked by now.
+  virtual Task<Result<std::shared_ptr<const DirtyBitmap>>> contents(std::string name) = 0;
 };
 
 // Consistency check -------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ class Driver {
 
   virtual SnapshotAbility* snapshots() { return nullptr; }
   virtual VmStateAbility* vm_state() { return nullptr; }
+  virtual BitmapAbility* bitmaps() { return nullptr; }
   virtual CheckAbility* checker() { return nullptr; }
   virtual BackingAbility* backing_reference() { return nullptr; }
 };

@@ -107,6 +107,17 @@ class MappedDriver : public Driver {
   // thread.
   virtual Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out);
 
+  // While notes_changes(): each request that changes what the disk reads as calls note_change() for
+  // its range when it is inside, before it changes anything; where the answer is false, it awaits
+  // prepare_change() as well. Constant time for what a usual request covers, any executor.
+  virtual bool note_change(std::uint64_t offset, std::uint64_t length);
+  virtual Task<Result<void>> prepare_change();
+  // Switched while requests are held back or none is running.
+  void set_notes_changes(bool on) { notes_changes_.store(on, std::memory_order_relaxed); }
+  bool notes_changes() const { return notes_changes_.load(std::memory_order_relaxed); }
+  // Both, inside a request.
+  Task<Result<void>> announce_change(std::uint64_t offset, std::uint64_t length);
+
   // Before each request: holds it back while the format reorganises itself (hold(), release()).
   // Requests that were inside before hold() have ended when it completes.
   Task<void> hold();
@@ -157,6 +168,7 @@ class MappedDriver : public Driver {
   Task<Result<Extent>> extent_task(std::uint64_t offset, std::uint64_t length);
 
   InFlight in_flight_;
+  std::atomic<bool> notes_changes_{false};
   std::atomic<bool> held_{false};
   std::mutex held_mutex_;
   unsigned holders_ = 0;     // guarded by held_mutex_

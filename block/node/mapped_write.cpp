@@ -15,7 +15,8 @@ Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, Write
   // The usual case, as for reads.
   InFlight::Ticket ticket(in_flight_);
   Mapping mapping;
-  if (!flags.compressed && !held_.load() && try_map(offset, iov.size(), true, mapping) &&
+  if (!flags.compressed && !held_.load() &&
+      (!notes_changes() || flags.unchanged || note_change(offset, iov.size())) && try_map(offset, iov.size(), true, mapping) &&
       mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size())
       [[likely]] {
     Task<Result<void>> task = write_at(*mapping.node, mapping.host_offset, iov);
@@ -31,6 +32,10 @@ Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, Wri
   if (held_.load()) [[unlikely]] {
     ticket.release();
     ticket = co_await admit_slowly();
+  }
+  if (notes_changes() && !flags.unchanged) {
+    auto announced = co_await announce_change(offset, iov.size());
+    PLATTER_CO_TRY(announced);
   }
   if (flags.compressed) {
     auto packed = co_await write_packed(offset, iov);
@@ -147,6 +152,18 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
   co_return result;
 }
 
+// Changes that the format keeps account of -------------------------------------------------------
+
+bool MappedDriver::note_change(std::uint64_t, std::uint64_t) { return true; }
+
+Task<Result<void>> MappedDriver::prepare_change() { co_return {}; }
+
+Task<Result<void>> MappedDriver::announce_change(std::uint64_t offset, std::uint64_t length) {
+  if (!notes_changes() || note_change(offset, length)) co_return {};
+  auto prepared = co_await prepare_change();
+  co_return prepared;
+}
+
 // Zeroes -----------------------------------------------------------------------------------------
 
 Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint64_t length,
@@ -157,6 +174,10 @@ Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint
 Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length,
                                            ZeroFlags flags) {
   auto ticket = co_await admit();
+  if (notes_changes()) {
+    auto announced = co_await announce_change(offset, length);
+    PLATTER_CO_TRY(announced);
+  }
   const std::uint64_t unit = zero_unit();
   const std::uint64_t end = offset + length;
   const std::uint64_t first = align_up(offset, unit);

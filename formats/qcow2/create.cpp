@@ -159,14 +159,21 @@ Task<Result<std::uint64_t>> data_bytes(BlockNode& source, std::uint64_t cluster_
   co_return required;
 }
 
-// Whether an image is of a kind that may keep bitmaps: qcow2, version 3.
-bool has_bitmaps(BlockNode& node) {
-  if (node.type().name != "qcow2") return false;
-  const FormatInfo info = node.driver().info();
-  return std::ranges::any_of(info.specific, [](const InfoField& field) {
-    const std::string* text = std::get_if<std::string>(&field.value);
-    return field.name == "compat" && text != nullptr && *text != "0.10";
-  });
+// What the bitmaps of `source` would take in an image with clusters of this size, if every bit in
+// them were set; nothing where the source cannot keep bitmaps.
+std::optional<std::uint64_t> bitmap_bytes(BlockNode& source, std::uint64_t cluster_size) {
+  const BitmapAbility* const bitmaps = source.driver().bitmaps();
+  if (bitmaps == nullptr || !bitmaps->supported()) return std::nullopt;
+  std::uint64_t bytes = 0;
+  std::vector<BitmapEntry> directory;
+  for (const BitmapInfo& bitmap : bitmaps->list()) {
+    const std::uint64_t bits = div_round_up(source.size(), bitmap.granularity);
+    const std::uint64_t clusters = div_round_up(div_round_up(bits, 8), cluster_size);
+    bytes += clusters * cluster_size + align_up(clusters * 8, cluster_size);
+    directory.push_back({});
+    directory.back().name = bitmap.name;
+  }
+  return bytes + align_up(encode_bitmap_directory(directory).size(), cluster_size);
 }
 
 }  // namespace
@@ -195,9 +202,8 @@ Task<Result<MeasureResult>> measure(MeasureRequest request) {
   result.fully_allocated = fully_allocated_size(g, size);
   // Overestimates: it keeps the tables that the full image would have.
   result.required = result.fully_allocated - rounded + data;
-  if (request.source && has_bitmaps(*request.source) && plan->header.version >= 3) {
-    result.bitmaps = 0;
-  }
+  if (request.source && plan->header.version >= 3)
+    result.bitmaps = bitmap_bytes(*request.source, g.cluster_size());
   co_return result;
 }
 

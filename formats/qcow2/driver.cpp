@@ -27,7 +27,8 @@ Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options
       write_back_(core_, tables_, refcounts_, clusters_),
       writer_(core_, tables_, clusters_),
       snapshots_(*this),
-      vm_state_(*this) {}
+      vm_state_(*this),
+      bitmaps_(*this) {}
 
 Qcow2Driver::~Qcow2Driver() = default;
 
@@ -144,6 +145,8 @@ Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t l
   if (first >= last) co_return fail(ENOTSUP, "parts of clusters cannot be discarded");
   {
     auto ticket = co_await admit();
+    auto announced = co_await announce_change(first, last - first);
+    PLATTER_CO_TRY(announced);
     auto discarded = co_await writer_.discard(first, last - first, Discard::kRequest, false);
     PLATTER_CO_TRY(discarded);
   }
@@ -199,10 +202,14 @@ Task<Result<void>> Qcow2Driver::end_writing() {
   write_back_.set_lazy(false);
   auto settled = co_await settle();
   PLATTER_CO_TRY(settled);
+  auto stored = co_await bitmaps_.store();
+  settled = co_await settle();
+  PLATTER_CO_TRY(settled);
   if (core_.header.dirty() && !needs_repair_) {
     auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
     PLATTER_CO_TRY(cleaned);
   }
+  if (!stored) co_return forward_error(stored, "Lost persistent bitmaps");
   co_return {};
 }
 
@@ -325,7 +332,7 @@ Task<Result<void>> Qcow2Driver::make_empty() {
 
 // Information ------------------------------------------------------------------------------------
 
-FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_); }
+FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_.entries()); }
 
 // A file that takes up clearly less than its clusters would has holes among them. A few clusters'
 // room is left for what a file system packs tightly.

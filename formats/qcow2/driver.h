@@ -5,6 +5,7 @@
 //   Refcounts, HostClusters   who uses which cluster of the file
 //   WriteBack      what reaches the disk in which order
 //   Snapshots      internal snapshots
+//   Bitmaps        persistent dirty bitmaps
 //
 // Threads: as Driver says. Immutable after open: the parts themselves, options. Everything else is
 // inside the parts.
@@ -18,7 +19,7 @@
 
 #include "block/node/mapped_driver.h"
 #include "block/node/registry.h"
-#include "formats/qcow2/bitmap_directory.h"
+#include "formats/qcow2/bitmaps.h"
 #include "formats/qcow2/cluster_writer.h"
 #include "formats/qcow2/core.h"
 #include "formats/qcow2/host_clusters.h"
@@ -68,6 +69,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   FormatInfo info() override;
   SnapshotAbility* snapshots() override { return &snapshots_; }
   VmStateAbility* vm_state() override { return &vm_state_; }
+  BitmapAbility* bitmaps() override { return &bitmaps_; }
   CheckAbility* checker() override { return this; }
   BackingAbility* backing_reference() override { return this; }
 
@@ -98,12 +100,17 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
                                 bool may_unmap) override;
   bool may_have_holes() override;
+  bool note_change(std::uint64_t offset, std::uint64_t length) override {
+    return bitmaps_.note(offset, length);
+  }
+  Task<Result<void>> prepare_change() override { return bitmaps_.prepare(); }
   Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov) override;
   Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out) override;
 
  private:
   friend class Snapshots;
   friend class VmState;
+  friend class Bitmaps;
   Task<Result<void>> start(OpenContext& context, Header header);
   // Reads tables again from what core_.header says; nothing is running.
   Task<Result<void>> load_tables();
@@ -145,7 +152,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   ClusterWriter writer_;
   Snapshots snapshots_;
   VmState vm_state_;
-  std::vector<BitmapEntry> bitmaps_;  // immutable after open
+  Bitmaps bitmaps_;
   // Whether data clusters may be holes of the file (as after preallocating metadata); found out
   // when somebody first asks for extents.
   enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };

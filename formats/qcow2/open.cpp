@@ -144,20 +144,23 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
   if (core_.geometry.l1_entries_for(core_.header.size) > core_.header.l1_size) {
     co_return fail(EINVAL, "L1 table is too small");
   }
+  if (!flags.check) {
+    // (A broken directory is for the checker to report, which looks at it itself.)
+    auto bitmaps = co_await bitmaps_.open(context.node_name);
+    PLATTER_CO_TRY(bitmaps);
+  }
   auto loaded = co_await load_tables();
   PLATTER_CO_TRY(loaded);
-  if (core_.header.extensions.bitmaps) {
-    // Only shown; a directory that is broken is for the checker to report.
-    auto bitmaps = co_await read_bitmap_directory(*core_.file, core_.header);
-    if (bitmaps) bitmaps_ = std::move(*bitmaps);
-  }
   auto backing = co_await context.open_backing(core_.header.backing_file, backing_format());
   PLATTER_CO_TRY(backing);
   core_.backing_edge = std::move(*backing);
   choose_discards(flags.discard_unmap);
   if (core_.writable) {
+    auto bitmaps = co_await bitmaps_.load_enabled();
+    PLATTER_CO_TRY(bitmaps);
     auto begun = co_await begin_writing();
     PLATTER_CO_TRY(begun);
+    bitmaps_.start();
   }
   co_return {};
 }
@@ -166,7 +169,6 @@ Result<void> Qcow2Driver::check_writable(const Header& header) const {
   const char* feature = nullptr;
   if (header.extended_l2()) feature = "extended L2 entries";
   if (header.has_data_file()) feature = "an external data file";
-  if (header.extensions.bitmaps) feature = "persistent bitmaps";
   if (header.crypt_method != CryptMethod::kNone) feature = "encryption";
   if (!feature) return {};
   return fail(ENOTSUP, "the image uses {}, with which it can only be opened read-only", feature);
@@ -207,6 +209,7 @@ void Qcow2Driver::list_metadata() {
   map.add(core_.header.snapshots_offset, snapshots_.table_bytes());
   for (const Snapshot& snapshot : snapshots_.table())
     map.add(snapshot.l1_table_offset, std::uint64_t{snapshot.l1_size} * 8);
+  bitmaps_.list_metadata();
 }
 
 void Qcow2Driver::choose_discards(bool unmap) {
@@ -221,10 +224,10 @@ void Qcow2Driver::choose_discards(bool unmap) {
 
 Task<Result<void>> Qcow2Driver::begin_writing() {
   write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
-  if (core_.header.autoclear_features == 0) co_return {};
+  if ((core_.header.autoclear_features & ~autoclear::kKnown) == 0) co_return {};
   // What we do not keep up to date, others must not trust.
   auto guard = co_await core_.header_mutex.lock();
-  core_.header.autoclear_features = 0;
+  core_.header.autoclear_features &= autoclear::kKnown;
   auto written = co_await core_.write_header();
   if (written) written = co_await core_.file->flush();
   co_return written;
@@ -247,6 +250,8 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     const auto clean = [this] { return write_back_.commit(false); };
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
     PLATTER_CO_TRY(refcounts);
+    auto bitmaps = co_await bitmaps_.load_enabled();
+    PLATTER_CO_TRY(bitmaps);
   }
   reopening_ = flags;
   co_return {};
@@ -263,13 +268,18 @@ void Qcow2Driver::commit_reopen() {
     list_metadata();
     clusters_.open();
     write_back_.clear_autoclear_first();
+    bitmaps_.start();
   }
+  if (was && !core_.writable) bitmaps_.stop();
   reopening_.reset();
 }
 
 void Qcow2Driver::abort_reopen() {
-  if (core_.writable)
+  if (core_.writable) {
     write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  } else {
+    bitmaps_.stop();
+  }
   reopening_.reset();
 }
 

@@ -26,6 +26,8 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   const Geometry& g = core_.geometry;
   const std::uint64_t old_size = size();
   const std::uint64_t needed = g.l1_entries_for(request.size);
+  auto bitmaps = co_await bitmaps_.begin_resize(request.size);
+  PLATTER_CO_TRY(bitmaps);
   if (request.size < old_size) {
     const std::uint64_t first = align_up(request.size, g.cluster_size());
     const std::uint64_t end = align_up(old_size, g.cluster_size());
@@ -38,6 +40,10 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     PLATTER_CO_TRY(settled);
     auto sized = co_await set_size(request.size);
     PLATTER_CO_TRY(sized);
+    bitmaps = co_await bitmaps_.end_resize(request.size);
+    PLATTER_CO_TRY(bitmaps);
+    settled = co_await settle();
+    PLATTER_CO_TRY(settled);
     auto cut = co_await cut_file();
     co_return cut;
   }
@@ -54,7 +60,9 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   auto settled = co_await settle();
   PLATTER_CO_TRY(settled);
   auto sized = co_await set_size(request.size);
-  co_return sized;
+  PLATTER_CO_TRY(sized);
+  bitmaps = co_await bitmaps_.end_resize(request.size);
+  co_return bitmaps;
 }
 
 Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size) {

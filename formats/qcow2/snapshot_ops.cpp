@@ -242,6 +242,8 @@ Task<Result<void>> Snapshots::remove_now(std::size_t which) {
 // Applying ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::apply(std::string id_or_name) {
+  // The disk would change without its bitmaps showing it.
+  if (!driver_.bitmaps_.empty()) co_return fail(EBUSY, "Device has active dirty bitmaps");
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);
   const std::size_t index = *which;

@@ -82,6 +82,12 @@ Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file, co
     co_return fail(EINVAL, "bitmaps_ext: bitmap directory size {} exceeds the file's {} bytes",
                    extension.directory_size, file.size());
   }
+  if (extension.directory_offset > file.size() - extension.directory_size) {
+    co_return fail(EINVAL,
+                   "bitmaps_ext: bitmap directory offset {:#x}: {} bytes from there on are exceeding "
+                   "the end of the file",
+                   extension.directory_offset, extension.directory_size);
+  }
   Buffer bytes(extension.directory_size);
   const std::span<std::byte> span = bytes.span();
   auto read = co_await read_padded(file, extension.directory_offset, span);

@@ -64,8 +64,10 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();
-    if (std::exchange(core_.header.autoclear_features, 0) != 0)
+    if ((core_.header.autoclear_features & ~autoclear::kKnown) != 0) {
+      core_.header.autoclear_features &= autoclear::kKnown;
       result = co_await core_.write_header();
+    }
   }
   if (result && end > core_.file->size()) {
     // By a write, never by a resize: other requests' data may make the file longer than `end` at

@@ -41,7 +41,7 @@ class WriteBack {
   // Before first use.
   void set_lazy(bool lazy) { lazy_ = lazy; }
   bool lazy() const { return lazy_; }
-  // The header's autoclear bits go before the next write-back writes anything.
+  // The header's autoclear bits that we do not know go before the next write-back writes anything.
   void clear_autoclear_first() { clear_autoclear_ = true; }
 
  private:

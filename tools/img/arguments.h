@@ -45,6 +45,12 @@ enum LongOnly : int {
   kFlushInterval,
   kNoDrain,
   kPattern,
+  kAdd,
+  kRemove,
+  kClear,
+  kEnable,
+  kDisable,
+  kMerge,
 };
 
 struct Option {

@@ -4,6 +4,7 @@
 namespace platter::img {
 
 int run_bench(int argc, char** argv);
+int run_bitmap(int argc, char** argv);
 int run_check(int argc, char** argv);
 int run_commit(int argc, char** argv);
 int run_compare(int argc, char** argv);

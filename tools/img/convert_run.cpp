@@ -33,6 +33,10 @@ class Conversion {
     PLATTER_CO_TRY(opened);
     const Result<void> copied = co_await copy_all();
     PLATTER_CO_TRY(copied);
+    if (arguments_.bitmaps) {
+      const Result<void> bitmaps = co_await copy_bitmaps();
+      PLATTER_CO_TRY(bitmaps);
+    }
     co_return {};
   }
 
@@ -54,6 +58,8 @@ class Conversion {
   Task<Result<void>> open_sources();
   Result<void> check_target(Options& options);
   Result<void> check_bitmaps();
+  Task<Result<void>> copy_bitmap(BitmapAbility& from, BitmapAbility& to, BitmapInfo bitmap);
+  Task<Result<void>> copy_bitmaps();
   Task<Result<void>> create_target(Options options);
   Task<Result<void>> open_target();
   Task<Result<void>> copy_all();
@@ -91,18 +97,59 @@ Task<Result<void>> Conversion::open_sources() {
 }
 
 Result<void> Conversion::check_bitmaps() {
-  BlockNode& source = *sources_.front();
-  if (source.driver_name() != "qcow2") return fail(ENOTSUP, "Source lacks bitmap support");
+  BitmapAbility* const bitmaps = sources_.front()->driver().bitmaps();
+  if (bitmaps == nullptr || !bitmaps->supported())
+    return fail(ENOTSUP, "Source lacks bitmap support");
   const std::string format = arguments_.target_format.value_or("raw");
   if (!arguments_.target_image_opts && format != "qcow2") {
     return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", format);
   }
-  const FormatInfo info = source.driver().info();
-  const bool has_some = std::ranges::any_of(
-      info.specific, [](const InfoField& field) { return field.name == "bitmaps"; });
-  if (!has_some) return {};
-  return fail(ENOTSUP, "Persistent bitmaps of '{}' cannot be copied by this version",
-              arguments_.sources.front());
+  if (arguments_.skip_broken_bitmaps) return {};
+  const std::vector<BitmapInfo> list = bitmaps->list();
+  const auto broken = std::find_if(list.rbegin(), list.rend(),
+                                   [](const BitmapInfo& bitmap) { return bitmap.inconsistent; });
+  if (broken == list.rend()) return {};
+  return fail(EINVAL,
+              "Cannot copy inconsistent bitmap '{}'\n"
+              "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
+              broken->name);
+}
+
+Task<Result<void>> Conversion::copy_bitmap(BitmapAbility& from, BitmapAbility& to,
+                                           BitmapInfo bitmap) {
+  const Result<void> added = co_await to.add(bitmap.name, bitmap.granularity, bitmap.enabled);
+  if (!added) co_return forward_error(added, "Failed to create bitmap {}", bitmap.name);
+  auto contents = co_await from.contents(bitmap.name);
+  Result<void> merged = contents ? Result<void>{} : forward_error(contents);
+  if (contents) merged = co_await to.merge(bitmap.name, std::move(*contents));
+  if (merged) co_return {};
+  const Result<void> removed = co_await to.remove(bitmap.name);
+  static_cast<void>(removed);
+  co_return forward_error(merged, "Failed to populate bitmap {}", bitmap.name);
+}
+
+Task<Result<void>> Conversion::copy_bitmaps() {
+  BitmapAbility& from = *sources_.front()->driver().bitmaps();
+  BitmapAbility& to = *target_->driver().bitmaps();
+  std::vector<BitmapInfo> list = from.list();
+  // What is wrong is said of the last ones first.
+  const std::vector<BitmapInfo> there = to.list();
+  for (auto bitmap = list.rbegin(); bitmap != list.rend(); ++bitmap) {
+    if (bitmap->inconsistent) {
+      report("warning: Skipping inconsistent bitmap '{}'", bitmap->name);
+      continue;
+    }
+    if (std::ranges::any_of(there, [&](const BitmapInfo& t) { return t.name == bitmap->name; })) {
+      co_return fail(EEXIST, "Failed to create bitmap {}: Bitmap already exists: {}", bitmap->name,
+                     bitmap->name);
+    }
+  }
+  for (BitmapInfo& bitmap : list) {
+    if (bitmap.inconsistent) continue;
+    const Result<void> copied = co_await copy_bitmap(from, to, std::move(bitmap));
+    PLATTER_CO_TRY(copied);
+  }
+  co_return {};
 }
 
 // Everything about the target that can be wrong before it is made.
@@ -180,6 +227,10 @@ Task<Result<void>> Conversion::open_target() {
   Result<Edge> target = co_await open_image(std::move(spec));
   PLATTER_CO_TRY(target);
   target_ = std::move(*target);
+  BitmapAbility* const bitmaps = target_->driver().bitmaps();
+  if (arguments_.bitmaps && (bitmaps == nullptr || !bitmaps->supported())) {
+    co_return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", target_->driver_name());
+  }
   if (target_->size() < total_) co_return fail(EINVAL, "output file is smaller than input file");
   if (arguments_.target_is_zero && target_->backing() != nullptr) {
     co_return fail(EINVAL,

@@ -1,0 +1,308 @@
+#include "formats/qcow2/bitmaps.h"
+
+#include <algorithm>
+#include <set>
+
+#include "block/base/checked.h"
+#include "formats/qcow2/driver.h"
+#include "formats/qcow2/storage_io.h"
+
+namespace platter::qcow2 {
+
+// Opening
+// ------------------------------------------------------------------------------------------------
+
+Task<Result<void>> Bitmaps::open(std::string node_name) {
+  node_name_ = std::move(node_name);
+  const Core& core = driver_.core_;
+  if (!core.header.extensions.bitmaps) co_return {};
+  auto entries = co_await read_bitmap_directory(*core.file, core.header);
+  PLATTER_CO_TRY(entries);
+  directory_ = *core.header.extensions.bitmaps;
+  bitmaps_.reserve(entries->size());
+  for (BitmapEntry& entry : *entries) bitmaps_.push_back({.entry = std::move(entry), .bits = {}});
+  co_return {};
+}
+
+std::vector<BitmapEntry> Bitmaps::entries() const {
+  std::vector<BitmapEntry> entries;
+  entries.reserve(bitmaps_.size());
+  for (const Bitmap& bitmap : bitmaps_) {
+    entries.push_back(bitmap.entry);
+    if (running_ && bitmap.tracked() && ready_.load(std::memory_order_acquire))
+      entries.back().flags |= bitmap_flag::kInUse;
+  }
+  return entries;
+}
+
+void Bitmaps::list_metadata() const {
+  if (bitmaps_.empty()) return;
+  MetadataMap& map = driver_.core_.metadata;
+  map.add(directory_.directory_offset, directory_.directory_size);
+  for (const Bitmap& bitmap : bitmaps_)
+    map.add(bitmap.entry.table_offset, std::uint64_t{bitmap.entry.table_size} * 8);
+}
+
+Result<void> Bitmaps::usable(const Bitmap& bitmap) {
+  if (bitmap.inconsistent()) {
+    return fail(EINVAL,
+                "Bitmap '{}' is inconsistent and cannot be used\n"
+                "Try block-dirty-bitmap-remove to delete this bitmap from disk",
+                bitmap.entry.name);
+  }
+  if (bitmap.foreign()) {
+    return fail(ENOTSUP, "Bitmap '{}' has extra data of unknown meaning and cannot be used",
+                bitmap.entry.name);
+  }
+  return {};
+}
+
+Task<Result<void>> Bitmaps::load(Bitmap& bitmap) {
+  if (bitmap.bits) co_return {};
+  const Core& core = driver_.core_;
+  std::uint64_t loaded = std::uint64_t{bitmap.entry.table_size} << core.geometry.cluster_bits;
+  for (const Bitmap& other : bitmaps_) {
+    if (other.bits) loaded += other.bits->bytes();
+  }
+  if (loaded > kMaxLoadedBitmapBytes) {
+    co_return fail(EFBIG, "bitmap '{}': the bitmaps in memory would take {} bytes, at most {}",
+                   bitmap.entry.name, loaded, kMaxLoadedBitmapBytes);
+  }
+  auto bits = co_await load_bitmap(*core.file, core.geometry, bitmap.entry, core.header.size);
+  PLATTER_CO_TRY(bits);
+  bitmap.bits = std::move(*bits);
+  co_return {};
+}
+
+Task<Result<void>> Bitmaps::load_enabled() {
+  for (Bitmap& bitmap : bitmaps_) {
+    if (!bitmap.tracked()) continue;
+    // It would have to be kept true.
+    const Result<void> can = usable(bitmap);
+    PLATTER_CO_TRY(can);
+    auto loaded = co_await load(bitmap);
+    PLATTER_CO_TRY(loaded);
+  }
+  co_return {};
+}
+
+// Marking
+// ------------------------------------------------------------------------------------------------
+
+void Bitmaps::track() {
+  tracked_.clear();
+  bool ready = true;
+  for (const Bitmap& bitmap : bitmaps_) {
+    if (!running_ || !bitmap.tracked()) continue;
+    tracked_.push_back(bitmap.bits.get());
+    ready = ready && bitmap.flagged;
+  }
+  ready_.store(ready, std::memory_order_release);
+  driver_.set_notes_changes(!tracked_.empty());
+}
+
+void Bitmaps::start() {
+  running_ = true;
+  track();
+}
+
+void Bitmaps::stop() {
+  running_ = false;
+  track();
+  for (Bitmap& bitmap : bitmaps_) bitmap.bits.reset();
+}
+
+bool Bitmaps::note(std::uint64_t offset, std::uint64_t length) {
+  for (DirtyBitmap* const bits : tracked_) bits->set(offset, length);
+  return ready_.load(std::memory_order_acquire);
+}
+
+Task<Result<void>> Bitmaps::prepare() {
+  auto guard = co_await flagging_.lock();
+  if (ready_.load(std::memory_order_acquire)) co_return {};
+  auto flagged = co_await flag(false);
+  if (flagged) ready_.store(true, std::memory_order_release);
+  co_return flagged;
+}
+
+Task<Result<void>> Bitmaps::flag(bool all) {
+  Core& core = driver_.core_;
+  if (core.poisoned.load())
+    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  std::vector<BitmapEntry> entries;
+  bool changes = false;
+  const auto chosen = [all](const Bitmap& bitmap) {
+    return !bitmap.inconsistent() && (all || bitmap.tracked());
+  };
+  for (const Bitmap& bitmap : bitmaps_) {
+    entries.push_back(bitmap.entry);
+    if (bitmap.flagged || chosen(bitmap)) entries.back().flags |= bitmap_flag::kInUse;
+    changes = changes || (chosen(bitmap) && !bitmap.flagged);
+  }
+  if (header_uncertain_) {
+    auto guard = co_await core.header_mutex.lock();
+    auto settled = co_await core.write_header();
+    if (settled) settled = co_await core.file->flush();
+    PLATTER_CO_TRY(settled);
+    header_uncertain_ = false;
+  }
+  if (!changes) co_return {};
+  // Only flags change: whatever part of this reaches the disk leaves a whole directory.
+  const std::vector<std::byte> bytes = encode_bitmap_directory(entries);
+  const IoVec iov = IoVec::of_const(bytes);
+  auto written = co_await core.file->write(directory_.directory_offset, iov);
+  if (written) written = co_await core.file->flush();
+  if (!written) co_return forward_error(written, "could not flag bitmaps as in use");
+  for (Bitmap& bitmap : bitmaps_) bitmap.flagged = bitmap.flagged || chosen(bitmap);
+  co_return {};
+}
+
+// Storing
+// ------------------------------------------------------------------------------------------------
+
+Task<Result<void>> Bitmaps::store() {
+  const auto stale = [](const Bitmap& bitmap) { return bitmap.flagged || bitmap.changed; };
+  if (std::ranges::none_of(bitmaps_, stale)) co_return {};
+  auto replaced = co_await replace(bitmaps_);
+  co_return replaced;
+}
+
+Task<std::vector<Bitmaps::Run>> Bitmaps::clusters_of(BitmapEntry entry) {
+  const Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
+  std::vector<Run> runs;
+  auto table = co_await read_bitmap_table(*core.file, g, entry);
+  // What cannot be told is left to the checker: it is only space.
+  if (!table) co_return runs;
+  runs.push_back({entry.table_offset, g.clusters_for(std::uint64_t{entry.table_size} * 8)
+                                          << g.cluster_bits});
+  for (const std::uint64_t word : *table) {
+    const std::uint64_t host = word & kOffsetMask;
+    if (host == 0 || core.metadata.contains(g.cluster_index(host))) continue;
+    if (runs.back().host + runs.back().length == host && runs.size() > 1) {
+      runs.back().length += g.cluster_size();
+    } else {
+      runs.push_back({host, g.cluster_size()});
+    }
+  }
+  co_return runs;
+}
+
+Task<Result<void>> Bitmaps::write_directory(const List& next, Placed& placed,
+                                            BitmapsExtension& place) {
+  if (next.empty()) co_return {};
+  Core& core = driver_.core_;
+  std::vector<BitmapEntry> entries;
+  for (const Bitmap& bitmap : next) entries.push_back(bitmap.entry);
+  const std::vector<std::byte> bytes = encode_bitmap_directory(entries);
+  auto reserved = co_await driver_.clusters_.reserve_exactly(core.geometry.clusters_for(bytes.size()));
+  PLATTER_CO_TRY(reserved);
+  place.count = static_cast<std::uint32_t>(next.size());
+  place.directory_size = bytes.size();
+  place.directory_offset = reserved->host();
+  const Buffer copy = Buffer::zeroed(reserved->count() << core.geometry.cluster_bits);
+  std::memcpy(copy.data(), bytes.data(), bytes.size());
+  placed.places.push_back(std::move(*reserved));
+  auto written = co_await core.file->write(place.directory_offset, copy.iov());
+  co_return written;
+}
+
+Task<Result<void>> Bitmaps::switch_header(const List& next, const BitmapsExtension& place) {
+  Core& core = driver_.core_;
+  auto guard = co_await core.header_mutex.lock();
+  const Header before = core.header;
+  if (next.empty()) {
+    core.header.extensions.bitmaps.reset();
+    core.header.autoclear_features &= ~autoclear::kBitmaps;
+  } else {
+    core.header.extensions.bitmaps = place;
+    core.header.autoclear_features |= autoclear::kBitmaps;
+  }
+  auto written = co_await core.write_header();
+  if (written) written = co_await core.file->flush();
+  if (!written) core.header = before;
+  co_return written;
+}
+
+Task<Result<void>> Bitmaps::replace(List next) {
+  Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
+  if (core.poisoned.load())
+    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  // What the old directory names and the new one does not.
+  std::vector<Run> old;
+  if (!bitmaps_.empty()) {
+    old.push_back({directory_.directory_offset, g.clusters_for(directory_.directory_size)
+                                                    << g.cluster_bits});
+  }
+  Placed placed;
+  for (Bitmap& bitmap : next) {
+    if (!bitmap.changed && !(bitmap.flagged && bitmap.tracked())) continue;
+    auto stored = co_await store_bitmap(core, driver_.clusters_, *bitmap.bits, bitmap.entry, placed);
+    if (!stored) co_return forward_error(stored, "could not store bitmap '{}'", bitmap.entry.name);
+  }
+  std::set<std::uint64_t> kept;
+  for (const Bitmap& bitmap : next) kept.insert(bitmap.entry.table_offset);
+  for (const Bitmap& bitmap : bitmaps_) {
+    if (kept.contains(bitmap.entry.table_offset)) continue;
+    auto runs = co_await clusters_of(bitmap.entry);
+    old.insert(old.end(), runs.begin(), runs.end());
+  }
+  BitmapsExtension place;
+  auto written = co_await write_directory(next, placed, place);
+  // The clusters' counts, and all that was written, before the header names them.
+  if (written) written = co_await driver_.write_back_.commit(true);
+  if (!written) co_return forward_error(written, "could not store the bitmap directory");
+  auto switched = co_await switch_header(next, place);
+  std::lock_guard lock(core.mutex);
+  // After a failure the header may have reached the disk: both must stay.
+  placed.link();
+  if (!switched) {
+    header_uncertain_ = true;
+    ready_.store(false, std::memory_order_release);
+    co_return switched;
+  }
+  for (const Run& run : old) {
+    core.metadata.remove(run.host, run.length);
+    driver_.clusters_.unlink(g.cluster_index(run.host), run.length >> g.cluster_bits,
+                             Discard::kOther);
+  }
+  for (Bitmap& bitmap : next) {
+    bitmap.changed = bitmap.flagged = false;
+    if (!bitmap.tracked()) bitmap.bits.reset();
+  }
+  bitmaps_ = std::move(next);
+  directory_ = place;
+  list_metadata();
+  track();
+  co_return {};
+}
+
+// Resizing
+// ------------------------------------------------------------------------------------------------
+
+Task<Result<void>> Bitmaps::begin_resize(std::uint64_t size) {
+  for (Bitmap& bitmap : bitmaps_) {
+    const Result<void> can = usable(bitmap);
+    PLATTER_CO_TRY(can);
+    const Result<void> fits = check_size(size, bitmap.entry.granularity_bits);
+    if (!fits) co_return forward_error(fits, "bitmap '{}'", bitmap.entry.name);
+    auto loaded = co_await load(bitmap);
+    PLATTER_CO_TRY(loaded);
+  }
+  // Until the directory fits the new size.
+  auto flagged = co_await flag(true);
+  co_return flagged;
+}
+
+Task<Result<void>> Bitmaps::end_resize(std::uint64_t size) {
+  for (Bitmap& bitmap : bitmaps_) {
+    bitmap.bits = bitmap.bits->resized(size);
+    bitmap.changed = true;
+  }
+  track();
+  auto stored = co_await store();
+  co_return stored;
+}
+
+}  // namespace platter::qcow2
