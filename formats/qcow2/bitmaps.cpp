@@ -60,17 +60,15 @@ Result<void> Bitmaps::usable(const Bitmap& bitmap) {
 Task<Result<void>> Bitmaps::load(Bitmap& bitmap) {
   if (bitmap.bits) co_return {};
   const Core& core = driver_.core_;
-  std::uint64_t loaded = std::uint64_t{bitmap.entry.table_size} << core.geometry.cluster_bits;
-  for (const Bitmap& other : bitmaps_) {
-    if (other.bits) loaded += other.bits->bytes();
-  }
-  if (loaded > kMaxLoadedBitmapBytes) {
+  const std::uint64_t bytes = std::uint64_t{bitmap.entry.table_size} << core.geometry.cluster_bits;
+  if (loaded_bytes_ + bytes > kMaxLoadedBitmapBytes) {
     co_return fail(EFBIG, "bitmap '{}': the bitmaps in memory would take {} bytes, at most {}",
-                   bitmap.entry.name, loaded, kMaxLoadedBitmapBytes);
+                   bitmap.entry.name, loaded_bytes_ + bytes, kMaxLoadedBitmapBytes);
   }
   auto bits = co_await load_bitmap(*core.file, core.geometry, bitmap.entry, core.header.size);
   PLATTER_CO_TRY(bits);
   bitmap.bits = std::move(*bits);
+  loaded_bytes_ += bytes;
   co_return {};
 }
 
@@ -91,8 +89,10 @@ Task<Result<void>> Bitmaps::load_enabled() {
 
 void Bitmaps::track() {
   tracked_.clear();
+  loaded_bytes_ = 0;
   bool ready = true;
   for (const Bitmap& bitmap : bitmaps_) {
+    if (bitmap.bits) loaded_bytes_ += bitmap.bits->bytes();
     if (!running_ || !bitmap.tracked()) continue;
     tracked_.push_back(bitmap.bits.get());
     ready = ready && bitmap.flagged;
@@ -108,8 +108,8 @@ void Bitmaps::start() {
 
 void Bitmaps::stop() {
   running_ = false;
-  track();
   for (Bitmap& bitmap : bitmaps_) bitmap.bits.reset();
+  track();
 }
 
 bool Bitmaps::note(std::uint64_t offset, std::uint64_t length) {

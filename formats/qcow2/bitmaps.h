@@ -116,6 +116,7 @@ class Bitmaps final : public BitmapAbility {
   std::string node_name_;  // for messages
   List bitmaps_;
   BitmapsExtension directory_;
+  std::uint64_t loaded_bytes_ = 0;  // of bits in memory
   bool running_ = false;
   // Writing the header has failed: which directory it names must be settled before it is relied on.
   bool header_uncertain_ = false;

@@ -12,6 +12,7 @@ Task<Result<void>> Core::write_header() {
   Buffer cluster(bytes->size());
   std::memcpy(cluster.data(), bytes->data(), bytes->size());
   auto written = co_await file->write(0, cluster.iov());
+  if (written) header.extensions.stale_bitmaps = false;
   co_return written;
 }
 

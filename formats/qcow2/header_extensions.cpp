@@ -95,9 +95,10 @@ Result<void> parse_one(Extensions& out, std::uint32_t type, std::span<const std:
       return {};
     }
     case extension::kBitmaps: {
-      // An extension that a program unaware of bitmaps left behind means nothing: it is dropped at
-      // the next header write.
-      if (!context.bitmaps_consistent) return {};
+      if (!context.bitmaps_consistent) {
+        out.stale_bitmaps = true;
+        return {};
+      }
       auto bitmaps = parse_bitmaps(data, context.cluster_size);
       PLATTER_TRY(bitmaps);
       out.bitmaps = *bitmaps;

@@ -55,6 +55,9 @@ struct Extensions {
   std::optional<std::string> data_file;
   std::vector<FeatureName> feature_names;
   std::optional<BitmapsExtension> bitmaps;
+  // There is a bitmaps extension, but a program unaware of bitmaps has written to the image since: it
+  // means nothing, and is gone with the next header that is written.
+  bool stale_bitmaps = false;
   std::optional<EncryptionPointer> encryption;
   std::vector<UnknownExtension> unknown;
   bool operator==(const Extensions&) const = default;

@@ -1,4 +1,6 @@
 // Opening, reopening, and the registration of the driver.
+#include <cstdio>
+
 #include "block/base/checked.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/create.h"
@@ -139,6 +141,11 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
       if (!rebuilt) co_return forward_error(rebuilt, "Could not repair dirty image");
     }
   }
+  if (header.extensions.stale_bitmaps) {
+    std::fprintf(stderr,
+                 "qcow2: warning: a program lacking bitmap support modified this file, so all "
+                 "bitmaps are now considered inconsistent; some clusters may be leaked\n");
+  }
   core_.header = std::move(header);
   core_.writable = !flags.read_only;
   if (core_.geometry.l1_entries_for(core_.header.size) > core_.header.l1_size) {
@@ -224,7 +231,10 @@ void Qcow2Driver::choose_discards(bool unmap) {
 
 Task<Result<void>> Qcow2Driver::begin_writing() {
   write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
-  if ((core_.header.autoclear_features & ~autoclear::kKnown) == 0) co_return {};
+  if ((core_.header.autoclear_features & ~autoclear::kKnown) == 0 &&
+      !core_.header.extensions.stale_bitmaps) {
+    co_return {};
+  }
   // What we do not keep up to date, others must not trust.
   auto guard = co_await core_.header_mutex.lock();
   core_.header.autoclear_features &= autoclear::kKnown;

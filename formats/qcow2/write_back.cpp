@@ -64,7 +64,8 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();
-    if ((core_.header.autoclear_features & ~autoclear::kKnown) != 0) {
+    if ((core_.header.autoclear_features & ~autoclear::kKnown) != 0 ||
+        core_.header.extensions.stale_bitmaps) {
       core_.header.autoclear_features &= autoclear::kKnown;
       result = co_await core_.write_header();
     }

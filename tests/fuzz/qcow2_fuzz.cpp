@@ -10,6 +10,7 @@
 #include "block/adapters/memory.h"
 #include "block/base/bytes.h"
 #include "block/exec/executor.h"
+#include "block/node/dirty_bitmap.h"
 #include "block/node/graph.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/codec.h"
@@ -39,6 +40,7 @@ void fuzz_header(std::span<const std::byte> input) {
   require(parsed->l1_table_bytes() <= kMaxL1Bytes, "the L1 table is bounded");
   auto encoded = encode_header(*parsed);
   if (!encoded) return;  // a version 3 header grows by the fields that it lacked
+  parsed->extensions.stale_bitmaps = false;  // which writing it has removed
   auto again = parse_header(*encoded, std::uint64_t{1} << 40);
   require(again && *again == *parsed, "a header that was written reads back the same");
 }
@@ -74,6 +76,56 @@ void fuzz_codecs(std::span<const std::byte> input) {
   static_cast<void>(inflate_cluster(CompressionType::kZstd, input, out));
 }
 
+// An enabled bitmap with bits in two clusters, and one that is not enabled.
+Task<Result<void>> add_bitmaps() {
+  OpenRequest request;
+  request.filename = "memory:seed";
+  request.format = "qcow2";
+  request.flags.read_only = false;
+  request.permissions = Permissions::writer();
+  auto edge = co_await open_node(std::move(request));
+  PLATTER_CO_TRY(edge);
+  BitmapAbility& bitmaps = *(*edge)->driver().bitmaps();
+  auto done = co_await bitmaps.add("on", 512, true);
+  if (done) done = co_await bitmaps.add("off", 4096, false);
+  for (const std::uint64_t offset : {std::uint64_t{0}, std::uint64_t{200} << 10}) {
+    if (done) done = co_await (*edge)->write_zeroes(offset, 512);
+  }
+  auto closed = co_await edge->detach();
+  PLATTER_CO_TRY(done);
+  co_return closed;
+}
+
+// What a user does with bitmaps; every step may be refused.
+Task<void> change_bitmaps(BlockNode& node, std::uint64_t pattern) {
+  BitmapAbility& bitmaps = *node.driver().bitmaps();
+  const std::vector<BitmapInfo> list = bitmaps.list();
+  for (std::size_t i = 0; i < list.size() && i < 4; ++i) {
+    const std::string name = list[i].name;
+    auto contents = co_await bitmaps.contents(name);
+    if (contents) {
+      require((*contents)->size() == node.size(), "a bitmap is as large as the disk");
+      require((*contents)->count() <= (*contents)->bits(), "no bit lies behind the disk");
+    }
+    Result<void> done;
+    switch (pattern >> (3 * i) & 7) {
+      case 0: done = co_await bitmaps.remove(name); break;
+      case 1: done = co_await bitmaps.clear(name); break;
+      case 2: done = co_await bitmaps.set_enabled(name, !list[i].enabled); break;
+      case 3:
+        if (contents) done = co_await bitmaps.merge(list[0].name, *contents);
+        break;
+      case 4: done = co_await bitmaps.add(name + "'", 4096, true); break;
+      case 5: {
+        ResizeRequest resize{.size = node.size() / 1024 * 512};
+        done = co_await node.resize(resize);
+        break;
+      }
+      default: break;
+    }
+  }
+}
+
 // A valid image of 256 KiB with every kind of entry: what mutations start from.
 const std::vector<std::byte>& seed_image(unsigned which) {
   static std::vector<std::byte> images[4];
@@ -91,6 +143,7 @@ const std::vector<std::byte>& seed_image(unsigned which) {
     return create_image("qcow2", "memory:seed", 256 << 10, *Options::parse_keyval(options[which]));
   };
   require(executor().block_on(make).has_value(), "the seed image can be made");
+  if (which != 2) require(executor().block_on(add_bitmaps).has_value(), "it can have bitmaps");
   const auto disk = find_memory_disk("seed");
   bytes.resize(disk->size());
   disk->read(0, IoVec(std::span(bytes)));
@@ -127,6 +180,10 @@ Task<void> exercise(bool writable, std::uint64_t pattern) {
       auto discarded = co_await node.discard(offset, 4096);
       static_cast<void>(discarded);
     }
+  }
+  if (writable && node.size() != 0) {
+    auto changing = change_bitmaps(node, pattern);
+    co_await changing;
   }
   auto closed = co_await edge->detach();
   static_cast<void>(closed);

@@ -364,6 +364,92 @@ TEST(Bitmaps, SnapshotsAreTakenButNotApplied) {
   EXPECT_EQ(on_disk(image)[0].flags, bitmap_flag::kAuto);
 }
 
+// A program that does not know bitmaps has written: they mean nothing any more.
+TEST(Bitmaps, WithoutTheAutoclearBitTheyAreStale) {
+  MemoryImage image("bitmaps-stale", 64 * kMiB, "cluster_size=64k");
+  run([&]() -> Task<void> {
+    auto node = co_await image.open();
+    CO_OK(node);
+    auto done = co_await (*node)->driver().bitmaps()->add("a", 0, true);
+    CO_OK(done);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+  });
+  std::vector<std::byte> none(8);
+  image.disk().write(88, iov(none));
+  const auto header = [&] {
+    std::vector<std::byte> bytes(65536);
+    image.disk().read(0, iov(bytes));
+    return parse_header(bytes, image.disk().size());
+  };
+  EXPECT_TRUE(header()->extensions.stale_bitmaps);
+  for (const bool writable : {false, true}) {
+    run([&]() -> Task<void> {
+      auto node = co_await image.open(writable);
+      CO_OK(node);
+      EXPECT_TRUE((*node)->driver().bitmaps()->list().empty());
+      auto closed = co_await node->detach();
+      CO_OK(closed);
+    });
+    EXPECT_EQ(header()->extensions.stale_bitmaps, !writable);
+  }
+  run([&]() -> Task<void> {
+    auto node = co_await image.open();
+    CO_OK(node);
+    const CheckRequest repair{.fix_leaks = true, .fix_errors = false, .report = {}};
+    auto checked = co_await (*node)->driver().checker()->check(repair);
+    CO_OK(checked);
+    EXPECT_EQ(checked->leaks_fixed, 2u);  // the directory and one table
+    auto done = co_await (*node)->driver().bitmaps()->add("a", 0, true);
+    CO_OK(done);
+    co_await expect_clean(**node);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+  });
+}
+
+// What nobody here understands stays as it is.
+TEST(Bitmaps, OthersExtraDataIsKept) {
+  MemoryImage image("bitmaps-extra", 64 * kMiB, "cluster_size=64k");
+  run([&]() -> Task<void> {
+    auto node = co_await image.open();
+    CO_OK(node);
+    auto done = co_await (*node)->driver().bitmaps()->add("a", 0, false);
+    CO_OK(done);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+  });
+  std::vector<BitmapEntry> entries = on_disk(image);
+  ASSERT_EQ(entries.size(), 1u);
+  entries[0].extra = pattern(24, 5);
+  {
+    std::vector<std::byte> bytes(65536);
+    image.disk().read(0, iov(bytes));
+    Header header = *parse_header(bytes, image.disk().size());
+    auto directory = encode_bitmap_directory(entries);
+    image.disk().write(header.extensions.bitmaps->directory_offset, iov(directory));
+    header.extensions.bitmaps->directory_size = directory.size();
+    auto encoded = *encode_header(header);
+    image.disk().write(0, iov(encoded));
+  }
+  run([&]() -> Task<void> {
+    auto node = co_await image.open();
+    CO_OK(node);
+    BitmapAbility& bitmaps = *(*node)->driver().bitmaps();
+    auto refused = co_await bitmaps.clear("a");
+    EXPECT_FALSE(refused);
+    auto done = co_await bitmaps.add("b", 0, true);
+    CO_OK(done);
+    done = co_await fill(**node, 0, 512);
+    CO_OK(done);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+  });
+  const auto after = on_disk(image);
+  ASSERT_EQ(after.size(), 2u);
+  EXPECT_EQ(after[0], entries[0]);
+}
+
 TEST(Bitmaps, ReopeningStoresAndLoads) {
   MemoryImage image("bitmaps-reopen", 64 * kMiB, "cluster_size=64k");
   run([&]() -> Task<void> {

@@ -206,6 +206,7 @@ TEST(Layout, StaleBitmapsExtensionIsDropped) {
   auto parsed = parse_header(bytes_of(h), kFileSize);
   ASSERT_TRUE(parsed) << "without autoclear bit 0 the extension means nothing";
   EXPECT_FALSE(parsed->extensions.bitmaps);
+  EXPECT_TRUE(parsed->extensions.stale_bitmaps);
 }
 
 TEST(Layout, EncryptionPointerNeedsLuks) {
