@@ -67,6 +67,8 @@ bool consistent(const ConvertArguments& c) {
     complaint = "Must specify image file name";
   } else if (c.snapshot && c.sources.size() > 1) {
     complaint = "No support for concatenating multiple snapshot";
+  } else if (c.bitmaps && c.sources.size() > 1) {
+    complaint = "Copying bitmaps only possible with single source";
   } else if (c.backing_file && c.sources.size() > 1) {
     complaint =
         "Having a backing file for the target makes no sense when concatenating multiple input "

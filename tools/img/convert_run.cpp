@@ -143,6 +143,12 @@ Task<Result<void>> Conversion::copy_bitmaps() {
       co_return fail(EEXIST, "Failed to create bitmap {}: Bitmap already exists: {}", bitmap->name,
                      bitmap->name);
     }
+    if (target_->size() != sources_.front()->size()) {
+      co_return fail(EINVAL,
+                     "Failed to populate bitmap {}: Bitmaps are of different sizes (destination size "
+                     "is {}, source size is {}) and can't be merged",
+                     bitmap->name, target_->size(), sources_.front()->size());
+    }
   }
   for (BitmapInfo& bitmap : list) {
     if (bitmap.inconsistent) continue;

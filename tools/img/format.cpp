@@ -24,7 +24,8 @@ Json value_json(const InfoField& field) {
   if (const std::uint64_t* number = std::get_if<std::uint64_t>(&field.value)) return *number;
   if (const std::string* text = std::get_if<std::string>(&field.value)) return *text;
   const InfoField::Fields& inner = std::get<InfoField::Fields>(field.value);
-  if (!is_list(inner)) return fields_json(inner);
+  // What has no elements is a list of none: objects always have members.
+  if (!inner.empty() && !is_list(inner)) return fields_json(inner);
   Json::Array array;
   for (const InfoField& element : inner) array.push_back(value_json(element));
   return array;

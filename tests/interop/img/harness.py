@@ -3,7 +3,8 @@ directory of its own, and compares what they print, how they exit, and what imag
 
 A case is a list of steps. A step is a list of words for the image tool; a step that begins with
 "io" is given to qemu-io, one that begins with "sh" to a shell, and one that begins with "peer" is
-run with qemu-img on both sides: these three only set the stage. "limit" before a step's words runs it
+run with qemu-img on both sides: these three only set the stage, as does "both", which is for `platter io`
+on the one side and qemu-io on the other. "marks" compares what bitmaps hold (bitmap_marks.py). "limit" before a step's words runs it
 where files may not grow beyond 512,000 bytes.
 """
 import os
@@ -27,6 +28,7 @@ class Harness:
             print("qemu-img and qemu-io (Debian package qemu-utils) are missing: nothing to compare with")
             sys.exit(77)
         self.root = tempfile.mkdtemp(prefix="platter-img-")
+        self.platter = os.path.abspath(platter)
         self.ours = os.path.join(self.root, "qemu-img")
         os.symlink(os.path.abspath(platter), self.ours)
         self.cases = self.pairs = self.images = 0
@@ -49,6 +51,7 @@ class Harness:
         text = re.sub(r'"date-(n?)sec": \d+', r'"date-\1sec": N', text)
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
         text = re.sub(r"Run completed in \d+\.\d{3} seconds\.", "Run completed.", text)
+        text = re.sub(r"#block\d+", "#block", text)
         text = re.sub(r"qemu-img version .*\n(Copyright.*\n)?", "VERSION\n", text)
         return text
 
@@ -60,6 +63,11 @@ class Harness:
             command = [self.peer_io] + step[1:]
         elif stage == "peer":
             command = [self.peer] + step[1:]
+        elif stage == "both":
+            command = ([self.platter, "io"] if side == OURS else [self.peer_io]) + step[1:]
+        elif stage == "marks":
+            command = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                                                    "bitmap_marks.py")] + step[1:]
         elif stage == "limit":
             command = ["sh", "-c", 'ulimit -f 1000; exec "$0" "$@"',
                        self.ours if side == OURS else self.peer] + step[1:]
@@ -104,7 +112,7 @@ class Harness:
             directories.append(directory)
         for step in steps:
             results = [self.run(side, step, directories[side]) for side in (OURS, THEIRS)]
-            if step[:1] and step[0] in ("sh", "io", "peer"):
+            if step[:1] and step[0] in ("sh", "io", "peer", "both"):
                 for result in results:
                     if result[0] != 0:
                         self.fail(name, f"{step} exits {result[0]}: {result[2]}")

@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bench_cases  # noqa: E402
+import bitmap_cases  # noqa: E402
 import harness  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
@@ -19,6 +20,7 @@ try:
     raw_cases.run(run)
     bench_cases.run(run)
     qcow2_cases.run(run)
+    bitmap_cases.run(run)
     status = run.finish()
 finally:
     run.close()
