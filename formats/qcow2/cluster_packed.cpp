@@ -73,6 +73,7 @@ Task<Result<ClusterWriter::PackedPlace>> ClusterWriter::place_packed(std::uint64
 Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
                                                std::span<const std::byte> cluster) {
   const Geometry& g = core_.geometry;
+  if (g.external_data) co_return fail(ENOTSUP, "an external data file has no compressed data");
   const Buffer packed(g.cluster_size());
   auto work = [this, cluster, &packed] {
     return deflate_cluster(core_.header.compression_type, cluster,
@@ -115,8 +116,9 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
   std::lock_guard lock(core_.mutex);
   if (written) {
     const std::uint64_t index = tables_.entry_of(offset);
-    const std::uint64_t old = claim->slice->word(index);
-    tables_.set_entry(*claim->slice.get(), index, compressed_entry(g, place->host, *length));
+    const L2Entry old = tables_.entry(*claim->slice.get(), index);
+    tables_.set_entry(*claim->slice.get(), index,
+                      {compressed_entry(g, place->host, *length), 0});
     unlink_entry(old, Discard::kNever);
     if (place->fresh) place->fresh.link();
   } else if (place) {

@@ -1,5 +1,7 @@
 #include "formats/qcow2/cluster_writer.h"
 
+#include <bit>
+
 #include "block/base/checked.h"
 
 namespace platter::qcow2 {
@@ -18,38 +20,36 @@ void ClusterWriter::finish(Claim& claim) {
   claims_.erase(claim.first);
 }
 
-void ClusterWriter::unlink_entry(std::uint64_t entry, Discard why) {
+void ClusterWriter::unlink_entry(L2Entry entry, Discard why) {
   const Geometry& g = core_.geometry;
-  const ClusterState state = classify(g, entry);
-  if (const auto* data = std::get_if<DataCluster>(&state)) {
-    if (!g.external_data) clusters_.unlink(g.cluster_index(data->host), 1, why);
-  } else if (const auto* zero = std::get_if<ZeroCluster>(&state)) {
-    if (zero->host != 0 && !g.external_data) clusters_.unlink(g.cluster_index(zero->host), 1, why);
-  } else if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
+  if (g.external_data) return;
+  const ClusterState state = classify(g, entry.word, entry.bitmap);
+  if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
     clusters_.unlink_bytes(packed->host, packed->length, why);
+  } else if (const ClusterUnits units = units_of(g, entry); units.has_host) {
+    clusters_.unlink(g.cluster_index(units.host), 1, why);
   }
 }
 
 // Plans ------------------------------------------------------------------------------------------
 
-bool ClusterWriter::shows_zeroes(std::uint64_t entry, std::uint64_t guest) const {
-  const ClusterState state = classify(core_.geometry, entry);
-  if (std::holds_alternative<ZeroCluster>(state)) return true;
-  if (!std::holds_alternative<Unallocated>(state)) return false;
+UnitMask ClusterWriter::clear_units(std::uint64_t guest) const {
   const BlockNode* backing = core_.backing();
-  return !backing || guest >= backing->size();
+  return !backing || guest >= backing->size() ? kAllUnits : 0;
+}
+
+bool ClusterWriter::shows_zeroes(const ClusterUnits& units, std::uint64_t guest,
+                                 std::uint64_t from, std::uint64_t to) const {
+  const UnitMask which = units_in(core_.geometry, from, to);
+  return (which & units.data()) == 0 && (which & ~(units.zero | clear_units(guest))) == 0;
 }
 
 std::uint64_t ClusterWriter::replaceable(const TableCache::Slice& slice, std::uint64_t entry,
                                          std::uint64_t most) const {
   std::uint64_t count = 0;
   for (; count < most; ++count) {
-    const ClusterState state = classify(core_.geometry, slice.word(entry + count));
-    if (const auto* data = std::get_if<DataCluster>(&state); data && data->copied) break;
-    if (const auto* zero = std::get_if<ZeroCluster>(&state);
-        zero && zero->host != 0 && zero->copied)
-      break;
-    if (std::holds_alternative<InvalidEntry>(state)) break;
+    const ClusterUnits units = units_of(core_.geometry, tables_.entry(slice, entry + count));
+    if (!units.valid || units.own()) break;
   }
   return count;
 }
@@ -57,6 +57,75 @@ std::uint64_t ClusterWriter::replaceable(const TableCache::Slice& slice, std::ui
 std::uint64_t ClusterWriter::left_behind(std::uint64_t end) const {
   const std::uint64_t size = core_.size.load();
   return end < size ? size - end : 0;
+}
+
+// One cluster at a time: units that are left behind by zeroes, by another writer, or that have
+// space and no data yet.
+void ClusterWriter::plan_own(WritePlan& plan, const ClusterUnits& units,
+                             TableCache::Slice* slice) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t unit = unit_size(g);
+  const std::uint64_t from = g.in_cluster(plan.offset);
+  plan.length = std::min(plan.length, g.cluster_size() - from);
+  const std::uint64_t to = from + plan.length;
+  plan.host_offset = units.host + from;
+  plan.in_place = (units_in(g, from, to) & ~units.allocated) == 0;
+  if (plan.in_place) return;
+  // Units that have their data keep what is beside the range.
+  if ((units_in(g, from, from + 1) & units.allocated) == 0) plan.head = from % unit;
+  if ((units_in(g, to - 1, to) & units.allocated) == 0) plan.tail = align_up(to, unit) - to;
+  plan.tail = std::min(plan.tail, left_behind(plan.offset + plan.length));
+  auto claim = std::make_unique<Claim>();
+  claim->first = g.cluster_index(plan.offset);
+  claim->count = 1;
+  claim->host = units.host;
+  claim->slice = TableCache::Pin(slice);
+  plan.token = claim.get();
+  claims_.emplace(claim->first, std::move(claim));
+}
+
+void ClusterWriter::plan_fresh(WritePlan& plan, std::uint64_t count, TableCache::Slice* slice,
+                               Reservation reservation) {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t unit = unit_size(g);
+  const std::uint64_t from = g.in_cluster(plan.offset);
+  const std::uint64_t start = plan.offset - from;
+  const std::uint64_t place = g.external_data ? start : reservation.host();
+  plan.length = std::min(plan.length, (count << g.cluster_bits) - from);
+  plan.host_offset = place + from;
+  const std::uint64_t end = plan.offset + plan.length;
+  const std::uint64_t last = start + ((count - 1) << g.cluster_bits);
+  const std::uint64_t to = end - last;
+  const std::uint64_t index = tables_.entry_of(plan.offset);
+  const ClusterUnits before = units_of(g, tables_.entry(*slice, index));
+  const ClusterUnits behind = units_of(g, tables_.entry(*slice, index + count - 1));
+  // The whole of the first and last unit, and the data that the clusters have elsewhere.
+  std::uint64_t head_from = align_down(from, unit);
+  std::uint64_t tail_to = align_up(to, unit);
+  if (before.data() != 0 && g.extended_l2) {
+    head_from = std::min(
+        head_from, static_cast<std::uint64_t>(std::countr_zero(before.data())) * unit);
+  }
+  if (behind.data() != 0 && g.extended_l2) {
+    tail_to =
+        std::max(tail_to, static_cast<std::uint64_t>(std::bit_width(behind.data())) * unit);
+  }
+  plan.head = from - head_from;
+  plan.tail = std::min(tail_to - to, left_behind(end));
+  if (!g.external_data && reservation.reads_zero()) {
+    // What the edges show is there already.
+    if (plan.head != 0 && shows_zeroes(before, start, head_from, from)) plan.head = 0;
+    if (plan.tail != 0 && shows_zeroes(behind, end, to, to + plan.tail)) plan.tail = 0;
+  }
+  auto claim = std::make_unique<Claim>();
+  claim->first = g.cluster_index(plan.offset);
+  claim->count = count;
+  claim->fresh = true;
+  claim->host = place;
+  claim->slice = TableCache::Pin(slice);
+  if (reservation) claim->reservation = reservation.first_part(count);
+  plan.token = claim.get();
+  claims_.emplace(claim->first, std::move(claim));
 }
 
 Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t length) {
@@ -81,42 +150,20 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
       slice = tables_.writable_slice(offset);
       if (slice) {
         const std::uint64_t entry_index = tables_.entry_of(offset);
-        const std::uint64_t entry = slice->word(entry_index);
         // Clusters that the request touches in this slice.
         std::uint64_t most = g.clusters_for(in_cluster + length);
         most = std::min(most, tables_.slice_entries() - entry_index);
-        const ClusterState state = classify(g, entry);
+        const ClusterUnits units = units_of(g, tables_.entry(*slice, entry_index));
         WritePlan plan{.offset = offset, .length = length, .node = &core_.data_node()};
-        std::uint64_t host = 0;
-        if (const auto* data = std::get_if<DataCluster>(&state); data && data->copied) {
-          plan.in_place = true;
-          host = data->host;
-        } else if (const auto* zero = std::get_if<ZeroCluster>(&state);
-                   zero && zero->host != 0 && zero->copied) {
-          host = zero->host;
-        }
-        if (host != 0) {
-          // One cluster at a time: this is what is left behind by zeroes, or by another writer.
-          if (core_.metadata.contains(g.cluster_index(host))) {
+        if (units.own()) {
+          if (!g.external_data && core_.metadata.contains(g.cluster_index(units.host))) {
             lock.unlock();
             auto error = co_await core_.corruption(
                 "Preventing invalid write on metadata (overlaps with metadata)", true);
             co_return std::unexpected<Error>(error);
           }
-          plan.length = std::min(length, g.cluster_size() - in_cluster);
-          plan.host_offset = host + in_cluster;
           if (reservation) reservation.give_back();
-          if (plan.in_place) co_return plan;
-          plan.head = in_cluster;
-          plan.tail = g.cluster_size() - in_cluster - plan.length;
-          auto claim = std::make_unique<Claim>();
-          claim->first = first;
-          claim->count = 1;
-          claim->host = host;
-          claim->slice = TableCache::Pin(slice);
-          plan.token = claim.get();
-          claims_.emplace(first, std::move(claim));
-          plan.tail = std::min(plan.tail, left_behind(offset + plan.length));
+          plan_own(plan, units, slice);
           co_return plan;
         }
         need = replaceable(*slice, entry_index, most);
@@ -127,29 +174,11 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
           continue;
         }
         if (Claim* other = claimed(first, need)) need = other->first - first;
-        if (!reservation) reservation = clusters_.try_reserve(need);
-        if (reservation) {
-          const std::uint64_t count = std::min(need, reservation.count());
-          plan.length = std::min(length, (count << g.cluster_bits) - in_cluster);
-          plan.host_offset = reservation.host() + in_cluster;
-          plan.head = in_cluster;
-          plan.tail = (count << g.cluster_bits) - in_cluster - plan.length;
-          const std::uint64_t end = offset + plan.length;
-          plan.tail = std::min(plan.tail, left_behind(end));
-          if (reservation.reads_zero()) {
-            // What the edges show is there already.
-            if (shows_zeroes(entry, offset - in_cluster)) plan.head = 0;
-            if (plan.tail != 0 && shows_zeroes(slice->word(entry_index + count - 1), end))
-              plan.tail = 0;
-          }
-          auto claim = std::make_unique<Claim>();
-          claim->first = first;
-          claim->count = count;
-          claim->host = reservation.host();
-          claim->slice = TableCache::Pin(slice);
-          claim->reservation = reservation.first_part(count);
-          plan.token = claim.get();
-          claims_.emplace(first, std::move(claim));
+        if (!reservation && !g.external_data) reservation = clusters_.try_reserve(need);
+        if (g.external_data || reservation) {
+          const std::uint64_t count =
+              g.external_data ? need : std::min(need, reservation.count());
+          plan_fresh(plan, count, slice, std::move(reservation));
           co_return plan;
         }
       }
@@ -166,146 +195,45 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
   }
 }
 
-void ClusterWriter::publish(WritePlan& plan) {
+void ClusterWriter::show(WritePlan& plan, bool data) {
   const Geometry& g = core_.geometry;
-  std::unique_ptr<Claim> done;
   std::lock_guard lock(core_.mutex);
   Claim& claim = *static_cast<Claim*>(plan.token);
   const std::uint64_t entry_index = tables_.entry_of(plan.offset);
+  const std::uint64_t from = plan.offset - plan.head;
+  const std::uint64_t to = plan.offset + plan.length + plan.tail;
   for (std::uint64_t i = 0; i < claim.count; ++i) {
-    const std::uint64_t old = claim.slice->word(entry_index + i);
-    tables_.set_entry(*claim.slice.get(), entry_index + i,
-                      data_entry(claim.host + (i << g.cluster_bits), true));
-    if (claim.reservation) unlink_entry(old, Discard::kNever);
+    const std::uint64_t start = (claim.first + i) << g.cluster_bits;
+    const UnitMask written =
+        units_in(g, from > start ? from - start : 0, std::min(to - start, g.cluster_size()));
+    const L2Entry old = tables_.entry(*claim.slice.get(), entry_index + i);
+    ClusterUnits units = units_of(g, old);
+    if (claim.fresh) {
+      units.compressed = false;
+      units.has_host = units.copied = true;
+      units.host = claim.host + (i << g.cluster_bits);
+      units.allocated = 0;
+    }
+    if (data || !g.extended_l2) {
+      units.allocated |= written;
+      units.zero &= ~written;
+    }
+    tables_.set_entry(*claim.slice.get(), entry_index + i, entry_of(g, units));
+    if (claim.fresh) unlink_entry(old, Discard::kNever);
   }
   if (claim.reservation) claim.reservation.link();
   finish(claim);
 }
+
+void ClusterWriter::publish(WritePlan& plan) { show(plan, true); }
+
+void ClusterWriter::publish_space(WritePlan& plan) { show(plan, false); }
 
 void ClusterWriter::abandon(WritePlan& plan) {
   std::lock_guard lock(core_.mutex);
   Claim& claim = *static_cast<Claim*>(plan.token);
   if (claim.reservation) claim.reservation.give_back();
   finish(claim);
-}
-
-// Zeroes and discards ----------------------------------------------------------------------------
-
-bool ClusterWriter::changed_entry(std::uint64_t entry, std::uint64_t guest, Change change,
-                                  std::uint64_t& result) const {
-  const Geometry& g = core_.geometry;
-  const ClusterState state = classify(g, entry);
-  result = entry;
-  if (std::holds_alternative<InvalidEntry>(state)) return false;
-  const bool unallocated = std::holds_alternative<Unallocated>(state);
-  const bool plain_zero =
-      std::holds_alternative<ZeroCluster>(state) && std::get<ZeroCluster>(state).host == 0;
-  switch (change) {
-    case Change::kDiscardFully:
-      result = 0;
-      return true;
-    case Change::kDiscard:
-      if (plain_zero || (unallocated && !core_.backing())) return true;
-      result = g.version >= 3 ? kZeroBit : 0;
-      return g.version >= 3 || !core_.backing();
-    case Change::kZero:
-    case Change::kZeroUnmap:
-      if (plain_zero || (unallocated && shows_zeroes(entry, guest))) return true;
-      if (g.version < 3) {
-        // Version 2 has no zero clusters; nothing there reads as zeroes where nothing shows
-        // through.
-        result = 0;
-        return shows_zeroes(0, guest);
-      }
-      if (const auto* data = std::get_if<DataCluster>(&state); data && change == Change::kZero) {
-        result = entry | kZeroBit;
-      } else if (std::holds_alternative<ZeroCluster>(state) && change == Change::kZero) {
-        result = entry;
-      } else {
-        result = kZeroBit;
-      }
-      return true;
-  }
-  return false;
-}
-
-Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t length, Change change,
-                                         Discard why) {
-  const Geometry& g = core_.geometry;
-  // Entries that are looked at under one hold of the mutex.
-  constexpr std::uint64_t kStep = 512;
-  const std::uint64_t end = offset + length;
-  while (offset < end) {
-    if (core_.poisoned.load())
-      co_return fail(EIO, "the image is corrupt and is not written to any more");
-    const std::uint64_t l1_index = g.l1_index(offset);
-    const std::uint64_t slice_end =
-        align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
-    const std::uint64_t step_end = std::min({end, slice_end, offset + (kStep << g.cluster_bits)});
-    // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
-    // node shows through.
-    const BlockNode* backing = core_.backing();
-    if (l1_offset(tables_.l1(l1_index)) == 0 &&
-        (change == Change::kDiscardFully || !backing ||
-         (change != Change::kDiscard && offset >= backing->size()))) {
-      offset = std::min(end, (l1_index + 1) * g.l2_coverage());
-      continue;
-    }
-    // Look first: a range that is as it should be needs no table of its own.
-    auto look = co_await tables_.cache().load(tables_.slice_of(offset));
-    PLATTER_CO_TRY(look);
-    bool changes = !*look;
-    if (*look) {
-      for (std::uint64_t at = offset; at < step_end && !changes; at += g.cluster_size()) {
-        const std::uint64_t entry = (*look)->word(tables_.entry_of(at));
-        std::uint64_t now = entry;
-        if (!changed_entry(entry, at, change, now)) {
-          auto mapping = co_await tables_.lookup(at, 1, false);  // says what is wrong, if so
-          PLATTER_CO_TRY(mapping);
-          co_return fail(ENOTSUP, "version 2 has no zero clusters");
-        }
-        changes = now != entry;
-      }
-    }
-    bool claimed_any = false;
-    {
-      std::lock_guard lock(core_.mutex);
-      claimed_any = claimed(g.cluster_index(offset), g.clusters_for(step_end - offset)) != nullptr;
-    }
-    if (!changes && !claimed_any) {
-      offset = step_end;
-      continue;
-    }
-    auto pin = co_await tables_.make_writable(offset);
-    PLATTER_CO_TRY(pin);
-    std::unique_lock lock(core_.mutex);
-    if (Claim* other = claimed(g.cluster_index(offset), g.clusters_for(step_end - offset))) {
-      co_await other->waiters.wait(lock);
-      continue;
-    }
-    TableCache::Slice* slice = tables_.writable_slice(offset);
-    if (!slice) continue;
-    for (; offset < step_end; offset += g.cluster_size()) {
-      const std::uint64_t index = tables_.entry_of(offset);
-      const std::uint64_t entry = slice->word(index);
-      std::uint64_t now = entry;
-      if (!changed_entry(entry, offset, change, now)) break;  // the next look says why
-      if (now == entry) continue;
-      tables_.set_entry(*slice, index, now);
-      // Space that stays as preallocation keeps its reference.
-      if ((now & kOffsetMask) == 0) unlink_entry(entry, why);
-    }
-  }
-  co_return {};
-}
-
-Task<Result<void>> ClusterWriter::zero(std::uint64_t offset, std::uint64_t length, bool may_unmap) {
-  return change(offset, length, may_unmap ? Change::kZeroUnmap : Change::kZero, Discard::kRequest);
-}
-
-Task<Result<void>> ClusterWriter::discard(std::uint64_t offset, std::uint64_t length, Discard why,
-                                          bool full) {
-  return change(offset, length, full ? Change::kDiscardFully : Change::kDiscard, why);
 }
 
 }  // namespace platter::qcow2

@@ -6,6 +6,9 @@
 // changes at its end, at once, under the mutex. Zeroes and discards change mappings at once and
 // hold no claim.
 //
+// Clusters of an external data file lie where the guest has them: no host clusters are taken for
+// them, and what is zeroed or discarded is handed on at once, while the range is claimed.
+//
 // Threads: any executor; callers hold an InFlight ticket.
 #pragma once
 
@@ -31,15 +34,18 @@ class ClusterWriter {
   Task<Result<WritePlan>> plan(std::uint64_t offset, std::uint64_t length);
   void publish(WritePlan& plan);
   void abandon(WritePlan& plan);
+  // Instead of publish(): the clusters have space, and still read as before where the format can
+  // say so (extended L2 entries); otherwise as what lies in that space.
+  void publish_space(WritePlan& plan);
 
   // Stores the cluster at `offset` packed; false: it does not get smaller, write it plainly.
   // `cluster` is the whole cluster.
   Task<Result<bool>> write_packed(std::uint64_t offset, std::span<const std::byte> cluster);
 
-  // Whole clusters (the last one may be cut off by the end of the disk) read as zeroes from now on.
+  // Whole units (the last one may be cut off by the end of the disk) read as zeroes from now on.
   // ENOTSUP: cannot without writing them.
   Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, bool may_unmap);
-  // Whole clusters lose their space. `full`: nothing is left, the backing node shows through;
+  // Whole units lose their data, and clusters without any their space. `full` (whole clusters): nothing is left, the backing node shows through;
   // otherwise they read as zeroes, in version 2 only if there is no backing node.
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full);
 
@@ -51,7 +57,8 @@ class ClusterWriter {
   struct Claim {
     std::uint64_t first = 0;
     std::uint64_t count = 0;
-    Reservation reservation;  // empty: space that the cluster has already is used
+    bool fresh = false;       // another place than before; otherwise the cluster's own
+    Reservation reservation;  // of a fresh place, unless it is in an external data file
     std::uint64_t host = 0;   // of the first cluster, bytes
     TableCache::Pin slice;
     std::uint64_t packed_length = 0;  // packed write: bytes at host
@@ -64,21 +71,38 @@ class ClusterWriter {
   // mutex: how far a plan may go: clusters from `first` on that need a new place.
   std::uint64_t replaceable(const TableCache::Slice& slice, std::uint64_t entry,
                             std::uint64_t most) const;
-  bool shows_zeroes(std::uint64_t entry, std::uint64_t guest) const;
+  // mutex: the two kinds of plans, for data in the cluster's own place and in a fresh one.
+  void plan_own(WritePlan& plan, const ClusterUnits& units, TableCache::Slice* slice);
+  void plan_fresh(WritePlan& plan, std::uint64_t count, TableCache::Slice* slice,
+                  Reservation reservation);
+  // Units that show zeroes when they are neither allocated nor zero.
+  UnitMask clear_units(std::uint64_t guest) const;
+  // Whether bytes [from, to) of the cluster that `guest` is in read as zeroes by its entry alone.
+  bool shows_zeroes(const ClusterUnits& units, std::uint64_t guest, std::uint64_t from,
+                    std::uint64_t to) const;
   // Bytes of the disk behind `end`: what lies in the last cluster behind the disk's end is not
   // copied.
   std::uint64_t left_behind(std::uint64_t end) const;
   // mutex: what `entry` referred to is not referred to any more.
-  void unlink_entry(std::uint64_t entry, Discard why);
+  void unlink_entry(L2Entry entry, Discard why);
+  void show(WritePlan& plan, bool data);
   void finish(Claim& claim);
   struct PackedPlace;
   Task<Result<PackedPlace>> place_packed(std::uint64_t length);
 
   enum class Change : std::uint8_t { kZero, kZeroUnmap, kDiscard, kDiscardFully };
   Task<Result<void>> change(std::uint64_t offset, std::uint64_t length, Change change, Discard why);
-  // The new entry for a cluster; its old one where nothing changes. False: it cannot be done.
-  bool changed_entry(std::uint64_t entry, std::uint64_t guest, Change change,
-                     std::uint64_t& result) const;
+  // What the units `which` of a cluster become; false: it cannot be done.
+  bool changed(ClusterUnits& units, UnitMask which, std::uint64_t guest, Change change) const;
+  // The same for the entry of the cluster that `from` is in, of which [from, end) is meant.
+  std::optional<L2Entry> changed_entry(L2Entry entry, std::uint64_t from, std::uint64_t end,
+                                       Change change) const;
+  // mutex: changes entries from `offset` on; where it has stopped.
+  std::uint64_t apply(TableCache::Slice& slice, std::uint64_t offset, std::uint64_t end,
+                      Change change, Discard why);
+  // Hands a range of an external data file on, if it is to be.
+  bool passes_on(Change change, Discard why) const;
+  Task<Result<void>> pass_on(std::uint64_t offset, std::uint64_t end, Change change);
 
   Core& core_;
   L2Tables& tables_;

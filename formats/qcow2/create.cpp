@@ -89,7 +89,8 @@ Task<Result<void>> prepare_file(BlockNode& file, const CreatePlan& plan) {
   if (before < plan.file_size) {
     ResizeRequest request;
     request.size = plan.file_size;
-    if (plan.preallocation == Preallocation::kFalloc || plan.preallocation == Preallocation::kFull) {
+    if (!plan.header.has_data_file() && (plan.preallocation == Preallocation::kFalloc ||
+                                         plan.preallocation == Preallocation::kFull)) {
       request.preallocation = plan.preallocation;
     }
     auto resized = co_await file.resize(request);
@@ -125,8 +126,22 @@ Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
 }
 
 Task<Result<void>> create(CreateRequest request) {
-  auto plan = plan_create(request.options, request.size, PlanFor::kCreate);
+  auto plan = plan_create(request.options, request.size);
   PLATTER_CO_TRY(plan);
+  if (const auto& data_file = plan->header.extensions.data_file) {
+    if (*data_file == request.filename) {
+      co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once",
+                     *data_file);
+    }
+    Options options;
+    if (plan->data_preallocation == Preallocation::kFalloc) {
+      options.set("preallocation", "falloc");
+    } else if (plan->data_preallocation == Preallocation::kFull) {
+      options.set("preallocation", "full");
+    }
+    auto created = co_await create_protocol(*data_file, plan->header.size, std::move(options));
+    if (!created) co_return forward_error(created, "Could not create the external data file");
+  }
   const Options none;
   auto made = co_await create_protocol(request.filename, 0, none);
   PLATTER_CO_TRY(made);
@@ -182,7 +197,7 @@ Task<Result<MeasureResult>> measure(MeasureRequest request) {
   std::uint64_t size = request.size;
   if (request.source) size = request.source->size();
   const bool has_backing = request.options.has("backing_file");
-  auto plan = plan_create(request.options, size, PlanFor::kMeasure);
+  auto plan = plan_create(request.options, size);
   if (!plan && plan.error().code() == EFBIG) {
     co_return fail(EFBIG, "The image size is too large (try using a larger cluster size)");
   }

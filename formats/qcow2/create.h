@@ -28,6 +28,7 @@ Task<Result<MeasureResult>> measure(MeasureRequest request);
 struct CreatePlan {
   Header header;
   Preallocation preallocation = Preallocation::kOff;
+  Preallocation data_preallocation = Preallocation::kOff;  // of an external data file
   std::uint64_t refcount_blocks = 0;       // they follow the refcount table
   std::uint64_t refcount_blocks_offset = 0;
   std::uint64_t l2_tables = 0;  // preallocated; contiguous
@@ -38,9 +39,8 @@ struct CreatePlan {
   std::uint64_t file_size = 0;  // bytes; ends with the last table when nothing is preallocated
 };
 
-// Takes the options it knows. `size` in bytes. Some features can be measured but not made.
-enum class PlanFor : std::uint8_t { kCreate, kMeasure };
-Result<CreatePlan> plan_create(Options& options, std::uint64_t size, PlanFor purpose);
+// Takes the options it knows. `size` in bytes.
+Result<CreatePlan> plan_create(Options& options, std::uint64_t size);
 
 // Clusters that refcount table and blocks take for an image that has `clusters` clusters besides.
 struct RefcountClusters {

@@ -131,15 +131,7 @@ Result<void> take_backing(Options& options, bool data_file_raw, Preallocation pr
 }
 
 // Features of images that we read but do not make.
-Result<void> refuse_what_we_do_not_make(Options& options, const Header& header, PlanFor purpose) {
-  const auto data_file = options.take_string("data_file");
-  auto data_file_raw = options.take_bool("data_file_raw");
-  PLATTER_TRY(data_file_raw);
-  if (data_file) {
-    if (header.version < 3) return needs_v3("External data files are");
-    return fail(ENOTSUP, "Creating images with an external data file is not supported");
-  }
-  if (data_file_raw->value_or(false)) return fail(EINVAL, "data-file-raw requires data-file");
+Result<void> refuse_what_we_do_not_make(Options& options) {
   auto encryption = options.take_bool("encryption");
   PLATTER_TRY(encryption);
   const auto format = options.take_string("encrypt.format");
@@ -155,8 +147,27 @@ Result<void> refuse_what_we_do_not_make(Options& options, const Header& header, 
                 format.value_or("aes"));
   }
   if (!rest.empty()) return fail(EINVAL, "Parameter 'encrypt.format' is missing");
-  if (header.extended_l2() && purpose == PlanFor::kCreate) {
-    return fail(ENOTSUP, "Creating images with extended L2 entries is not supported");
+  return {};
+}
+
+Result<void> take_data_file(Options& options, CreatePlan& plan) {
+  Header& header = plan.header;
+  auto name = options.take_string("data_file");
+  auto raw = options.take_bool("data_file_raw");
+  PLATTER_TRY(raw);
+  if (!name) {
+    if (raw->value_or(false)) return fail(EINVAL, "data-file-raw requires data-file");
+    return {};
+  }
+  if (header.version < 3) return needs_v3("External data files are");
+  if (name->empty()) return fail(EINVAL, "The name of the external data file is empty");
+  header.incompatible_features |= incompatible::kDataFile;
+  header.extensions.data_file = std::move(*name);
+  plan.data_preallocation = plan.preallocation;
+  if (raw->value_or(false)) {
+    header.autoclear_features |= autoclear::kDataFileRaw;
+    // Every cluster is where a reader of the raw file looks for it.
+    if (plan.preallocation == Preallocation::kOff) plan.preallocation = Preallocation::kMetadata;
   }
   return {};
 }
@@ -177,7 +188,9 @@ Result<void> lay_out(CreatePlan& plan) {
     plan.l2_tables = l1_entries;
     plan.data_clusters = g.clusters_for(header.size);
   }
-  const std::uint64_t others = 1 + l1_clusters + plan.l2_tables + plan.data_clusters;
+  // Those of an external data file lie there, each where the guest has it.
+  const std::uint64_t inside = header.has_data_file() ? 0 : plan.data_clusters;
+  const std::uint64_t others = 1 + l1_clusters + plan.l2_tables + inside;
   const RefcountClusters refcounts = refcount_clusters_for(g, others);
   if (refcounts.table > kMaxRefTableBytes >> g.cluster_bits) {
     return fail(EFBIG,
@@ -201,7 +214,7 @@ Result<void> lay_out(CreatePlan& plan) {
   plan.refcount_blocks_offset = take(refcounts.blocks);
   header.l1_table_offset = take(l1_clusters);
   plan.l2_tables_offset = take(plan.l2_tables);
-  plan.data_offset = take(plan.data_clusters);
+  plan.data_offset = header.has_data_file() ? 0 : take(plan.data_clusters);
   if (l1_entries == 0) header.l1_table_offset = 0;
   // As QEMU leaves it: the file ends with the last L1 entry.
   plan.file_size = plan.preallocation == Preallocation::kOff && l1_entries != 0
@@ -234,7 +247,7 @@ std::uint64_t fully_allocated_size(const Geometry& geometry, std::uint64_t size)
   return (others + refcounts.table + refcounts.blocks) << geometry.cluster_bits;
 }
 
-Result<CreatePlan> plan_create(Options& options, std::uint64_t size, PlanFor purpose) {
+Result<CreatePlan> plan_create(Options& options, std::uint64_t size) {
   CreatePlan plan;
   Header& header = plan.header;
   // The graph's caller has taken the size from here or from beside; both say the same.
@@ -254,7 +267,9 @@ Result<CreatePlan> plan_create(Options& options, std::uint64_t size, PlanFor pur
   auto preallocation = parse_preallocation(options.take_string("preallocation").value_or("off"));
   PLATTER_TRY(preallocation);
   plan.preallocation = *preallocation;
-  step = take_backing(options, false, plan.preallocation, header);
+  step = take_data_file(options, plan);
+  PLATTER_TRY(step);
+  step = take_backing(options, header.data_file_raw(), plan.preallocation, header);
   PLATTER_TRY(step);
 
   auto lazy = options.take_bool("lazy_refcounts");
@@ -267,7 +282,7 @@ Result<CreatePlan> plan_create(Options& options, std::uint64_t size, PlanFor pur
   PLATTER_TRY(step);
   step = take_compression_type(options, header);
   PLATTER_TRY(step);
-  step = refuse_what_we_do_not_make(options, header, purpose);
+  step = refuse_what_we_do_not_make(options);
   PLATTER_TRY(step);
   step = options.all_taken("qcow2");
   PLATTER_TRY(step);

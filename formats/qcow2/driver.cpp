@@ -37,7 +37,7 @@ Limits Qcow2Driver::limits() const {
   Limits limits;
   limits.request_alignment = below.request_alignment;
   limits.memory_alignment = below.memory_alignment;
-  limits.discard_alignment = static_cast<std::uint32_t>(core_.geometry.cluster_size());
+  limits.discard_alignment = static_cast<std::uint32_t>(unit_size(core_.geometry));
   limits.optimal_transfer = static_cast<std::uint32_t>(core_.geometry.cluster_size());
   return limits;
 }
@@ -137,11 +137,11 @@ Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov
 // Space and durability ---------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
-  const std::uint64_t cluster = core_.geometry.cluster_size();
+  const std::uint64_t unit = zero_unit();
   const std::uint64_t end = offset + length;
-  const std::uint64_t first = align_up(offset, cluster);
-  // The disk's last cluster is whole when the range reaches the disk's end.
-  const std::uint64_t last = end >= size() ? align_up(end, cluster) : align_down(end, cluster);
+  const std::uint64_t first = align_up(offset, unit);
+  // The disk's last unit is whole when the range reaches the disk's end.
+  const std::uint64_t last = end >= size() ? align_up(end, unit) : align_down(end, unit);
   if (first >= last) co_return fail(ENOTSUP, "parts of clusters cannot be discarded");
   {
     auto ticket = co_await admit();

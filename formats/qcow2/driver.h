@@ -96,7 +96,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Task<Result<WritePlan>> plan_write(std::uint64_t offset, std::uint64_t length) override;
   void publish(WritePlan& plan) override;
   void abandon(WritePlan& plan) override;
-  std::uint64_t zero_unit() const override { return core_.geometry.cluster_size(); }
+  std::uint64_t zero_unit() const override { return unit_size(core_.geometry); }
   Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
                                 bool may_unmap) override;
   bool may_have_holes() override;
@@ -136,6 +136,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
 
   // resize.cpp, with requests held back.
   Task<Result<void>> resize_now(const ResizeRequest& request);
+  Task<Result<void>> resize_data_file(const ResizeRequest& request);
   Task<Result<void>> grow_l1(std::uint64_t entries);
   void shrink_l1(std::uint64_t entries);
   Task<Result<void>> set_size(std::uint64_t size);

@@ -1,6 +1,7 @@
 #include "formats/qcow2/l2_tables.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "block/base/checked.h"
 #include "formats/qcow2/host_clusters.h"
@@ -124,81 +125,91 @@ bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_w
 bool L2Tables::answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
                       bool for_write, Mapping& mapping) const {
   const Geometry& g = core_.geometry;
-  const std::uint64_t first = entry_of(offset);
   const std::uint64_t in_cluster = g.in_cluster(offset);
   mapping = Mapping{};
-  mapping.node = &core_.data_node();
-  if (g.extended_l2) {
-    const ClusterState state = classify(g, slice.word(first * 2), slice.word(first * 2 + 1));
-    if (const auto* sub = std::get_if<SubclusteredCluster>(&state)) {
-      return answer_subclusters(*sub, offset, length, mapping);
-    }
-    const auto* packed = std::get_if<CompressedCluster>(&state);
-    if (!packed) return false;
+  const L2Entry whole = entry(slice, entry_of(offset));
+  const ClusterState state = classify(g, whole.word, whole.bitmap);
+  if (std::holds_alternative<InvalidEntry>(state)) return false;
+  if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
     mapping.kind = Mapping::Kind::kCompressed;
+    mapping.node = core_.file.get();
     mapping.host_offset = packed->host;
     mapping.packed_length = packed->length;
-  }
-  const std::uint64_t entry = slice.word(g.extended_l2 ? first * 2 : first);
-  std::uint64_t step = g.cluster_size();  // from one entry to the next of the same run
-  if (!g.extended_l2) {
-    const ClusterState state = classify(g, entry);
-    if (const auto* data = std::get_if<DataCluster>(&state)) {
-      mapping.kind = Mapping::Kind::kData;
-      mapping.host_offset = data->host + in_cluster;
-      mapping.in_place = data->copied;
-    } else if (const auto* zero = std::get_if<ZeroCluster>(&state)) {
-      mapping.kind = Mapping::Kind::kZero;
-      mapping.has_host = zero->host != 0;
-      mapping.host_offset = zero->host + in_cluster;
-      if (!mapping.has_host) step = 0;
-    } else if (std::holds_alternative<Unallocated>(state)) {
-      mapping.kind = Mapping::Kind::kBacking;
-      step = 0;
-    } else if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
-      mapping.kind = Mapping::Kind::kCompressed;
-      mapping.host_offset = packed->host;
-      mapping.packed_length = packed->length;
-    } else {
-      return false;
-    }
-  }
-  std::uint64_t covered = g.cluster_size() - in_cluster;
-  if (mapping.kind == Mapping::Kind::kCompressed) {
-    mapping.node = core_.file.get();
     mapping.unit_offset = offset - in_cluster;
     mapping.unit_length = g.cluster_size();
+    mapping.length = std::min(length, g.cluster_size() - in_cluster);
+    return true;
+  }
+  mapping.node = &core_.data_node();
+  if (g.extended_l2) {
+    answer_units(slice, offset, length, mapping);
   } else {
-    for (std::uint64_t i = first + 1; covered < length && i < slice_entries_; ++i) {
-      if (slice.word(i) != entry + (i - first) * step) break;
-      covered += g.cluster_size();
-    }
+    answer_clusters(slice, whole.word, state, offset, length, mapping);
   }
-  mapping.length = std::min(length, covered);
-  if (for_write && mapping.in_place &&
-      core_.metadata.overlaps(mapping.host_offset, mapping.length)) {
-    return false;
-  }
-  return true;
+  return !for_write || !mapping.in_place || g.external_data ||
+         !core_.metadata.overlaps(mapping.host_offset, mapping.length);
 }
 
-bool L2Tables::answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset,
-                                  std::uint64_t length, Mapping& mapping) const {
+void L2Tables::answer_clusters(const TableCache::Slice& slice, std::uint64_t word,
+                               const ClusterState& state, std::uint64_t offset,
+                               std::uint64_t length, Mapping& mapping) const {
   const Geometry& g = core_.geometry;
+  const std::uint64_t first = entry_of(offset);
   const std::uint64_t in_cluster = g.in_cluster(offset);
-  const std::uint64_t size = g.subcluster_size();
-  const auto kind = [&](std::uint64_t i) {
-    if (((cluster.allocated >> i) & 1) != 0) return Mapping::Kind::kData;
-    return ((cluster.zero >> i) & 1) != 0 ? Mapping::Kind::kZero : Mapping::Kind::kBacking;
-  };
-  std::uint64_t i = in_cluster / size;
-  mapping.kind = kind(i);
-  std::uint64_t covered = size - in_cluster % size;
-  while (covered < length && ++i < kSubclusters && kind(i) == mapping.kind) covered += size;
+  std::uint64_t step = g.cluster_size();  // from one entry to the next of the same run
+  if (const auto* data = std::get_if<DataCluster>(&state)) {
+    mapping.kind = Mapping::Kind::kData;
+    mapping.host_offset = data->host + in_cluster;
+    mapping.in_place = data->copied;
+  } else if (const auto* zero = std::get_if<ZeroCluster>(&state)) {
+    mapping.kind = Mapping::Kind::kZero;
+    mapping.has_host = zero->host != 0 || (g.external_data && zero->copied);
+    mapping.host_offset = zero->host + in_cluster;
+    if (!mapping.has_host) step = 0;
+  } else {
+    step = 0;
+  }
+  std::uint64_t covered = g.cluster_size() - in_cluster;
+  for (std::uint64_t i = first + 1; covered < length && i < slice_entries_; ++i) {
+    if (slice.word(i) != word + (i - first) * step) break;
+    covered += g.cluster_size();
+  }
   mapping.length = std::min(length, covered);
-  mapping.has_host = mapping.kind == Mapping::Kind::kZero && cluster.host != 0;
-  mapping.host_offset = cluster.host + in_cluster;
-  return true;
+}
+
+void L2Tables::answer_units(const TableCache::Slice& slice, std::uint64_t offset,
+                            std::uint64_t length, Mapping& mapping) const {
+  const Geometry& g = core_.geometry;
+  const auto kind_of = [](const ClusterUnits& units, std::uint64_t i) {
+    if (((units.allocated >> i) & 1) != 0) return Mapping::Kind::kData;
+    return ((units.zero >> i) & 1) != 0 ? Mapping::Kind::kZero : Mapping::Kind::kBacking;
+  };
+  const std::uint64_t first = entry_of(offset);
+  const std::uint64_t in_cluster = g.in_cluster(offset);
+  std::uint64_t unit = in_cluster / g.subcluster_size();
+  ClusterUnits units = units_of(g, entry(slice, first));
+  const ClusterUnits start = units;
+  mapping.kind = kind_of(units, unit);
+  mapping.has_host = mapping.kind == Mapping::Kind::kZero && start.has_host;
+  mapping.in_place = mapping.kind == Mapping::Kind::kData && start.copied;
+  mapping.host_offset = start.host + in_cluster;
+  const bool placed = mapping.kind == Mapping::Kind::kData || mapping.has_host;
+  std::uint64_t covered = g.subcluster_size() - in_cluster % g.subcluster_size();
+  for (std::uint64_t i = first; covered < length; covered += g.subcluster_size()) {
+    if (++unit == kSubclusters) {
+      if (++i == slice_entries_) break;
+      unit = 0;
+      units = units_of(g, entry(slice, i));
+      if (!units.valid || units.compressed) break;
+      if (placed && (!units.has_host || units.copied != start.copied ||
+                     units.host != start.host + ((i - first) << g.cluster_bits))) {
+        break;
+      }
+      if (mapping.kind == Mapping::Kind::kZero && units.has_host != start.has_host) break;
+    }
+    if (kind_of(units, unit) != mapping.kind) break;
+  }
+  mapping.length = std::min(length, covered);
 }
 
 Task<Result<Mapping>> L2Tables::lookup(std::uint64_t offset, std::uint64_t length, bool for_write) {
@@ -226,18 +237,17 @@ Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice) {
   if (!slice) {
     what = fmt::format("L2 table offset {:#x} unaligned (L1 index: {:#x})", table, i);
   } else {
-    const std::uint64_t entry =
-        slice->word(g.extended_l2 ? entry_of(offset) * 2 : entry_of(offset));
-    const ClusterState state = classify(g, entry);
-    if (std::holds_alternative<DataCluster>(state)) {
+    const L2Entry whole = entry(*slice, entry_of(offset));
+    const ClusterUnits units = units_of(g, whole);
+    if (units.valid) {
       what = "Preventing invalid write on metadata (overlaps with metadata)";
-    } else if (const auto* invalid = std::get_if<InvalidEntry>(&state); invalid && !g.extended_l2) {
+    } else if (!g.extended_l2) {
       what = fmt::format(
           "Cluster allocation offset {:#x} unaligned (L2 offset: {:#x}, L2 index: {:#x})",
-          entry & kOffsetMask, table, g.l2_index(offset));
+          whole.word & kOffsetMask, table, g.l2_index(offset));
     } else {
-      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", entry, table,
-                         g.l2_index(offset));
+      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", whole.word,
+                         table, g.l2_index(offset));
     }
   }
   auto error = co_await core_.corruption(std::move(what), true);
@@ -252,9 +262,30 @@ TableCache::Slice* L2Tables::writable_slice(std::uint64_t offset) const {
   return cache_.peek(slice_of(offset));
 }
 
-void L2Tables::set_entry(TableCache::Slice& slice, std::uint64_t index, std::uint64_t entry) {
-  slice.set_word(index, entry);
-  cache_.mark_dirty(slice, index * 8, 8);
+L2Entry L2Tables::entry(const TableCache::Slice& slice, std::uint64_t index) const {
+  if (!core_.geometry.extended_l2) return {slice.word(index), 0};
+  while (true) {
+    const std::uint32_t before = slice.version.load();
+    if ((before & 1) != 0) {
+      std::this_thread::yield();
+      continue;
+    }
+    const L2Entry both{slice.word(index * 2), slice.word(index * 2 + 1)};
+    if (slice.version.load() == before) return both;
+  }
+}
+
+void L2Tables::set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry) {
+  if (core_.geometry.extended_l2) {
+    slice.version.fetch_add(1);
+    slice.set_word(index * 2, entry.word);
+    slice.set_word(index * 2 + 1, entry.bitmap);
+    slice.version.fetch_add(1);
+  } else {
+    slice.set_word(index, entry.word);
+  }
+  const std::uint64_t size = core_.geometry.l2_entry_size();
+  cache_.mark_dirty(slice, index * size, size);
 }
 
 }  // namespace platter::qcow2

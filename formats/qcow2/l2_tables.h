@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "block/node/mapped_driver.h"
+#include "formats/qcow2/cluster_units.h"
 #include "formats/qcow2/core.h"
 #include "formats/qcow2/table_cache.h"
 
@@ -50,8 +51,10 @@ class L2Tables {
     return (offset >> core_.geometry.cluster_bits) & (slice_entries_ - 1);
   }
   std::uint64_t slice_entries() const { return slice_entries_; }
+  // Both words of an entry as they were at one moment.
+  L2Entry entry(const TableCache::Slice& slice, std::uint64_t index) const;
   // mutex: sets the entry of a table that is ours alone.
-  void set_entry(TableCache::Slice& slice, std::uint64_t index, std::uint64_t entry);
+  void set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry);
 
   // L1, mutex for changes; reads anywhere.
   std::uint64_t l1_size() const { return l1_size_; }
@@ -82,8 +85,12 @@ class L2Tables {
   // Answer from a slice; false: the entry needs attention (wrong, or a write onto metadata).
   bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
               bool for_write, Mapping& mapping) const;
-  bool answer_subclusters(const SubclusteredCluster& cluster, std::uint64_t offset,
-                          std::uint64_t length, Mapping& mapping) const;
+  // The two kinds of entries, if not compressed.
+  void answer_clusters(const TableCache::Slice& slice, std::uint64_t word,
+                       const ClusterState& state, std::uint64_t offset, std::uint64_t length,
+                       Mapping& mapping) const;
+  void answer_units(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
+                    Mapping& mapping) const;
   Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
   Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
 

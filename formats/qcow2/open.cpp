@@ -126,8 +126,15 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
                    header.crypt_method == CryptMethod::kLuks ? "LUKS" : "AES");
   }
   if (header.has_data_file() && !flags.no_io) {
-    auto data = co_await context.open_child("data-file", Permissions::reader());
-    if (!data) co_return forward_error(data, "the image's external data file must be named");
+    const std::optional<std::string>& stored = header.extensions.data_file;
+    const bool named = context.options.has("data-file") || context.options.has_child("data-file");
+    if (!named && stored) context.options.set("data-file.filename", *stored);
+    if (!named && !stored) {
+      co_return fail(EINVAL, "'data-file' is required for this image");
+    }
+    auto data = co_await context.open_child(
+        "data-file", flags.read_only ? Permissions::reader() : Permissions::writer());
+    if (!data) co_return forward_error(data, "Could not open the external data file");
     core_.data_file = std::move(*data);
   }
   if (!flags.read_only) {
@@ -174,8 +181,6 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
 
 Result<void> Qcow2Driver::check_writable(const Header& header) const {
   const char* feature = nullptr;
-  if (header.extended_l2()) feature = "extended L2 entries";
-  if (header.has_data_file()) feature = "an external data file";
   if (header.crypt_method != CryptMethod::kNone) feature = "encryption";
   if (!feature) return {};
   return fail(ENOTSUP, "the image uses {}, with which it can only be opened read-only", feature);

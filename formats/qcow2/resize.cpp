@@ -44,6 +44,8 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     PLATTER_CO_TRY(bitmaps);
     settled = co_await settle();
     PLATTER_CO_TRY(settled);
+    auto data_cut = co_await resize_data_file(request);
+    PLATTER_CO_TRY(data_cut);
     auto cut = co_await cut_file();
     co_return cut;
   }
@@ -53,6 +55,8 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   }
   auto cleared = co_await clear_tail(old_size);
   PLATTER_CO_TRY(cleared);
+  auto data_grown = co_await resize_data_file(request);
+  PLATTER_CO_TRY(data_grown);
   if (request.preallocation != Preallocation::kOff) {
     auto preallocated = co_await preallocate(old_size, request.size, request.preallocation);
     PLATTER_CO_TRY(preallocated);
@@ -140,23 +144,52 @@ void Qcow2Driver::shrink_l1(std::uint64_t entries) {
   }
 }
 
+// A raw data file is as long as the disk; another one at least that long.
+Task<Result<void>> Qcow2Driver::resize_data_file(const ResizeRequest& request) {
+  if (!core_.data_file) co_return {};
+  const std::uint64_t before = core_.data_file->size();
+  if (before == request.size || (before > request.size && !core_.header.data_file_raw())) {
+    co_return {};
+  }
+  ResizeRequest exactly{.size = request.size, .exact = true};
+  if (request.preallocation != Preallocation::kMetadata) {
+    exactly.preallocation = request.preallocation;
+  }
+  auto resized = co_await core_.data_file->resize(exactly);
+  if (!resized) co_return forward_error(resized, "Could not resize the external data file");
+  co_return {};
+}
+
 // What the disk's last cluster holds behind the old end must not appear.
 Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
   const std::uint64_t length = align_up(from, core_.geometry.cluster_size()) - from;
   if (length == 0) co_return {};
-  auto mapping = co_await map(from, length, false);
-  PLATTER_CO_TRY(mapping);
-  if (mapping->kind != Mapping::Kind::kData) co_return {};
-  const Buffer zeroes = Buffer::zeroed(length);
-  auto written = co_await write_inside(from, zeroes.iov());
-  co_return written;
+  const std::uint64_t end = from + length;
+  while (from < end) {
+    auto mapping = co_await map(from, end - from, false);
+    PLATTER_CO_TRY(mapping);
+    if (mapping->kind == Mapping::Kind::kData || mapping->kind == Mapping::Kind::kCompressed) {
+      const Buffer zeroes = Buffer::zeroed(mapping->length);
+      auto written = co_await write_inside(from, zeroes.iov());
+      PLATTER_CO_TRY(written);
+    }
+    from += mapping->length;
+  }
+  co_return {};
 }
 
 Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
                                             Preallocation mode) {
   const Geometry& g = core_.geometry;
   std::uint64_t host_end = 0;
-  offset = align_down(offset, g.cluster_size());
+  BlockNode& data = core_.data_node();
+  // The cluster at the disk's old end keeps what it holds.
+  if (const std::uint64_t whole = align_up(offset, g.cluster_size()); whole != offset) {
+    const Buffer zeroes = Buffer::zeroed(whole - offset);
+    auto written = co_await write_inside(offset, zeroes.iov());
+    PLATTER_CO_TRY(written);
+    offset = whole;
+  }
   end = align_up(end, g.cluster_size());
   while (offset < end) {
     auto plan = co_await plan_write(offset, end - offset);
@@ -165,21 +198,23 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     if (plan->in_place) continue;
     const std::uint64_t host = plan->host_offset;
     // Behind the end of the file are zeroes, elsewhere they are written.
-    if (host < core_.file->size()) {
-      auto zeroed = co_await core_.file->write_zeroes(host, plan->length);
+    if (host < data.size()) {
+      auto zeroed =
+          co_await data.write_zeroes(host, std::min(plan->length, data.size() - host));
       if (!zeroed) {
         abandon(*plan);
         co_return zeroed;
       }
     }
-    host_end = std::max(host_end, host + plan->length);
-    publish(*plan);
+    // An external data file has its size already.
+    if (!g.external_data) host_end = std::max(host_end, host + plan->length);
+    writer_.publish_space(*plan);
   }
-  if (host_end > core_.file->size()) {
+  if (host_end > data.size()) {
     ResizeRequest extend{
         .size = host_end,
         .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
-    auto extended = co_await core_.file->resize(extend);
+    auto extended = co_await data.resize(extend);
     if (!extended) co_return forward_error(extended, "Could not preallocate space");
   }
   co_return {};

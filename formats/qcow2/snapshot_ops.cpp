@@ -27,6 +27,11 @@ Task<Result<void>> write_bytes(BlockNode& file, std::uint64_t offset,
   co_return written;
 }
 
+// Data that lies outside has no refcounts, so nothing keeps what a snapshot shows.
+std::unexpected<Error> no_data_file() {
+  return fail(ENOTSUP, "an image with an external data file has no internal snapshots");
+}
+
 Task<void> punch(BlockNode& file, unsigned cluster_bits, std::vector<BulkRefcounts::Run> runs) {
   std::sort(runs.begin(), runs.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -109,6 +114,7 @@ Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_second
   snapshot.date_seconds = static_cast<std::uint32_t>(date_seconds);
   snapshot.date_nanoseconds = date_nanoseconds;
   snapshot.icount = 0;  // of a machine that has not run
+  if (driver_.core_.data_file) co_return no_data_file();
   const auto work = [this, &snapshot] { return create_now(snapshot); };
   const std::function<Task<Result<void>>()> named(work);
   auto done = co_await driver_.exclusively(named, true);
@@ -176,6 +182,7 @@ Snapshots::OldTable Snapshots::old_table() const {
 // Removing ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::remove(std::string id_or_name) {
+  if (driver_.core_.data_file) co_return no_data_file();
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);
   const std::size_t index = *which;
@@ -244,6 +251,7 @@ Task<Result<void>> Snapshots::remove_now(std::size_t which) {
 Task<Result<void>> Snapshots::apply(std::string id_or_name) {
   // The disk would change without its bitmaps showing it.
   if (!driver_.bitmaps_.empty()) co_return fail(EBUSY, "Device has active dirty bitmaps");
+  if (driver_.core_.data_file) co_return no_data_file();
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);
   const std::size_t index = *which;

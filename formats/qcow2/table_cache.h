@@ -53,6 +53,8 @@ class TableCache {
     bool ready = false;
     bool listed = false;  // in the list of dirty slices
     ConditionQueue waiters;
+    // Odd while an entry of two words is being changed, which happens under the mutex.
+    std::atomic<std::uint32_t> version{0};
 
     // Entry `i` of 8 bytes. Written under the mutex, read anywhere.
     std::uint64_t word(std::uint64_t i) const {

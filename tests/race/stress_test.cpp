@@ -159,6 +159,21 @@ TEST(C9, FourQueuesOverABackingFile) {
   remove_memory_disk("c9-backing");
 }
 
+TEST(C9, FourQueuesOnSubclusters) {
+  auto backing = make_memory_disk("c9-backing", kSize);
+  MemoryImage image("c9s", kSize,
+                    "cluster_size=16k,extended_l2=on,backing_file=memory:c9-backing,backing_fmt=raw");
+  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024",
+       4, 250);
+  remove_memory_disk("c9-backing");
+}
+
+TEST(C9, FourQueuesOnAnExternalDataFile) {
+  MemoryImage image("c9d", kSize, "cluster_size=4k,data_file=memory:c9-data,data_file_raw=on");
+  play(image, "discard=unmap", 4, 250);
+  remove_memory_disk("c9-data");
+}
+
 // Unaligned heads and tails beside aligned writes: the file below takes whole sectors of 4 KiB
 // only.
 TEST(C16, SectorsThatAreSharedByUnalignedWritesLoseNothing) {

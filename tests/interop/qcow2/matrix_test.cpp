@@ -1,5 +1,5 @@
-// The matrix: versions x cluster sizes x refcount widths x compression x backing, in both
-// directions. What we write, qemu-img checks and reads back; what qemu-io writes, we check and read
+// The matrix: versions x cluster sizes x refcount widths x compression x backing x subclusters x
+// external data files, in both directions. What we write, qemu-img checks and reads back; what qemu-io writes, we check and read
 // back, and go on writing. Contents are random; the seed is printed.
 #include <algorithm>
 #include <cstdlib>
@@ -22,11 +22,17 @@ struct Combination {
   unsigned refcount_bits;
   const char* compression;
   const char* backing;  // format; empty: none
+  bool extended_l2 = false;
+  bool data_file = false;
+  bool data_file_raw = false;
 
-  std::string options() const {
+  std::string options(const std::string& data_path) const {
     std::string text = fmt::format("compat={},cluster_size={},refcount_bits={},compression_type={}",
                                    version, 1u << cluster_bits, refcount_bits, compression);
     if (*backing) text += fmt::format(",backing_file=base.{0},backing_fmt={0}", backing);
+    if (extended_l2) text += ",extended_l2=on";
+    if (data_file) text += ",data_file=" + data_path;
+    if (data_file_raw) text += ",data_file_raw=on";
     return text;
   }
 };
@@ -38,6 +44,17 @@ std::vector<Combination> combinations(unsigned cluster_bits) {
     for (const unsigned refcount_bits : {1u, 8u, 16u, 64u}) {
       for (const char* compression : {"zlib", "zstd"}) {
         all.push_back({"1.1", cluster_bits, refcount_bits, compression, backing});
+        if (cluster_bits < 14) continue;
+        all.push_back(all.back());
+        all.back().extended_l2 = true;
+      }
+      for (const bool extended_l2 : {false, true}) {
+        if (extended_l2 && cluster_bits < 14) continue;
+        for (const bool raw : {false, true}) {
+          if (raw && *backing) continue;
+          all.push_back({"1.1", cluster_bits, refcount_bits, "zlib", backing, extended_l2, true,
+                         raw});
+        }
       }
     }
   }
@@ -75,11 +92,13 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
 
   std::uint64_t below(std::uint64_t limit) { return random_() % limit; }
 
-  std::vector<Change> changes(unsigned count) {
+  std::vector<Change> changes(unsigned count, const Combination& combination) {
     std::vector<Change> all;
     for (unsigned i = 0; i < count; ++i) {
       Change c{};
       c.kind = static_cast<Change::Kind>(below(4));
+      // Data files hold none.
+      if (combination.data_file && c.kind == Change::Kind::kPacked) c.kind = Change::Kind::kWrite;
       c.pattern = static_cast<unsigned>(1 + below(255));
       if (c.kind == Change::Kind::kPacked) {
         c.offset = below(size_ / cluster_) * cluster_;
@@ -96,8 +115,8 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
   // The same, as QEMU 7.2 can make them without damage: packed clusters first, each once. It refuses
   // to replace others by packed ones, and a packed write after packed data was freed can land in a
   // cluster that has become somebody else's (seen here: packed write, overwrite, packed write).
-  std::vector<Change> changes_for_qemu(unsigned count) {
-    std::vector<Change> all = changes(count);
+  std::vector<Change> changes_for_qemu(unsigned count, const Combination& combination) {
+    std::vector<Change> all = changes(count, combination);
     const auto packed = [](const Change& c) { return c.kind == Change::Kind::kPacked; };
     const auto rest = std::stable_partition(all.begin(), all.end(), packed);
     std::sort(all.begin(), rest,
@@ -212,6 +231,16 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
     return bytes;
   }
 
+  // A raw data file holds what the disk does.
+  void compare_raw(const Combination& c, const Bytes& disk) {
+    if (!c.data_file_raw) return;
+    std::ifstream in(path("data"), std::ios::binary);
+    Bytes bytes(size_);
+    in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    EXPECT_EQ(static_cast<std::uint64_t>(in.gcount()), size_);
+    compare(bytes, disk, "the raw data file");
+  }
+
   Bytes fresh_model(const Combination& c) { return *c.backing ? base_ : Bytes(size_); }
 
   void compare(const Bytes& got, const Bytes& wanted, const char* what) {
@@ -230,19 +259,20 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
 TEST_P(Matrix, WhatWeWriteTheyRead) {
   unsigned ran = 0;
   for (const Combination& c : combinations(GetParam())) {
-    SCOPED_TRACE(fmt::format("PLATTER_SEED={} {}", seed_, c.options()));
+    SCOPED_TRACE(fmt::format("PLATTER_SEED={} {}", seed_, c.options("data")));
     const std::string file = path("ours.qcow2");
     auto made = run([&] {
-      return create_image("qcow2", file, size_, *Options::parse_keyval(c.options()));
+      return create_image("qcow2", file, size_, *Options::parse_keyval(c.options(path("data"))));
     });
     ASSERT_OK(made);
     Bytes model = fresh_model(c);
-    const std::vector<Change> all = changes(16);
+    const std::vector<Change> all = changes(16, c);
     ASSERT_OK(run([&] { return change_ours(file, all); }));
     for (const Change& change : all) apply(change, model);
     const Bytes theirs = read_theirs("ours.qcow2");
     settle(all, theirs, model);
     compare(theirs, model, "what qemu-img reads");
+    compare_raw(c, theirs);
     if (HasFailure()) return;
     ++ran;
   }
@@ -252,11 +282,11 @@ TEST_P(Matrix, WhatWeWriteTheyRead) {
 TEST_P(Matrix, WhatTheyWriteWeReadAndChange) {
   unsigned ran = 0;
   for (const Combination& c : combinations(GetParam())) {
-    SCOPED_TRACE(fmt::format("PLATTER_SEED={} {}", seed_, c.options()));
+    SCOPED_TRACE(fmt::format("PLATTER_SEED={} {}", seed_, c.options("data")));
     const std::string file = path("theirs.qcow2");
-    must(fmt::format("qemu-img create -q -f qcow2 -o {} theirs.qcow2 {}", c.options(), size_));
+    must(fmt::format("qemu-img create -q -f qcow2 -o {} theirs.qcow2 {}", c.options(path("data")), size_));
     Bytes model = fresh_model(c);
-    std::vector<Change> all = changes_for_qemu(16);
+    std::vector<Change> all = changes_for_qemu(16, c);
     change_theirs("theirs.qcow2", all);
     for (const Change& change : all) apply(change, model);
     auto ours = run([&] { return read_ours(file); });
@@ -265,7 +295,7 @@ TEST_P(Matrix, WhatTheyWriteWeReadAndChange) {
     compare(*ours, model, "what we read");
     if (HasFailure()) return;
 
-    all = changes(8);
+    all = changes(8, c);
     ASSERT_OK(run([&] { return change_ours(file, all); }));
     for (const Change& change : all) apply(change, model);
     const Bytes theirs = read_theirs("theirs.qcow2");

@@ -58,7 +58,7 @@ class Hostile : public ::testing::Test {
     remove_memory_disk("hostile");
     disk_ = make_memory_disk("hostile", 0);
     Options parsed = *Options::parse_keyval(options);
-    auto plan = plan_create(parsed, size, PlanFor::kMeasure);
+    auto plan = plan_create(parsed, size);
     ASSERT_OK(plan);
     header_ = plan->header;
     const NodePtr node = make_memory_node("image", disk_);

@@ -31,7 +31,7 @@ struct Image {
 
 inline Image make_image(std::string_view options, std::uint64_t size) {
   Options parsed = *Options::parse_keyval(options);
-  auto plan = plan_create(parsed, size, PlanFor::kMeasure);
+  auto plan = plan_create(parsed, size);
   EXPECT_OK(plan);
   Image image{make_memory_node("image", 0), plan->header};
   auto written = run([&] { return write_image(*image.node, *plan); });

@@ -94,7 +94,7 @@ class Player {
       auto data = pattern(length, 1);
       for (std::size_t i = 0; i < data.size(); i += 3) data[i] = std::byte{7};
       if (below(2) == 0) std::fill(data.begin(), data.end(), static_cast<std::byte>(below(256)));
-      WriteFlags flags{.compressed = true};
+      WriteFlags flags{.compressed = !has("data_file")};
       done = co_await node.write(start, iov(data), flags);
       std::copy(data.begin(), data.end(), model_.begin() + static_cast<std::ptrdiff_t>(start));
     } else if (kind < 72) {
@@ -113,6 +113,10 @@ class Player {
     EXPECT_TRUE(done) << "kind " << kind << ": " << (done ? "" : done.error().message());
   }
 
+  bool has(std::string_view option) const {
+    return shape_.create.find(option) != std::string::npos;
+  }
+
   // Narrow refcounts cannot count packed neighbours many times over.
   bool too_many(const Result<void>& result) const {
     return !result && result.error().code() == EINVAL &&
@@ -122,6 +126,11 @@ class Player {
   Task<Result<void>> snapshot(BlockNode& node) {
     SnapshotAbility& ability = *node.driver().snapshots();
     const std::uint64_t what = below(3);
+    if (has("data_file")) {
+      auto refused = co_await ability.create("none", 1000000, 5);
+      EXPECT_FALSE(refused) << "data that lies outside has no refcounts";
+      co_return {};
+    }
     if (what == 0 || snapshots_.empty()) {
       const bool full = snapshots_.size() >=
                         (shape_.create.find("refcount_bits=1") != std::string::npos ? 0u : 2u);
@@ -165,6 +174,13 @@ class Player {
     EXPECT_TRUE(got) << (got ? "" : got.error().message());
     const auto differ = std::mismatch(now.begin(), now.end(), model_.begin());
     EXPECT_TRUE(differ.first == now.end()) << "differs at " << differ.first - now.begin();
+    if (!has("data_file_raw")) co_return;
+    const MemoryDisk& raw = *find_memory_disk("model-data");
+    EXPECT_EQ(raw.size(), model_.size());
+    raw.read(0, iov(now));
+    const auto raw_differs = std::mismatch(now.begin(), now.end(), model_.begin());
+    EXPECT_TRUE(raw_differs.first == now.end())
+        << "the raw data file differs at " << raw_differs.first - now.begin();
   }
 
   const Shape shape_;
@@ -195,6 +211,7 @@ TEST_P(Model, ReadsAsAByteArrayDoes) {
   if (HasFailure()) return;
   run([&] { return player.play(&image, 50); });
   remove_memory_disk("model-backing");
+  remove_memory_disk("model-data");
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -213,7 +230,16 @@ INSTANTIATE_TEST_SUITE_P(
         Shape{"compression_type=zstd,cluster_size=32k", 3 << 20, 1 << 20, "discard=unmap"},
         Shape{"cluster_size=2M", 9 << 20, 3 << 20, "l2-cache-entry-size=512"},
         Shape{"cluster_size=64k,refcount_bits=8", 6 << 20, 1 << 20,
-              "l2-cache-entry-size=4k,cache-size=128k"}));
+              "l2-cache-entry-size=4k,cache-size=128k"},
+        Shape{"extended_l2=on", 6 << 20, 0, ""},
+        Shape{"extended_l2=on", 6 << 20, 3 << 20, "discard=unmap"},
+        Shape{"extended_l2=on,cluster_size=16k", 3 << 20, 4 << 20,
+              "l2-cache-size=1024,l2-cache-entry-size=512"},
+        Shape{"extended_l2=on,cluster_size=2M,lazy_refcounts=on", 9 << 20, 5 << 20, ""},
+        Shape{"data_file=memory:model-data", 4 << 20, 0, ""},
+        Shape{"data_file=memory:model-data,cluster_size=4k", 3 << 20, 1 << 20, "discard=unmap"},
+        Shape{"data_file=memory:model-data,data_file_raw=on", 4 << 20, 0, "discard=unmap"},
+        Shape{"data_file=memory:model-data,extended_l2=on", 4 << 20, 2 << 20, "discard=unmap"}));
 
 }  // namespace
 }  // namespace platter::qcow2
