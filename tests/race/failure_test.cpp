@@ -3,6 +3,7 @@
 // works.
 #include <fmt/format.h>
 
+#include "block/node/dirty_bitmap.h"
 #include "race/race_support.h"
 
 namespace platter::qcow2 {
@@ -104,6 +105,28 @@ Task<Result<void>> grow_disk(BlockNode& node) {
   auto grown = co_await node.resize(request);
   co_return grown;
 }
+Task<Result<void>> with_bitmap(BlockNode& node) {
+  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  PLATTER_CO_TRY(filled);
+  auto added = co_await node.driver().bitmaps()->add("old", kCluster, true);
+  PLATTER_CO_TRY(added);
+  filled = co_await fill(node, 100 * kCluster, kCluster, 2);
+  PLATTER_CO_TRY(filled);
+  auto disabled = co_await node.driver().bitmaps()->set_enabled("old", false);
+  co_return disabled;
+}
+// All of it may have been done before.
+Task<Result<void>> change_bitmaps(BlockNode& node) {
+  BitmapAbility& bitmaps = *node.driver().bitmaps();
+  auto removed = co_await bitmaps.remove("new");
+  if (!removed && removed.error().code() != ENOENT) co_return removed;
+  auto added = co_await bitmaps.add("new", 512, false);
+  PLATTER_CO_TRY(added);
+  auto contents = co_await bitmaps.contents("old");
+  PLATTER_CO_TRY(contents);
+  auto merged = co_await bitmaps.merge("new", *contents);
+  co_return merged;
+}
 
 const Operation kOperations[] = {
     {"plain write", "cluster_size=4k", nothing, plain_write},
@@ -115,6 +138,8 @@ const Operation kOperations[] = {
     {"taking a snapshot", "cluster_size=4k", with_snapshot, take_snapshot, true},
     {"applying a snapshot", "cluster_size=4k", with_snapshot, apply_snapshot, true},
     {"growing the disk", "cluster_size=4k", nothing, grow_disk, true},
+    {"changing bitmaps", "cluster_size=4k", with_bitmap, change_bitmaps, true},
+    {"growing a disk that has a bitmap", "cluster_size=4k", with_bitmap, grow_disk, true},
 };
 
 // Leaks that one failed operation may leave: the clusters it was about to use.
