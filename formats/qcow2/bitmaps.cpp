@@ -120,24 +120,21 @@ bool Bitmaps::note(std::uint64_t offset, std::uint64_t length) {
 Task<Result<void>> Bitmaps::prepare() {
   auto guard = co_await flagging_.lock();
   if (ready_.load(std::memory_order_acquire)) co_return {};
-  auto flagged = co_await flag(false);
+  auto flagged = co_await flag();
   if (flagged) ready_.store(true, std::memory_order_release);
   co_return flagged;
 }
 
-Task<Result<void>> Bitmaps::flag(bool all) {
+Task<Result<void>> Bitmaps::flag() {
   Core& core = driver_.core_;
   if (core.poisoned.load())
     co_return fail(EIO, "the image is corrupt and is not written to any more");
   std::vector<BitmapEntry> entries;
   bool changes = false;
-  const auto chosen = [all](const Bitmap& bitmap) {
-    return !bitmap.inconsistent() && (all || bitmap.tracked());
-  };
   for (const Bitmap& bitmap : bitmaps_) {
     entries.push_back(bitmap.entry);
-    if (bitmap.flagged || chosen(bitmap)) entries.back().flags |= bitmap_flag::kInUse;
-    changes = changes || (chosen(bitmap) && !bitmap.flagged);
+    if (bitmap.tracked()) entries.back().flags |= bitmap_flag::kInUse;
+    changes = changes || (bitmap.tracked() && !bitmap.flagged);
   }
   if (header_uncertain_) {
     auto guard = co_await core.header_mutex.lock();
@@ -153,7 +150,7 @@ Task<Result<void>> Bitmaps::flag(bool all) {
   auto written = co_await core.file->write(directory_.directory_offset, iov);
   if (written) written = co_await core.file->flush();
   if (!written) co_return forward_error(written, "could not flag bitmaps as in use");
-  for (Bitmap& bitmap : bitmaps_) bitmap.flagged = bitmap.flagged || chosen(bitmap);
+  for (Bitmap& bitmap : bitmaps_) bitmap.flagged = bitmap.tracked();
   co_return {};
 }
 
@@ -188,100 +185,118 @@ Task<std::vector<Bitmaps::Run>> Bitmaps::clusters_of(BitmapEntry entry) {
   co_return runs;
 }
 
-Task<Result<void>> Bitmaps::write_directory(const List& next, Placed& placed,
-                                            BitmapsExtension& place) {
-  if (next.empty()) co_return {};
+Task<Result<void>> Bitmaps::write_directory(Change& change) {
+  if (change.next.empty()) co_return {};
   Core& core = driver_.core_;
   std::vector<BitmapEntry> entries;
-  for (const Bitmap& bitmap : next) entries.push_back(bitmap.entry);
+  for (const Bitmap& bitmap : change.next) entries.push_back(bitmap.entry);
   const std::vector<std::byte> bytes = encode_bitmap_directory(entries);
-  auto reserved = co_await driver_.clusters_.reserve_exactly(core.geometry.clusters_for(bytes.size()));
+  const std::uint64_t clusters = core.geometry.clusters_for(bytes.size());
+  auto reserved = co_await driver_.clusters_.reserve_exactly(clusters);
   PLATTER_CO_TRY(reserved);
-  place.count = static_cast<std::uint32_t>(next.size());
-  place.directory_size = bytes.size();
-  place.directory_offset = reserved->host();
-  const Buffer copy = Buffer::zeroed(reserved->count() << core.geometry.cluster_bits);
+  change.place.count = static_cast<std::uint32_t>(entries.size());
+  change.place.directory_size = bytes.size();
+  change.place.directory_offset = reserved->host();
+  const Buffer copy = Buffer::zeroed(clusters << core.geometry.cluster_bits);
   std::memcpy(copy.data(), bytes.data(), bytes.size());
-  placed.places.push_back(std::move(*reserved));
-  auto written = co_await core.file->write(place.directory_offset, copy.iov());
+  change.placed.places.push_back(std::move(*reserved));
+  auto written = co_await core.file->write(change.place.directory_offset, copy.iov());
   co_return written;
 }
 
-Task<Result<void>> Bitmaps::switch_header(const List& next, const BitmapsExtension& place) {
-  Core& core = driver_.core_;
-  auto guard = co_await core.header_mutex.lock();
-  const Header before = core.header;
-  if (next.empty()) {
-    core.header.extensions.bitmaps.reset();
-    core.header.autoclear_features &= ~autoclear::kBitmaps;
-  } else {
-    core.header.extensions.bitmaps = place;
-    core.header.autoclear_features |= autoclear::kBitmaps;
-  }
-  auto written = co_await core.write_header();
-  if (written) written = co_await core.file->flush();
-  if (!written) core.header = before;
-  co_return written;
-}
-
-Task<Result<void>> Bitmaps::replace(List next) {
+Task<Result<void>> Bitmaps::stage(Change& change) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
   if (core.poisoned.load())
     co_return fail(EIO, "the image is corrupt and is not written to any more");
-  // What the old directory names and the new one does not.
-  std::vector<Run> old;
   if (!bitmaps_.empty()) {
-    old.push_back({directory_.directory_offset, g.clusters_for(directory_.directory_size)
-                                                    << g.cluster_bits});
+    change.old.push_back({directory_.directory_offset, g.clusters_for(directory_.directory_size)
+                                                           << g.cluster_bits});
   }
-  Placed placed;
-  for (Bitmap& bitmap : next) {
+  for (Bitmap& bitmap : change.next) {
     if (!bitmap.changed && !(bitmap.flagged && bitmap.tracked())) continue;
-    auto stored = co_await store_bitmap(core, driver_.clusters_, *bitmap.bits, bitmap.entry, placed);
+    auto stored =
+        co_await store_bitmap(core, driver_.clusters_, *bitmap.bits, bitmap.entry, change.placed);
     if (!stored) co_return forward_error(stored, "could not store bitmap '{}'", bitmap.entry.name);
   }
   std::set<std::uint64_t> kept;
-  for (const Bitmap& bitmap : next) kept.insert(bitmap.entry.table_offset);
+  for (const Bitmap& bitmap : change.next) kept.insert(bitmap.entry.table_offset);
   for (const Bitmap& bitmap : bitmaps_) {
     if (kept.contains(bitmap.entry.table_offset)) continue;
     auto runs = co_await clusters_of(bitmap.entry);
-    old.insert(old.end(), runs.begin(), runs.end());
+    change.old.insert(change.old.end(), runs.begin(), runs.end());
   }
-  BitmapsExtension place;
-  auto written = co_await write_directory(next, placed, place);
+  auto written = co_await write_directory(change);
   // The clusters' counts, and all that was written, before the header names them.
   if (written) written = co_await driver_.write_back_.commit(true);
   if (!written) co_return forward_error(written, "could not store the bitmap directory");
-  auto switched = co_await switch_header(next, place);
-  std::lock_guard lock(core.mutex);
-  // After a failure the header may have reached the disk: both must stay.
-  placed.link();
-  if (!switched) {
-    header_uncertain_ = true;
-    ready_.store(false, std::memory_order_release);
-    co_return switched;
+  co_return {};
+}
+
+void Bitmaps::put_into(Header& header, const Change& change) const {
+  if (bitmaps_.empty() && change.next.empty()) return;
+  if (change.next.empty()) {
+    header.extensions.bitmaps.reset();
+    header.autoclear_features &= ~autoclear::kBitmaps;
+  } else {
+    header.extensions.bitmaps = change.place;
+    header.autoclear_features |= autoclear::kBitmaps;
   }
-  for (const Run& run : old) {
+}
+
+void Bitmaps::take_over(Change& change) {
+  Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
+  std::lock_guard lock(core.mutex);
+  change.placed.link();
+  for (const Run& run : change.old) {
     core.metadata.remove(run.host, run.length);
     driver_.clusters_.unlink(g.cluster_index(run.host), run.length >> g.cluster_bits,
                              Discard::kOther);
   }
-  for (Bitmap& bitmap : next) {
+  for (Bitmap& bitmap : change.next) {
     bitmap.changed = bitmap.flagged = false;
     if (!bitmap.tracked()) bitmap.bits.reset();
   }
-  bitmaps_ = std::move(next);
-  directory_ = place;
+  bitmaps_ = std::move(change.next);
+  directory_ = change.place;
   list_metadata();
   track();
-  co_return {};
+}
+
+void Bitmaps::give_up(Change& change) {
+  // The header may have reached the disk: both must stay.
+  std::lock_guard lock(driver_.core_.mutex);
+  change.placed.link();
+  header_uncertain_ = true;
+  ready_.store(false, std::memory_order_release);
+}
+
+Task<Result<void>> Bitmaps::replace(List next) {
+  Core& core = driver_.core_;
+  Change change;
+  change.next = std::move(next);
+  auto staged = co_await stage(change);
+  PLATTER_CO_TRY(staged);
+  auto guard = co_await core.header_mutex.lock();
+  const Header before = core.header;
+  put_into(core.header, change);
+  auto written = co_await core.write_header();
+  if (written) written = co_await core.file->flush();
+  if (written) {
+    take_over(change);
+  } else {
+    core.header = before;
+    give_up(change);
+  }
+  co_return written;
 }
 
 // Resizing
 // ------------------------------------------------------------------------------------------------
 
-Task<Result<void>> Bitmaps::begin_resize(std::uint64_t size) {
+Task<Result<void>> Bitmaps::begin_resize(std::uint64_t size, Change& change) {
+  if (bitmaps_.empty()) co_return {};
   for (Bitmap& bitmap : bitmaps_) {
     const Result<void> can = usable(bitmap);
     PLATTER_CO_TRY(can);
@@ -290,19 +305,13 @@ Task<Result<void>> Bitmaps::begin_resize(std::uint64_t size) {
     auto loaded = co_await load(bitmap);
     PLATTER_CO_TRY(loaded);
   }
-  // Until the directory fits the new size.
-  auto flagged = co_await flag(true);
-  co_return flagged;
-}
-
-Task<Result<void>> Bitmaps::end_resize(std::uint64_t size) {
-  for (Bitmap& bitmap : bitmaps_) {
+  change.next = bitmaps_;
+  for (Bitmap& bitmap : change.next) {
     bitmap.bits = bitmap.bits->resized(size);
     bitmap.changed = true;
   }
-  track();
-  auto stored = co_await store();
-  co_return stored;
+  auto staged = co_await stage(change);
+  co_return staged;
 }
 
 }  // namespace platter::qcow2

@@ -55,10 +55,15 @@ class Bitmaps final : public BitmapAbility {
   // Brings what is flagged as in use, or has changed, to the disk. Everything else is there already.
   Task<Result<void>> store();
 
-  // Around a change of the disk's size: what could prevent it, and every bitmap flagged as in use;
-  // then all cut or grown, and stored.
-  Task<Result<void>> begin_resize(std::uint64_t size);
-  Task<Result<void>> end_resize(std::uint64_t size);
+  // Around a change of the disk's size: every bitmap for a disk of `size` bytes is written first;
+  // then the header that holds the new size names them too, and they are taken over.
+  struct Change;
+  Task<Result<void>> begin_resize(std::uint64_t size, Change& change);
+  // What the header must say. Core::header_mutex.
+  void put_into(Header& header, const Change& change) const;
+  // The header is durable; or writing it failed, and nobody knows which one is on disk.
+  void take_over(Change& change);
+  void give_up(Change& change);
 
   // BitmapAbility (bitmap_ops.cpp).
   bool supported() const override;
@@ -85,21 +90,22 @@ class Bitmaps final : public BitmapAbility {
     bool tracked() const { return enabled() && !inconsistent(); }
   };
   using List = std::vector<Bitmap>;
-
-  static Result<void> usable(const Bitmap& bitmap);
-  static Result<std::size_t> find(const List& list, const std::string& name);
-  Task<Result<void>> load(Bitmap& bitmap);
-  // Writes "in use" for tracked or for all consistent bitmaps. Under flagging_ or alone.
-  Task<Result<void>> flag(bool all);
-  Task<Result<void>> write_directory(const List& next, Placed& placed, BitmapsExtension& place);
-  Task<Result<void>> switch_header(const List& next, const BitmapsExtension& place);
-  // Makes `next` what is on disk and in memory. Nothing has changed when it fails.
-  Task<Result<void>> replace(List next);
-  // Clusters that the table of a bitmap names, where it can be read.
   struct Run {
     std::uint64_t host = 0;  // bytes
     std::uint64_t length = 0;
   };
+
+  static Result<void> usable(const Bitmap& bitmap);
+  static Result<std::size_t> find(const List& list, const std::string& name);
+  Task<Result<void>> load(Bitmap& bitmap);
+  // Makes the disk say "in use" of what is tracked. Under flagging_.
+  Task<Result<void>> flag();
+  // Writes all that is new in change.next.
+  Task<Result<void>> stage(Change& change);
+  Task<Result<void>> write_directory(Change& change);
+  // Makes `next` what is on disk and in memory. Nothing has changed when it fails.
+  Task<Result<void>> replace(List next);
+  // Clusters that the table of a bitmap names, where it can be read.
   Task<std::vector<Run>> clusters_of(BitmapEntry entry);
   void track();
 
@@ -123,6 +129,14 @@ class Bitmaps final : public BitmapAbility {
   std::vector<DirtyBitmap*> tracked_;
   std::atomic<bool> ready_{false};  // all that is tracked is flagged on disk
   AsyncMutex flagging_;
+};
+
+// The bitmaps as they are to be, written where nothing on disk refers to yet.
+struct Bitmaps::Change {
+  List next;
+  Placed placed;
+  BitmapsExtension place;
+  std::vector<Run> old;  // what is not referred to any more, afterwards
 };
 
 }  // namespace platter::qcow2

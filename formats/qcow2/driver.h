@@ -139,7 +139,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   Task<Result<void>> resize_data_file(const ResizeRequest& request);
   Task<Result<void>> grow_l1(std::uint64_t entries);
   void shrink_l1(std::uint64_t entries);
-  Task<Result<void>> set_size(std::uint64_t size);
+  Task<Result<void>> set_size(std::uint64_t size, Bitmaps::Change& bitmaps);
   Task<Result<void>> clear_tail(std::uint64_t from);
   Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode);
   Task<Result<void>> cut_file();

@@ -26,8 +26,9 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   const Geometry& g = core_.geometry;
   const std::uint64_t old_size = size();
   const std::uint64_t needed = g.l1_entries_for(request.size);
-  auto bitmaps = co_await bitmaps_.begin_resize(request.size);
-  PLATTER_CO_TRY(bitmaps);
+  Bitmaps::Change bitmaps;
+  auto staged = co_await bitmaps_.begin_resize(request.size, bitmaps);
+  PLATTER_CO_TRY(staged);
   if (request.size < old_size) {
     const std::uint64_t first = align_up(request.size, g.cluster_size());
     const std::uint64_t end = align_up(old_size, g.cluster_size());
@@ -38,10 +39,8 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     shrink_l1(needed);
     auto settled = co_await settle();
     PLATTER_CO_TRY(settled);
-    auto sized = co_await set_size(request.size);
+    auto sized = co_await set_size(request.size, bitmaps);
     PLATTER_CO_TRY(sized);
-    bitmaps = co_await bitmaps_.end_resize(request.size);
-    PLATTER_CO_TRY(bitmaps);
     settled = co_await settle();
     PLATTER_CO_TRY(settled);
     auto data_cut = co_await resize_data_file(request);
@@ -63,23 +62,24 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   }
   auto settled = co_await settle();
   PLATTER_CO_TRY(settled);
-  auto sized = co_await set_size(request.size);
-  PLATTER_CO_TRY(sized);
-  bitmaps = co_await bitmaps_.end_resize(request.size);
-  co_return bitmaps;
+  auto sized = co_await set_size(request.size, bitmaps);
+  co_return sized;
 }
 
-Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size) {
+Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size, Bitmaps::Change& bitmaps) {
   auto guard = co_await core_.header_mutex.lock();
-  const std::uint64_t before = core_.header.size;
+  const Header before = core_.header;
   core_.header.size = size;
+  bitmaps_.put_into(core_.header, bitmaps);
   auto written = co_await core_.write_header();
   if (written) written = co_await core_.file->flush();
   if (!written) {
-    core_.header.size = before;
+    core_.header = before;
+    bitmaps_.give_up(bitmaps);
     co_return forward_error(written, "Failed to update the image size");
   }
   core_.size.store(size);
+  bitmaps_.take_over(bitmaps);
   co_return {};
 }
 
