@@ -86,7 +86,7 @@ run "$platter" img snapshot -l base.qcow2
 
 step "Making a clone: an overlay that shares the base's data"
 run "$platter" img create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
-before=$(sha256sum <base.qcow2)
+before=$(sha256sum <base.qcow2 | cut -c1-64)
 
 step "Booting the guest from the clone (virtio-blk under KVM)"
 bus=virtio-pci
@@ -103,7 +103,7 @@ run "$platter" img check clone.qcow2
 run "$platter" img info clone.qcow2
 
 step "The base is unchanged"
-[ "$(sha256sum <base.qcow2)" = "$before" ] || die "the base has changed"
+[ "$(sha256sum <base.qcow2 | cut -c1-64)" = "$before" ] || die "the base has changed"
 say "its checksum is the same as before: $before"
 
 step "A snapshot brings the old state back"

@@ -55,7 +55,7 @@ class Bench:
     def probe(self):
         return json.loads(self.call(self.platter, "run", "--probe", "--json"))
 
-    def run_guest(self, *arguments, timeout=280, expect=0, stdin=subprocess.DEVNULL,
+    def run_guest(self, *arguments, timeout=550, expect=0, stdin=subprocess.DEVNULL,
                   quiet=False):
         """Runs a machine to its end; gives what it said on the console."""
         command = [self.platter, "run", *arguments]

@@ -61,7 +61,7 @@ def main():
         console, _ = bench.run_guest(
             "--kernel", kernel, "--memory", "64M",
             "--disk", f"{clone},format=qcow2,bus=virtio-{bench.options.bus}",
-            "--append", ARGUMENTS + (SLOW_ARGUMENTS if slow else ""), timeout=580)
+            "--append", ARGUMENTS + (SLOW_ARGUMENTS if slow else ""), timeout=1100)
         if "LINUX PASS" not in console:
             fail("the guest's init did not pass")
         if digest(base) != before:
