@@ -47,7 +47,8 @@ class FileDriver : public Driver {
   Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override;
   Task<Result<void>> do_resize(ResizeRequest request) override;
   Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
-                                  std::uint64_t offset, std::uint64_t length) override;
+                                  std::uint64_t offset, std::uint64_t length,
+                                  CopyFlags flags) override;
   Task<Result<void>> do_close() override;
   Task<Result<void>> do_set_permissions(Permissions cumulative) override;
   Task<Result<void>> prepare_reopen(OpenFlags flags) override;
@@ -85,6 +86,13 @@ class FileDriver : public Driver {
   // nullopt when the ring should do it.
   std::optional<ssize_t> read_now(const KernelIov& iov, std::uint64_t offset);
   std::optional<ssize_t> write_now(const KernelIov& iov, std::uint64_t offset, bool durable);
+  // A copy between page caches, if that is likely to be done at once: 0 or a positive errno,
+  // ENOTSUP when it is not.
+  int copy_now(const FileDriver& from, std::uint64_t source, std::uint64_t target,
+               std::uint64_t length);
+  // Runs a plain system call that writes, unless such calls had to wait lately.
+  template <class Call>
+  std::optional<ssize_t> unless_slow(Call&& call);
   Result<Extent> find_extent(std::uint64_t offset) const;
 
   // Immutable after open, but for a reopen.

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "block/adapters/file.h"
+#include "block/adapters/splice.h"
 #include "block/exec/executor.h"
 
 namespace platter {
@@ -65,22 +66,38 @@ std::optional<ssize_t> FileDriver::read_now(const KernelIov& iov, std::uint64_t 
   return std::nullopt;
 }
 
+// The page cache nearly always takes a write at once. When it does not (too much is dirty, or a
+// page has to be read first), the next writes go to the ring for a while.
+template <class Call>
+std::optional<ssize_t> FileDriver::unless_slow(Call&& call) {
+  const std::int64_t begin = monotonic_now();
+  if (begin < slow_writes_until_.load(std::memory_order_relaxed)) return std::nullopt;
+  const ssize_t n = call();
+  const std::int64_t end = monotonic_now();
+  if (end - begin > kSlowWrite) {
+    slow_writes_until_.store(end + kSlowWritePause, std::memory_order_relaxed);
+  }
+  return n;
+}
+
 std::optional<ssize_t> FileDriver::write_now(const KernelIov& iov, std::uint64_t offset,
                                              bool durable) {
   if (direct_ || iov.bytes() > kLongestCopy) return std::nullopt;
   const auto at = static_cast<off_t>(offset);
   if (in_memory_) return negative_errno(::pwritev(fd_.get(), iov.data(), count_of(iov), at));
   if (durable) return std::nullopt;
-  // The page cache nearly always takes a write at once. When it does not (too much is dirty, or a
-  // page has to be read first), the next writes go to the ring for a while.
-  const std::int64_t begin = monotonic_now();
-  if (begin < slow_writes_until_.load(std::memory_order_relaxed)) return std::nullopt;
-  const ssize_t n = negative_errno(::pwritev(fd_.get(), iov.data(), count_of(iov), at));
-  const std::int64_t end = monotonic_now();
-  if (end - begin > kSlowWrite) {
-    slow_writes_until_.store(end + kSlowWritePause, std::memory_order_relaxed);
-  }
-  return n;
+  return unless_slow(
+      [&] { return negative_errno(::pwritev(fd_.get(), iov.data(), count_of(iov), at)); });
+}
+
+int FileDriver::copy_now(const FileDriver& from, std::uint64_t source, std::uint64_t target,
+                         std::uint64_t length) {
+  if (direct_ || from.direct_ || length > kLongestCopy) return ENOTSUP;
+  const auto call = [&]() -> ssize_t {
+    return splice_range(from.fd(), source, fd_.get(), target, length);
+  };
+  const std::optional<ssize_t> done = in_memory_ ? call() : unless_slow(call);
+  return done ? static_cast<int>(*done) : ENOTSUP;
 }
 
 Task<Result<void>> FileDriver::do_read(std::uint64_t offset, IoVec iov, ReadFlags) {

@@ -195,9 +195,16 @@ int copy_range(CopyRequest& request) {
 }  // namespace
 
 Task<Result<void>> FileDriver::do_copy_from(BlockNode& source, std::uint64_t source_offset,
-                                            std::uint64_t offset, std::uint64_t length) {
+                                            std::uint64_t offset, std::uint64_t length,
+                                            CopyFlags flags) {
   auto* const from = dynamic_cast<FileDriver*>(&source.driver());
   if (!from || no_copy_from_.load(std::memory_order_relaxed) == from) co_return not_supported();
+  if (!flags.may_share) {
+    const int error = copy_now(*from, source_offset, offset, length);
+    if (error != ENOTSUP) note_change(error == 0 ? offset + length : 0);
+    if (error == 0) co_return {};
+    co_return fail_errno(error);
+  }
   CopyRequest request{from->fd(), fd_.get(), source_offset,
                       offset,     length,    can_clone_.load(std::memory_order_relaxed)};
   auto work = [&] { return copy_range(request); };

@@ -1,6 +1,7 @@
 #include "block/jobs/copy.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <chrono>
 #include <mutex>
@@ -23,6 +24,12 @@ constexpr std::uint64_t kChunk = std::uint64_t{512} << 10;
 // The longest piece of zeroes or skipped range that is handled, and counted as progress, at once.
 constexpr std::uint64_t kLongPiece = std::uint64_t{1} << 30;
 
+// Data is copied unseen when this much or more of it can be judged by its first bytes, and those
+// are in memory. Where they are not, or the files do not take it, the next pieces are not tried.
+constexpr std::uint64_t kLeastUnseen = std::uint64_t{32} << 10;
+constexpr std::size_t kLookAt = 512;
+constexpr unsigned kPause = 64;
+
 enum class Kind : std::uint8_t { kSkip, kZero, kData };
 
 // A piece of the target, and what is to be done with it.
@@ -31,6 +38,9 @@ struct Piece {
   std::uint64_t offset = 0;
   std::uint64_t length = 0;
   std::uint64_t sequence = 0;
+  // Where the stored bytes of data lie, if that is known.
+  BlockNode* node = nullptr;
+  std::uint64_t host = 0;
 };
 
 class CopyRun {
@@ -47,6 +57,8 @@ class CopyRun {
   Task<Result<void>> wait_for_turn(std::uint64_t sequence);
   void end_turn();
   Task<bool> offloaded(const Piece& piece);
+  Task<bool> may_pass_unseen(const Piece& piece);
+  Task<bool> fetch(const Piece& piece, std::span<std::byte> bytes);
   Task<Result<void>> write_one(std::uint64_t offset, std::span<std::byte> bytes);
   Task<Result<void>> zero_one(std::uint64_t offset, std::uint64_t length);
   Task<void> pace(std::uint64_t bytes);
@@ -57,6 +69,8 @@ class CopyRun {
     std::vector<Task<Result<void>>> tasks;
   };
   void start_writes(const Piece& piece, std::span<std::byte> buffer, Writes& writes);
+  // Bytes from `offset` to the end of its grain.
+  std::uint64_t left_in_grain(std::uint64_t offset) const { return grain_ - offset % grain_; }
 
   const std::span<const CopySource> sources_;
   BlockNode& target_;
@@ -67,6 +81,8 @@ class CopyRun {
   const std::uint64_t grain_;
   const std::uint64_t chunk_;
   bool offload_;
+  const bool unseen_;   // whether pieces may be copied unseen,
+  unsigned pause_ = 0;  // but not the next so many
 
   AsyncMutex walk_mutex_;
   std::uint64_t position_ = 0;  // of the next piece
@@ -98,7 +114,9 @@ CopyRun::CopyRun(std::span<const CopySource> sources, BlockNode& target, const C
       total_(sources.empty() ? 0 : sources.back().target_offset + sources.back().length),
       grain_(grain_for(target, options)),
       chunk_(options.compressed_unit != 0 ? options.compressed_unit : std::max(kChunk, grain_)),
-      offload_(options.offload) {}
+      offload_(options.offload),
+      unseen_(options.still_sources && !options.salvage && options.compressed_unit == 0 &&
+              (options.sparse == 0 || grain_ >= kLeastUnseen) && !target.flags().direct) {}
 
 void CopyRun::give_up(Error error) {
   const std::scoped_lock lock(turn_mutex_);
@@ -134,6 +152,12 @@ Task<Result<void>> CopyRun::look_up() {
     }
   } else if (extent->present && !extent->zero) {
     found_.kind = Kind::kData;
+    // (A filter on top may want to see the reads.)
+    if (!extent->compressed && extent->host_offset != Extent::kNoHost &&
+        &source.node->skip_filters() == source.node) {
+      found_.node = extent->node;
+      found_.host = extent->host_offset;
+    }
   }
   co_return {};
 }
@@ -167,6 +191,7 @@ Task<Result<std::optional<Piece>>> CopyRun::next_piece() {
   position_ += piece.length;
   const std::uint64_t used = std::min(piece.length, found_.length);
   found_.offset += used;
+  found_.host += used;
   found_.length -= used;
   if (used < piece.length) found_.length = 0;
   if (piece.kind == Kind::kData && options_.bytes_per_second != 0) co_await pace(piece.length);
@@ -245,6 +270,33 @@ Task<bool> CopyRun::offloaded(const Piece& piece) {
   co_return result.has_value();
 }
 
+// Whether the piece can go from file to file: each of its grains begins with something other than
+// zeroes, as a look at what is in memory tells.
+Task<bool> CopyRun::may_pass_unseen(const Piece& piece) {
+  if (!unseen_ || piece.node == nullptr || piece.node->flags().direct) co_return false;
+  if (pause_ != 0) {
+    --pause_;
+    co_return false;
+  }
+  std::array<std::byte, kLookAt> head;
+  for (std::uint64_t at = 0; at < piece.length;) {
+    const std::uint64_t left = piece.length - at;
+    const std::uint64_t step =
+        options_.sparse == 0 ? kLeastUnseen : left_in_grain(piece.offset + at);
+    const std::span<std::byte> seen = std::span(head).first(std::min<std::size_t>(left, kLookAt));
+    auto look = piece.node->read(piece.host + at, IoVec(seen));
+    const bool in_memory = look.done();
+    const Result<void> looked = co_await look;
+    if (!in_memory || !looked) {
+      pause_ = kPause;
+      co_return false;
+    }
+    if (options_.sparse != 0 && is_zero(seen)) co_return false;
+    at += std::min(step, left);
+  }
+  co_return true;
+}
+
 Task<Result<void>> CopyRun::write_one(std::uint64_t offset, std::span<std::byte> bytes) {
   const WriteFlags flags{.compressed = options_.compressed_unit != 0};
   const Result<void> result = co_await target_.write(offset, IoVec(bytes), flags);
@@ -267,8 +319,7 @@ void CopyRun::start_writes(const Piece& piece, std::span<std::byte> buffer, Writ
     return;
   }
   const auto grain_end = [&](std::size_t at) {
-    const std::uint64_t left = grain_ - (piece.offset + at) % grain_;
-    return at + std::min<std::size_t>(left, buffer.size() - at);
+    return at + std::min<std::size_t>(left_in_grain(piece.offset + at), buffer.size() - at);
   };
   std::size_t start = 0;
   while (start < buffer.size()) {
@@ -288,37 +339,61 @@ void CopyRun::start_writes(const Piece& piece, std::span<std::byte> buffer, Writ
   }
 }
 
+// Reads a piece; false: it cannot be read, and the copy has been given up.
+Task<bool> CopyRun::fetch(const Piece& piece, std::span<std::byte> bytes) {
+  Result<void> got = co_await read(piece.offset, bytes);
+  if (!got && options_.salvage) got = co_await read_salvaging(piece.offset, bytes);
+  if (!got) give_up(got.error().in(fmt::format("error while reading at byte {}", piece.offset)));
+  co_return got.has_value();
+}
+
 Task<void> CopyRun::work() {
   Buffer buffer;
   Writes writes;
+  const auto buffer_for = [&](const Piece& piece) {
+    if (buffer.size() == 0) buffer = Buffer(chunk_);
+    return buffer.span(0, piece.length);
+  };
   for (;;) {
     const Result<std::optional<Piece>> next = co_await next_piece();
     if (!next) give_up(next.error());
     if (!next || !*next) co_return;
     const Piece piece = **next;
-    std::span<std::byte> bytes;
+    const bool data = piece.kind == Kind::kData;
     bool copied = false;
-    if (piece.kind == Kind::kData) {
-      copied = co_await offloaded(piece);
-      if (!copied) {
-        if (buffer.size() == 0) buffer = Buffer(chunk_);
-        bytes = buffer.span(0, piece.length);
-        Result<void> got = co_await read(piece.offset, bytes);
-        if (!got && options_.salvage) got = co_await read_salvaging(piece.offset, bytes);
-        if (!got) {
-          give_up(got.error().in(fmt::format("error while reading at byte {}", piece.offset)));
-          co_return;
-        }
-      }
+    bool unseen = false;
+    std::span<std::byte> bytes;
+    if (data) copied = co_await offloaded(piece);
+    if (data && !copied) unseen = co_await may_pass_unseen(piece);
+    if (data && !copied && !unseen) {
+      bytes = buffer_for(piece);
+      const bool fetched = co_await fetch(piece, bytes);
+      if (!fetched) co_return;
     }
     const Result<void> turn = co_await wait_for_turn(piece.sequence);
     if (!turn) co_return;
-    if (!bytes.empty()) {
+    if (unseen) {
+      const CopyFlags plain{.may_share = false};
+      writes.tasks.push_back(
+          target_.copy_from(*piece.node, piece.host, piece.offset, piece.length, plain));
+    } else if (!bytes.empty()) {
       start_writes(piece, bytes, writes);
     } else if (piece.kind == Kind::kZero && !options_.target_is_zero) {
       writes.tasks.push_back(zero_one(piece.offset, piece.length));
     }
     end_turn();
+    if (unseen) {
+      const Result<void> passed = co_await writes.tasks.back();
+      writes.tasks.clear();
+      if (!passed) {
+        // The ordinary way; it finds the error, if it is one.
+        pause_ = kPause;
+        bytes = buffer_for(piece);
+        const bool fetched = co_await fetch(piece, bytes);
+        if (!fetched) co_return;
+        start_writes(piece, bytes, writes);
+      }
+    }
     for (Task<Result<void>>& task : writes.tasks) {
       const Result<void> written = co_await task;
       if (!written) give_up(written.error());

@@ -54,6 +54,10 @@ struct CopyOptions {
   std::uint32_t compressed_unit = 0;
   // Let the host copy where it can.
   bool offload = false;
+  // Nobody writes to the sources meanwhile, so that bytes may be taken from where an earlier look
+  // found them: from file to file, unseen, where the target's units are large enough to tell by
+  // their first bytes that they are no zeroes.
+  bool still_sources = false;
   // Put zeroes in place of what cannot be read, and tell.
   bool salvage = false;
   std::function<void(std::uint64_t offset, const Error& error)> on_unreadable;

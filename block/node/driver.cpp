@@ -26,7 +26,8 @@ Task<Result<void>> Driver::do_resize(ResizeRequest) {
   co_return fail(ENOTSUP, "Image format driver does not support resize");
 }
 
-Task<Result<void>> Driver::do_copy_from(BlockNode&, std::uint64_t, std::uint64_t, std::uint64_t) {
+Task<Result<void>> Driver::do_copy_from(BlockNode&, std::uint64_t, std::uint64_t, std::uint64_t,
+                                       CopyFlags) {
   co_return fail_errno(ENOTSUP);
 }
 

@@ -45,6 +45,11 @@ struct ZeroFlags {
   bool no_fallback = false;  // fail with ENOTSUP rather than write a buffer of zeroes
 };
 
+// What a copy between two ranges may do.
+struct CopyFlags {
+  bool may_share = true;  // the blocks may be shared (reflinks) or copied by another machine
+};
+
 enum class Preallocation : std::uint8_t { kOff, kMetadata, kFalloc, kFull };
 Result<Preallocation> parse_preallocation(std::string_view text);
 
@@ -96,10 +101,11 @@ class Driver {
   // place unknown.
   virtual Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length);
   virtual Task<Result<void>> do_resize(ResizeRequest request);
-  // Copies between two ranges below (copy_file_range, reflink) without passing the bytes through
-  // memory; ENOTSUP: not possible here, read and write. `source` is a node of the same driver.
+  // Copies between two ranges below (copy_file_range, reflink, splice) without passing the bytes
+  // through this process; ENOTSUP: not possible here, read and write (a part may have been copied).
   virtual Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
-                                          std::uint64_t offset, std::uint64_t length);
+                                          std::uint64_t offset, std::uint64_t length,
+                                          CopyFlags flags);
   // Writes back what is cached and ends; called once, with nothing in flight, before children are
   // detached. The driver is destroyed afterwards whatever it answers.
   virtual Task<Result<void>> do_close();

@@ -57,7 +57,7 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   Task<Result<void>> resize(ResizeRequest request);
   // Copies from another node without passing bytes through memory; ENOTSUP: read and write instead.
   Task<Result<void>> copy_from(BlockNode& source, std::uint64_t source_offset, std::uint64_t offset,
-                               std::uint64_t length);
+                               std::uint64_t length, CopyFlags flags = {});
 
   std::uint64_t size() const { return driver_->size(); }  // bytes
   Limits limits() const { return driver_->limits(); }

@@ -33,7 +33,8 @@ Task<Result<void>> BlockNode::resize(ResizeRequest request) {
 }
 
 Task<Result<void>> BlockNode::copy_from(BlockNode& source, std::uint64_t source_offset,
-                                        std::uint64_t offset, std::uint64_t length) {
+                                        std::uint64_t offset, std::uint64_t length,
+                                        CopyFlags flags) {
   co_await detail::YieldIf{detail::nested_too_deep()};
   auto entered = co_await enter();
   PLATTER_CO_TRY(entered);
@@ -54,7 +55,7 @@ Task<Result<void>> BlockNode::copy_from(BlockNode& source, std::uint64_t source_
     const bool flush_after = flush_instead_of_fua(fua) || fua;
     RangeLock::Hold hold(ranges_, offset, length, RangeLock::Mode::kShared);
     if (align > 1) co_await hold.acquire();
-    auto copied = driver_->do_copy_from(source, source_offset, offset, length);
+    auto copied = driver_->do_copy_from(source, source_offset, offset, length, flags);
     result = co_await copied;
     if (result && flush_after) {
       auto flushed = flush_below();

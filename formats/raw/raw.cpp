@@ -82,11 +82,13 @@ class RawDriver : public Driver {
   }
 
   Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
-                                  std::uint64_t offset, std::uint64_t length) override {
+                                  std::uint64_t offset, std::uint64_t length,
+                                  CopyFlags flags) override {
     // Both windows go; what remains is between the files.
     auto* const raw = dynamic_cast<RawDriver*>(&source.driver());
-    if (!raw) return file_->copy_from(source, source_offset, offset_ + offset, length);
-    return file_->copy_from(*raw->file_, raw->offset_ + source_offset, offset_ + offset, length);
+    if (!raw) return file_->copy_from(source, source_offset, offset_ + offset, length, flags);
+    return file_->copy_from(*raw->file_, raw->offset_ + source_offset, offset_ + offset, length,
+                            flags);
   }
 
   // What the users of the disk need and allow is needed and allowed of the file.

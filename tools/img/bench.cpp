@@ -230,7 +230,8 @@ bool take(BenchArguments& b, const Option& option) {
     case 'i':
       // Every request goes the way that is best here, whatever the name.
       if (option.value == "native") b.native = true;
-      if (option.value == "native" || option.value == "threads" || option.value == "io_uring") break;
+      if (option.value == "native" || option.value == "threads" || option.value == "io_uring")
+        break;
       report("Invalid aio option: {}", option.value);
       return false;
     default:  // -q: there is nothing to be left out

@@ -251,6 +251,7 @@ Task<Result<void>> Conversion::copy_all() {
   options.in_order = !arguments_.out_of_order;
   options.sparse = arguments_.sparse.value_or(CopyOptions::kDefaultSparse);
   options.offload = arguments_.offload;
+  options.still_sources = true;
   options.salvage = arguments_.salvage;
   options.bytes_per_second = arguments_.rate;
   // A new image without a backing file reads as zeroes.

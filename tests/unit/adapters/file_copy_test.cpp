@@ -1,4 +1,8 @@
 // Copying between files without passing the bytes through memory.
+#include <fcntl.h>
+
+#include "block/adapters/posix_file.h"
+#include "block/adapters/splice.h"
 #include "block/node/graph.h"
 #include "unit/adapters/adapter_test.h"
 
@@ -23,8 +27,8 @@ class FileCopy : public testing::Test {
     return std::move(*edge);
   }
   Result<void> copy(Edge& from, Edge& to, std::uint64_t source, std::uint64_t target,
-                    std::uint64_t length) {
-    return executor_->block_on([&] { return to->copy_from(*from, source, target, length); });
+                    std::uint64_t length, CopyFlags flags = {}) {
+    return executor_->block_on([&] { return to->copy_from(*from, source, target, length, flags); });
   }
   void close(Edge& edge) {
     EXPECT_TRUE(executor_->block_on([&] { return edge.detach(); }));
@@ -74,6 +78,38 @@ TEST_F(FileCopy, BetweenFileSystemsTheCallerMustReadAndWrite) {
   }
   close(from);
   close(to);
+}
+
+TEST_F(FileCopy, PlainlyWithoutSharingBlocks) {
+  const CopyFlags plain{.may_share = false};
+  const ScratchDir dir;
+  std::string text;
+  for (int i = 0; i < 3'000'000; ++i) text += static_cast<char>(i % 251);
+  write_file(dir / "from", text);
+  write_file(dir / "to", std::string(10'000, 'x'));
+  Edge from = open(dir / "from", true);
+  Edge to = open(dir / "to", false);
+  const Result<void> copied = copy(from, to, 1001, 5003, 1'000'000, plain);
+  EXPECT_TRUE(copied) << error_of(copied);
+  EXPECT_EQ(to->size(), 1'005'003U);
+  EXPECT_TRUE(read_file(dir / "to") == std::string(5003, 'x') + text.substr(1001, 1'000'000));
+  // What would keep the executor from its other work.
+  EXPECT_EQ(copy(from, to, 0, 0, 2'000'000, plain).error().code(), ENOTSUP);
+  close(from);
+  close(to);
+}
+
+TEST_F(FileCopy, APipeGivesNothingLeftOverFromAFailedCopy) {
+  const ScratchDir dir;
+  write_file(dir / "from", std::string(100'000, 'a') + std::string(100'000, 'b'));
+  write_file(dir / "to", "");
+  const UniqueFd from(::open((dir / "from").c_str(), O_RDONLY));
+  const UniqueFd to(::open((dir / "to").c_str(), O_WRONLY));
+  EXPECT_EQ(splice_range(from.get(), 0, from.get(), 0, 50'000), EBADF);  // not open for writing
+  EXPECT_EQ(splice_range(from.get(), 100'000, to.get(), 0, 50'000), 0);
+  EXPECT_TRUE(read_file(dir / "to") == std::string(50'000, 'b'));
+  // Behind the end there is nothing to copy.
+  EXPECT_EQ(splice_range(from.get(), 150'000, to.get(), 0, 100'000), ENOTSUP);
 }
 
 }  // namespace

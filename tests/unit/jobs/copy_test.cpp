@@ -61,10 +61,14 @@ class NotingDisk : public Driver {
     while (end < offset + length && (!known_holes || zero(end) == zero(offset)))
       end = (end / kPage + 1) * kPage;
     extent.length = std::min(end - offset, length);
+    if (self && extent.kind == ExtentKind::kData) {
+      extent.node = self;
+      extent.host_offset = offset;
+    }
     co_return extent;
   }
   Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t from, std::uint64_t offset,
-                                  std::uint64_t length) override {
+                                  std::uint64_t length, CopyFlags) override {
     if (!can_copy) co_return fail_errno(ENOTSUP);
     copied += length;
     const NotingDisk& other = static_cast<NotingDisk&>(source.driver());
@@ -75,6 +79,7 @@ class NotingDisk : public Driver {
   std::vector<std::byte> bytes;
   bool known_holes = true, sparse = false, slow = false, can_copy = false, refuse_writes = false;
   std::optional<std::uint64_t> bad_offset;
+  BlockNode* self = nullptr;  // to tell where stored data lies
   std::uint64_t read = 0, written = 0, zeroed = 0, copied = 0;
   std::vector<std::uint64_t> starts;
   std::vector<std::size_t> packed;
@@ -343,6 +348,63 @@ TEST(Copy, ARateHoldsItBack) {
   const auto before = std::chrono::steady_clock::now();
   ASSERT_TRUE(run_copy(source, target, options));
   EXPECT_GE(std::chrono::steady_clock::now() - before, std::chrono::milliseconds(37));
+}
+
+// A source that tells where its data lies, and a target with units that first bytes can vouch for.
+struct Unseen {
+  Unseen() {
+    source.disk->known_holes = false;
+    source.disk->self = source.node.get();
+    target.disk->can_copy = true;
+    source.fill(0, kSize, 7);
+    options.target_is_zero = true;
+    options.still_sources = true;
+  }
+  Disk source{kSize};
+  Disk target{kSize, {.zeroes_alignment = 65536}};
+  CopyOptions options;
+};
+
+TEST(Copy, DataOfAStillSourceIsCopiedUnseen) {
+  Unseen copy;
+  ASSERT_TRUE(run_copy(copy.source, copy.target, copy.options));
+  EXPECT_EQ(copy.target.disk->bytes, copy.source.disk->bytes);
+  EXPECT_EQ(copy.target.disk->copied, kSize);
+  EXPECT_EQ(copy.target.disk->written, 0U);
+  EXPECT_EQ(copy.source.disk->read, kSize / 65536 * 512);
+}
+
+TEST(Copy, AGrainThatBeginsWithZeroesIsLookedAt) {
+  Unseen copy;
+  copy.source.fill(2 * 65536, 65536, 0);         // all zeroes: left out
+  copy.source.fill((1 << 20) + 65536, 4096, 0);  // some: data
+  ASSERT_TRUE(run_copy(copy.source, copy.target, copy.options));
+  EXPECT_EQ(copy.target.disk->bytes, copy.source.disk->bytes);
+  EXPECT_EQ(copy.target.disk->written, (1 << 20) - 65536U);
+  EXPECT_EQ(copy.target.disk->copied, kSize - (1 << 20));
+}
+
+TEST(Copy, NothingIsCopiedUnseenWhereItMayNotBe) {
+  const auto expect_seen = [](Unseen& copy) {
+    ASSERT_TRUE(run_copy(copy.source, copy.target, copy.options));
+    EXPECT_EQ(copy.target.disk->bytes, copy.source.disk->bytes);
+    EXPECT_EQ(copy.target.disk->copied, 0U);
+  };
+  Unseen written_to;
+  written_to.options.still_sources = false;
+  expect_seen(written_to);
+  Unseen salvaged;
+  salvaged.options.salvage = true;
+  expect_seen(salvaged);
+  Unseen packed;
+  packed.options.compressed_unit = 65536;
+  expect_seen(packed);
+  Unseen not_in_memory;
+  not_in_memory.source.disk->slow = true;
+  expect_seen(not_in_memory);
+  Unseen unable;
+  unable.target.disk->can_copy = false;
+  expect_seen(unable);
 }
 
 TEST(Copy, NothingToCopyIsDone) {
