@@ -142,6 +142,20 @@ def marks(h):
                                 ["bitmap", "--add", "--merge", "fine", "-b", "a", "x", "z"], ["marks", "x", "z"],
                                 ["bitmap", "--merge", "coarse", "-b", "a", "-F", "qcow2", "x", "z"],
                                 ["marks", "x", "z"]], [("x", "qcow2")])
+    make = [["bitmap", "--add", "-g", "512", "a", "fine"], ["bitmap", "--add", "a", "b"]]
+    writes = [["both", "-c", "write 1M 64k", "-c", "write 5000 513", "-c", "write -z 20M 1M", "-c",
+               "write -z 33M 700", "-c", "discard 40M 4M", "a"]]
+    look = [["marks", "a", name] for name in ("b", "fine")] + [["check", "-q", "a"], ["info", "a"]]
+    for options in ("extended_l2=on", "data_file=d", "lazy_refcounts=on,refcount_bits=64"):
+        h.case(f"bitmap marks {options}",
+               [["create", "-q", "-f", "qcow2", "-o", options, "a", "100M"]] + make + writes + look,
+               [("a", "qcow2")] if "data" not in options else [])
+    # Repairing leaves them as they are.
+    for what, place in (("refcounts", 0x2000a), ("refcount table", 0x10000)):
+        h.case(f"bitmap marks after a repair of the {what}",
+               [["create", "-q", "-f", "qcow2", "a", "100M"]] + make + writes +
+               [["sh", f"printf '\\0\\0\\0\\0\\0\\0\\0\\0' | dd of=a bs=1 seek={place} conv=notrunc"],
+                ["check", "-q", "-r", "all", "a"]] + look, [("a", "qcow2")], errors="any")
     over = [["peer", "create", "-q", "-f", "qcow2", "base", "10M"], ["peer", "bitmap", "--add", "base", "b"],
             ["peer", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "a"],
             ["peer", "bitmap", "--add", "a", "b"], ["both", "-c", "write 1M 1M", "-c", "write -z 5M 1M", "a"]]
