@@ -1,5 +1,7 @@
 #include "block/filters/write_log.h"
 
+#include <algorithm>
+
 #include "block/node/registry.h"
 
 namespace platter {
@@ -40,18 +42,36 @@ bool WriteLog::durable(const Entry& entry, std::size_t cut) const {
   if (entry.end == kNever || entry.end >= cut || entry.failed) return false;
   if (entry.fua) return true;
   for (const Entry& other : entries_) {
-    if (other.kind == Kind::kFlush && !other.failed && other.begin > entry.end && other.end < cut)
+    if (other.kind == Kind::kFlush && other.disk == entry.disk && !other.failed &&
+        other.begin > entry.end && other.end < cut)
       return true;
   }
   return false;
+}
+
+std::vector<std::size_t> WriteLog::durable_from() const {
+  std::vector<std::size_t> from(entries_.size(), kNever);
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (entry.end == kNever || entry.failed) continue;
+    if (entry.fua) from[i] = entry.end + 1;
+    // Flushes of one disk may overlap: the one that ends first counts.
+    for (std::size_t j = i + 1; j < entries_.size() && entries_[j].begin < from[i]; ++j) {
+      const Entry& flush = entries_[j];
+      if (flush.kind == Kind::kFlush && flush.disk == entry.disk && !flush.failed &&
+          flush.end != kNever && flush.begin > entry.end)
+        from[i] = std::min(from[i], flush.end + 1);
+    }
+  }
+  return from;
 }
 
 namespace {
 
 class WriteLogDriver : public Driver {
  public:
-  WriteLogDriver(Edge file, std::shared_ptr<WriteLog> log)
-      : file_(std::move(file)), log_(std::move(log)) {}
+  WriteLogDriver(Edge file, std::shared_ptr<WriteLog> log, unsigned disk)
+      : file_(std::move(file)), log_(std::move(log)), disk_(disk) {}
 
   std::uint64_t size() const override { return file_->size(); }
   Limits limits() const override {
@@ -71,6 +91,7 @@ class WriteLogDriver : public Driver {
         .kind = WriteLog::Kind::kWrite, .offset = offset, .length = iov.size(), .fua = flags.fua};
     entry.data.resize(iov.size());
     iov.copy_to(entry.data.data());
+    entry.disk = disk_;
     const std::size_t index = log_->begin(std::move(entry));
     auto written = co_await file_->write(offset, iov, flags);
     log_->end(index, !written);
@@ -80,6 +101,7 @@ class WriteLogDriver : public Driver {
                                      ZeroFlags flags) override {
     WriteLog::Entry entry{
         .kind = WriteLog::Kind::kZeroes, .offset = offset, .length = length, .fua = flags.fua};
+    entry.disk = disk_;
     const std::size_t index = log_->begin(std::move(entry));
     auto zeroed = co_await file_->write_zeroes(offset, length, flags);
     log_->end(index, !zeroed);
@@ -89,6 +111,7 @@ class WriteLogDriver : public Driver {
     WriteLog::Entry entry{.kind = WriteLog::Kind::kDiscard, .offset = offset, .length = length};
     // Below us are disks whose discarded ranges read as zeroes.
     entry.zero_on_discard = true;
+    entry.disk = disk_;
     const std::size_t index = log_->begin(std::move(entry));
     auto discarded = co_await file_->discard(offset, length);
     log_->end(index, !discarded);
@@ -96,6 +119,7 @@ class WriteLogDriver : public Driver {
   }
   Task<Result<void>> do_flush() override {
     WriteLog::Entry entry{.kind = WriteLog::Kind::kFlush};
+    entry.disk = disk_;
     const std::size_t index = log_->begin(std::move(entry));
     auto flushed = co_await file_->flush();
     log_->end(index, !flushed);
@@ -103,6 +127,7 @@ class WriteLogDriver : public Driver {
   }
   Task<Result<void>> do_resize(ResizeRequest request) override {
     WriteLog::Entry entry{.kind = WriteLog::Kind::kResize, .length = request.size};
+    entry.disk = disk_;
     const std::size_t index = log_->begin(std::move(entry));
     auto resized = co_await file_->resize(request);
     log_->end(index, !resized);
@@ -126,18 +151,19 @@ class WriteLogDriver : public Driver {
   // Immutable after open; the log guards itself.
   Edge file_;
   const std::shared_ptr<WriteLog> log_;
+  const unsigned disk_;
 };
 
 }  // namespace
 
 Task<Result<NodePtr>> make_write_log_node(std::string node_name, NodePtr below,
-                                          std::shared_ptr<WriteLog> log) {
+                                          std::shared_ptr<WriteLog> log, unsigned disk) {
   static const DriverType type{.name = "write_log", .filter = true};
   const Permissions none{.need = 0, .shared = perm::kAll};
   auto file =
       co_await Edge::attach(std::move(below), fmt::format("node '{}' as 'file'", node_name), none);
   PLATTER_CO_TRY(file);
-  auto driver = std::make_unique<WriteLogDriver>(std::move(*file), std::move(log));
+  auto driver = std::make_unique<WriteLogDriver>(std::move(*file), std::move(log), disk);
   co_return BlockNode::create(type, std::move(driver), std::move(node_name), "",
                               OpenFlags{.read_only = false, .discard_unmap = true});
 }

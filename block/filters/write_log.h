@@ -6,6 +6,8 @@
 // sectors of it). The log keeps the moments (positions in one sequence of begins and ends) from
 // which that is decided; replay() builds the image.
 //
+// Several nodes may share a log: an entry says on which disk it was, and a flush is one disk's.
+//
 // Threads: WriteLog: any. Entries are read when no request is running.
 // Ownership: the log is shared by its user and the filter.
 //
@@ -39,10 +41,11 @@ class WriteLog {
   enum class Kind : std::uint8_t { kWrite, kZeroes, kDiscard, kFlush, kResize, kMark };
   struct Entry {
     Kind kind = Kind::kWrite;
+    unsigned disk = 0;
     std::uint64_t offset = 0;
-    std::uint64_t length = 0;      // kResize: the new size
-    std::vector<std::byte> data{};   // kWrite
-    bool fua = false;              // durable once it has completed
+    std::uint64_t length = 0;       // kResize: the new size
+    std::vector<std::byte> data{};  // kWrite
+    bool fua = false;               // durable once it has completed
     bool zero_on_discard = false;  // the discarded range read as zeroes afterwards
     std::size_t begin = 0;         // moment
     std::size_t end = kNever;      // moment, kNever: not completed
@@ -63,6 +66,8 @@ class WriteLog {
 
   // Whether a cut at moment `cut` must leave this entry's effect in place.
   bool durable(const Entry& entry, std::size_t cut) const;
+  // For each entry the first cut that must leave its effect in place, or kNever.
+  std::vector<std::size_t> durable_from() const;
 
  private:
   mutable std::mutex mutex_;
@@ -110,8 +115,8 @@ void replay(const WriteLog& log, std::size_t cut, Keep&& keep, Image& image) {
   }
 }
 
-// A logging node over `below`.
+// A logging node over `below`, whose entries are those of `disk`.
 Task<Result<NodePtr>> make_write_log_node(std::string node_name, NodePtr below,
-                                          std::shared_ptr<WriteLog> log);
+                                          std::shared_ptr<WriteLog> log, unsigned disk = 0);
 
 }  // namespace platter

@@ -85,10 +85,27 @@ TEST_F(WriteLogTest, FuaZeroesDiscardsAndFailures) {
   fault_points_of(*fault_)->add({.operations = fault_op::kFlush, .count = 1});
   EXPECT_FALSE(run([&] { return node_->flush(); }));
   EXPECT_EQ(after_cut(*log_, log_->moments(), kNone, 1024), filled(1024, 4));
+  EXPECT_EQ(log_->durable_from()[1], WriteLog::kNever);
   log_->mark("told");
   EXPECT_EQ(log_->entries().back().text, "told");
   ASSERT_OK(run([&] { return node_->flush(); }));
   EXPECT_EQ(after_cut(*log_, log_->moments(), kNone, 1024), filled(1024, 0));
+  const std::vector<std::size_t> from = log_->durable_from();
+  EXPECT_EQ(from[0], 2u);
+  EXPECT_EQ(from[1], log_->moments());
+}
+
+TEST_F(WriteLogTest, AFlushIsOneDisks) {
+  const NodePtr other = *run([&] {
+    return make_write_log_node("other", make_memory_node("other-disk", 4096), log_, 1);
+  });
+  ASSERT_OK(write_bytes(*node_, 0, filled(512, 4)));
+  ASSERT_OK(write_bytes(*other, 0, filled(512, 4)));
+  ASSERT_OK(run([&] { return other->flush(); }));
+  const std::vector<std::size_t> from = log_->durable_from();
+  EXPECT_EQ(from[0], WriteLog::kNever);
+  EXPECT_EQ(from[1], log_->moments());
+  EXPECT_FALSE(log_->durable(log_->entries()[0], log_->moments()));
 }
 
 }  // namespace
