@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "formats/qcow2/checker.h"
+#include "formats/qcow2/header_io.h"
 #include "formats/qcow2/storage_io.h"
 
 namespace platter::qcow2 {
@@ -22,12 +23,10 @@ Task<Result<void>> Checker::write_table(std::uint64_t offset, std::span<const st
 }
 
 Task<Result<void>> Checker::write_header() {
-  auto encoded = encode_header(header_);
-  PLATTER_CO_TRY(encoded);
   auto step = co_await file_.flush();
   PLATTER_CO_TRY(step);
-  step = co_await write_table(0, *encoded);
-  PLATTER_CO_TRY(step);
+  step = co_await put_header(file_, header_);
+  if (!step) co_return forward_error(step, "could not write the header");
   step = co_await file_.flush();
   co_return step;
 }

@@ -2,16 +2,12 @@
 
 #include <cstdio>
 
-#include "block/exec/buffer.h"
+#include "formats/qcow2/header_io.h"
 
 namespace platter::qcow2 {
 
 Task<Result<void>> Core::write_header() {
-  auto bytes = encode_header(header);
-  PLATTER_CO_TRY(bytes);
-  Buffer cluster(bytes->size());
-  std::memcpy(cluster.data(), bytes->data(), bytes->size());
-  auto written = co_await file->write(0, cluster.iov());
+  auto written = co_await put_header(*file, header);
   if (written) header.extensions.stale_bitmaps = false;
   co_return written;
 }

@@ -7,6 +7,7 @@
 #include "block/base/bytes.h"
 #include "block/base/checked.h"
 #include "block/node/graph.h"
+#include "formats/qcow2/header_io.h"
 #include "formats/qcow2/storage_io.h"
 
 namespace platter::qcow2 {
@@ -110,16 +111,20 @@ Task<Result<void>> prepare_file(BlockNode& file, const CreatePlan& plan) {
 }  // namespace
 
 Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
-  auto encoded = encode_header(plan.header);
+  const auto encoded = encode_header(plan.header);
   PLATTER_CO_TRY(encoded);
   auto step = co_await prepare_file(file, plan);
   PLATTER_CO_TRY(step);
   step = co_await write_tables(file, plan);
   PLATTER_CO_TRY(step);
+  if (const auto rest = std::span(*encoded).subspan(kHeaderSwitch); !rest.empty()) {
+    const IoVec iov = IoVec::of_const(rest);
+    step = co_await file.write(kHeaderSwitch, iov);
+    PLATTER_CO_TRY(step);
+  }
   step = co_await file.flush();
   PLATTER_CO_TRY(step);
-  const IoVec header = IoVec::of_const(*encoded);
-  step = co_await file.write(0, header);
+  step = co_await put_header(file, plan.header);
   PLATTER_CO_TRY(step);
   step = co_await file.flush();
   co_return step;

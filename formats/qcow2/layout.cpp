@@ -1,6 +1,7 @@
 #include "formats/qcow2/layout.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "block/base/bytes.h"
 #include "block/base/checked.h"
@@ -307,28 +308,32 @@ std::uint32_t put_fields(Writer& out, const Header& header, const BackingName& n
 
 }  // namespace
 
-Result<std::vector<std::byte>> encode_header(const Header& header) {
+std::uint64_t header_area_size(const Header& header) {
+  const std::uint64_t fields =
+      header.version < 3 ? kHeaderV2Size : kHeaderWrittenSize + header.unknown_fields.size();
+  return fields + encode_extensions(header.extensions).size();
+}
+
+Result<std::vector<std::byte>> encode_header(const Header& header, std::uint64_t name_offset) {
   std::vector<std::byte> cluster(header.cluster_size());
-  std::vector<std::byte> area = encode_extensions(header.extensions);
-  const std::uint64_t length = header.version < 3
-                                   ? kHeaderV2Size
-                                   : kHeaderWrittenSize + header.unknown_fields.size();
-  const std::uint64_t end = length + area.size() + header.backing_file.size();
+  const std::vector<std::byte> area = encode_extensions(header.extensions);
+  const std::uint64_t fields =
+      header.version < 3 ? kHeaderV2Size : kHeaderWrittenSize + header.unknown_fields.size();
+  BackingName name{.offset = std::max(name_offset, fields + area.size()),
+                   .size = static_cast<std::uint32_t>(header.backing_file.size())};
+  const std::uint64_t end = name.offset + header.backing_file.size();
   if (end > cluster.size()) {
     return fail(ENOSPC,
                 "header extensions and backing file name do not fit into the first cluster: {} "
                 "bytes needed, cluster size {}",
                 end, cluster.size());
   }
-  BackingName name;
-  if (!header.backing_file.empty()) {
-    name.offset = length + area.size();
-    name.size = static_cast<std::uint32_t>(header.backing_file.size());
-  }
+  const std::uint64_t name_at = name.offset;
+  if (header.backing_file.empty()) name = {};
   Writer out(cluster);
   put_fields(out, header, name);
   out.bytes(area);
-  out.bytes(std::as_bytes(std::span(header.backing_file)));
+  std::memcpy(cluster.data() + name_at, header.backing_file.data(), header.backing_file.size());
   return cluster;
 }
 

@@ -101,8 +101,11 @@ Result<std::uint64_t> probe_cluster_size(std::span<const std::byte> head);
 Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint64_t file_size);
 
 // The whole first cluster for `header`, zero padded. ENOSPC when extensions and the backing file
-// name do not fit.
-Result<std::vector<std::byte>> encode_header(const Header& header);
+// name do not fit. The name lies at `name_offset` (bytes, at least header_area_size()), or right
+// behind the extensions when that is 0.
+Result<std::vector<std::byte>> encode_header(const Header& header, std::uint64_t name_offset = 0);
+// Bytes of the fields and extensions of `header`.
+std::uint64_t header_area_size(const Header& header);
 
 // A table's place: cluster aligned, not empty of clusters, not above kMaxHostOffset, `entries`
 // entries of `entry_size` bytes within `max_bytes`. Messages start with `name` ("Active L1 table").
