@@ -1,0 +1,93 @@
+// History: what a guest has done to its disk, and from that what it may read after a power cut at
+// any moment.
+//
+// Every sector that is written is filled with its own number and with the number of the write, its
+// stamp (stamp 0: zeroes), so that a sector in which two writes mix, or that shows another sector's
+// bytes, is seen at once. Moments are those of the WriteLog.
+//
+// Threads: one.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "block/filters/write_log.h"
+
+namespace platter::powercut {
+
+using Stamp = std::uint32_t;
+inline constexpr std::uint64_t kSector = WriteLog::kSector;
+inline constexpr std::size_t kNever = WriteLog::kNever;
+
+void put_stamp(std::span<std::byte> sector, Stamp stamp, std::uint64_t number);
+// nullopt: not the work of one write to this sector.
+std::optional<Stamp> get_stamp(std::span<const std::byte> sector, std::uint64_t number);
+
+struct SnapshotRecord {
+  std::string name;
+  std::size_t created_begin = 0;
+  std::size_t created_end = kNever;
+  std::size_t removed_begin = kNever;
+  std::size_t removed_end = kNever;
+  std::map<std::uint64_t, Stamp> stamps;  // by sector; others as they were at first
+  std::uint64_t size = 0;
+};
+
+class History {
+ public:
+  // The first `backed` sectors show stamp 1 until they are written.
+  History(std::uint64_t size, std::uint64_t backed) : backed_(backed) { note_size(size, 0, 0); }
+
+  // A write (or zeroes: stamp 0) of whole sectors; end kNever: it failed. With `advice` what was
+  // there may stay.
+  void note(std::uint64_t offset, std::uint64_t length, Stamp stamp, std::size_t begin,
+            std::size_t end, bool advice = false);
+  void note_size(std::uint64_t size, std::size_t begin, std::size_t end);
+  // A flush that succeeded.
+  void note_flush(std::size_t begin, std::size_t end) { flushes_.push_back({begin, end}); }
+  std::vector<SnapshotRecord>& snapshots() { return snapshots_; }
+  const std::vector<SnapshotRecord>& snapshots() const { return snapshots_; }
+
+  // What was done before the recording is as of moment 0, durable.
+  void begin_with(const History& before);
+
+  // What had ended by the moment that this gives is durable when the power goes at `cut`.
+  std::size_t durable_before(std::size_t cut) const;
+  bool allowed(std::uint64_t sector, Stamp stamp, std::size_t cut, std::size_t durable) const;
+  bool size_allowed(std::uint64_t size, std::size_t cut, std::size_t durable) const;
+  std::uint64_t backed() const { return backed_; }
+  Stamp first_stamp(std::uint64_t sector) const { return sector < backed_ ? 1 : 0; }
+  // For messages.
+  std::string story(std::uint64_t sector) const;
+
+  struct Value {
+    std::size_t begin = 0;
+    std::size_t end = 0;
+    Stamp stamp = 0;
+    bool advice = false;
+  };
+  const std::map<std::uint64_t, std::vector<Value>>& sectors() const { return sectors_; }
+  std::uint64_t last_size() const { return sizes_.back().size; }
+
+ private:
+  struct Flush {
+    std::size_t begin;
+    std::size_t end;
+  };
+  struct Size {
+    std::uint64_t size;
+    std::size_t begin;
+    std::size_t end;
+  };
+  std::uint64_t backed_;
+  std::map<std::uint64_t, std::vector<Value>> sectors_;
+  std::vector<Flush> flushes_{{0, 0}};
+  std::vector<Size> sizes_;
+  std::vector<SnapshotRecord> snapshots_;
+};
+
+}  // namespace platter::powercut

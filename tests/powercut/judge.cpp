@@ -1,0 +1,204 @@
+// Whether an image is as a cut may leave it.
+#include <fmt/format.h>
+
+#include "powercut/rig.h"
+
+namespace platter::powercut {
+namespace {
+
+using Kind = Operation::Kind;
+
+// One in so many states is looked at in these ways too, which cost more than the rest.
+constexpr std::uint64_t kFullyOneIn = 16;
+constexpr std::uint64_t kSnapshotsOneIn = 4;
+constexpr std::uint64_t kGoOnOneIn = 8;
+constexpr std::uint64_t kLargestReadFully = 4 << 20;
+
+struct Findings {
+  std::uint64_t errors = 0;
+  std::uint64_t lagging_flags = 0;  // among the errors
+  std::string lines;
+};
+
+Task<Result<Findings>> check(BlockNode& node, bool fix_leaks = false) {
+  Findings findings;
+  CheckRequest request;
+  request.fix_leaks = fix_leaks;
+  request.report = [&findings](std::string_view line) {
+    if (line.find("OFLAG_COPIED") != std::string_view::npos) ++findings.lagging_flags;
+    if (findings.lines.size() < 2000) findings.lines += fmt::format("\n  {}", line);
+  };
+  auto checked = co_await node.driver().checker()->check(request);
+  PLATTER_CO_TRY(checked);
+  findings.errors = checked->corruptions + checked->check_errors;
+  co_return std::move(findings);
+}
+
+Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag) {
+  auto found = co_await check(node);
+  if (!found) co_return found.error().message();
+  if (found->errors == 0) co_return std::string();
+  if (!flags_may_lag || found->errors != found->lagging_flags)
+    co_return fmt::format("{} errors:{}", found->errors, found->lines);
+  // Only flags: they go with the leaks.
+  auto repaired = co_await check(node, true);
+  if (!repaired) co_return repaired.error().message();
+  auto again = co_await check(node);
+  if (!again) co_return again.error().message();
+  if (again->errors != 0) co_return "errors that a repair of leaks leaves:" + again->lines;
+  co_return std::string();
+}
+
+std::string snapshot_list_wrong(BlockNode& node, const History& history, std::size_t cut) {
+  std::map<std::string, unsigned> present;
+  for (const SnapshotInfo& info : node.driver().snapshots()->list()) ++present[info.name];
+  for (const auto& [name, count] : present) {
+    bool may = false;
+    for (const SnapshotRecord& one : history.snapshots())
+      may = may || (one.name == name && one.created_begin < cut &&
+                    (one.removed_end == kNever || one.removed_end > cut));
+    // Snapshots of before the recording have no moment.
+    for (const SnapshotRecord& one : history.snapshots())
+      may = may || (one.name == name && one.created_end == 0 &&
+                    (one.removed_end == kNever || one.removed_end > cut));
+    if (!may || count > 1) return fmt::format("{} snapshots '{}'", count, name);
+  }
+  for (const SnapshotRecord& one : history.snapshots()) {
+    if (one.created_end <= cut && one.created_end != kNever && one.removed_begin >= cut && !present.contains(one.name))
+      return fmt::format("snapshot '{}' is gone", one.name);
+  }
+  return {};
+}
+
+// The snapshots' contents, in an image that is not open.
+Task<std::string> snapshots_wrong(const std::string& options, const History& history,
+                                  std::size_t cut, std::vector<std::string> names) {
+  for (const std::string& name : names) {
+    auto opened = co_await open_image(options, false);
+    if (!opened) co_return opened.error().message();
+    Edge node = std::move(*opened);
+    auto loaded = co_await node->driver().snapshots()->load(name);
+    if (!loaded) co_return loaded.error().message();
+    auto stamps = co_await read_stamps(*node, history);
+    if (!stamps) co_return fmt::format("snapshot '{}': {}", name, stamps.error().message());
+    bool matches = false;
+    for (const SnapshotRecord& one : history.snapshots()) {
+      if (one.name != name || (one.created_begin >= cut && one.created_end != 0)) continue;
+      bool same = true;
+      for (const auto& [sector, stamp] : *stamps) {
+        const auto known = one.stamps.find(sector);
+        same = same &&
+               stamp == (known != one.stamps.end() ? known->second : history.first_stamp(sector));
+      }
+      matches = matches || same;
+    }
+    auto closed = co_await node.detach();
+    if (!closed) co_return closed.error().message();
+    if (!matches) co_return fmt::format("snapshot '{}' holds something else", name);
+  }
+  co_return std::string();
+}
+
+// The guest goes on: what it writes now harms nothing that is there.
+Task<std::string> go_on(Edge node, const std::string& options, const History& history,
+                        const Shape& shape, std::uint64_t pick, bool flags_may_lag) {
+  const std::uint64_t size = node->size();
+  auto before = co_await read_stamps(*node, history);
+  if (!before) co_return before.error().message();
+  History later(size, history.backed());
+  for (const auto& [sector, stamp] : *before) later.note(sector * kSector, kSector, stamp, 0, 0);
+  Guest guest(std::move(node), later, nullptr, shape.cluster, static_cast<unsigned>(pick));
+  for (int i = 0; i < 6; ++i) {
+    const std::uint64_t at = guest.random() % (std::min(size, 90 * shape.cluster) / kSector);
+    const std::uint64_t most = std::min(size - at * kSector, 3 * shape.cluster);
+    auto written = co_await guest.write(at * kSector, most);
+    if (!written) co_return written.error().message();
+    if (i % 3 != 2) continue;
+    auto flushed = co_await guest.flush();
+    if (!flushed) co_return flushed.error().message();
+  }
+  std::string wrong = co_await check_wrong(guest.node(), flags_may_lag);
+  if (!wrong.empty()) co_return "after more writes: " + wrong;
+  auto closed = co_await guest.close();
+  if (!closed) co_return closed.error().message();
+  auto again = co_await open_image(options, true);
+  if (!again) co_return again.error().message();
+  Edge reopened = std::move(*again);
+  wrong = co_await find_wrong(*reopened, later, kNever, false);
+  if (!wrong.empty()) co_return "after more writes: " + wrong;
+  closed = co_await reopened.detach();
+  if (!closed) co_return closed.error().message();
+  co_return std::string();
+}
+
+Task<std::string> base_wrong() {
+  auto opened = co_await open_image(base_options(), true);
+  if (!opened) co_return opened.error().message();
+  Edge node = std::move(*opened);
+  std::string wrong = co_await check_wrong(*node, false);
+  auto closed = co_await node.detach();
+  if (wrong.empty() && !closed) wrong = closed.error().message();
+  co_return std::move(wrong);
+}
+
+Task<std::string> mend(const std::string& options) {
+  auto opened = co_await open_image(options, true, true);
+  if (!opened) co_return opened.error().message();
+  Edge node = std::move(*opened);
+  const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
+  auto repaired = co_await node->driver().checker()->check(request);
+  if (!repaired) co_return repaired.error().message();
+  auto closed = co_await node.detach();
+  if (!closed) co_return closed.error().message();
+  co_return std::string();
+}
+
+Task<std::string> judge_task(const Operation& operation, const Shape& shape, const History& history,
+                             std::size_t cut, bool complete, std::uint64_t pick) {
+  const std::string options = top_options(operation);
+  const bool lag = operation.flags_may_lag && shape.version < 3;
+  std::string wrong;
+  if (operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt) {
+    wrong = co_await mend(options);
+    if (!wrong.empty()) co_return "repairing: " + wrong;
+  }
+  auto opened = co_await open_image(options, true);
+  if (!opened) {
+    // Until it is whole, a new image is none.
+    if (operation.kind == Kind::kCreate && !complete) co_return std::string();
+    co_return opened.error().message();
+  }
+  Edge node = std::move(*opened);
+  wrong = co_await check_wrong(*node, lag);
+  if (!wrong.empty()) co_return std::move(wrong);
+  const bool fully = pick % kFullyOneIn == 0 && node->size() <= kLargestReadFully;
+  wrong = co_await find_wrong(*node, history, cut, fully);
+  if (!wrong.empty()) co_return std::move(wrong);
+  wrong = snapshot_list_wrong(*node, history, cut);
+  if (!wrong.empty()) co_return std::move(wrong);
+  std::vector<std::string> names;
+  for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);
+  if (pick / kFullyOneIn % kGoOnOneIn == 0) {
+    wrong = co_await go_on(std::move(node), options, history, shape, pick, lag);
+  } else {
+    auto closed = co_await node.detach();
+    if (!closed) wrong = closed.error().message();
+  }
+  if (!wrong.empty()) co_return std::move(wrong);
+  if (disks_of(operation) > 1) {
+    wrong = co_await base_wrong();
+    if (!wrong.empty()) co_return "the backing image: " + wrong;
+  }
+  if (pick / kFullyOneIn / kGoOnOneIn % kSnapshotsOneIn == 0)
+    wrong = co_await snapshots_wrong(options, history, cut, std::move(names));
+  co_return std::move(wrong);
+}
+
+}  // namespace
+
+std::string judge(const Operation& operation, const Shape& shape, const History& history,
+                  std::size_t cut, bool complete, std::uint64_t pick) {
+  return run([&] { return judge_task(operation, shape, history, cut, complete, pick); });
+}
+
+}  // namespace platter::powercut

@@ -1,0 +1,51 @@
+// The operations that the power-cut rig and the fault loop try, one entry of a list each, and the
+// shapes of image on which they are tried. A new operation needs nothing but its entry.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "powercut/guest.h"
+
+namespace platter::powercut {
+
+struct Shape {
+  const char* name;
+  unsigned version;       // 2 or 3
+  std::uint64_t cluster;  // bytes
+  bool lazy;              // lazy refcounts
+
+  std::string create_options() const;
+};
+std::span<const Shape> all_shapes();
+
+struct Operation {
+  const char* name;
+  // What the disk holds before, durably; and what is done then. Either gives the first error.
+  Task<Result<void>> (*prepare)(Guest&);
+  Task<Result<void>> (*act)(Guest&) = nullptr;
+  // Instead of act: an `img` command line; "TOP" stands for the image's options.
+  std::span<const char* const> command = {};
+  const char* create = "";      // options beside the shape's
+  std::uint64_t clusters = 96;  // of the disk
+  std::uint64_t tables = 0;     // and as much more as this many L2 tables cover
+  enum class Backing : std::uint8_t { kNone, kRaw, kOverlaid } backing = Backing::kNone;
+  enum class Kind : std::uint8_t {
+    kUsual,
+    kCreate,   // making the image is what is tried
+    kDirty,    // the image was left open by a crash
+    kDamaged,  // refcounts are wrong, and repairing them is what is tried
+    kRebuilt,  // the refcount table is, too
+  } kind = Kind::kUsual;
+  bool (*fits)(const Shape&) = nullptr;  // null: every shape
+  // Version 2 has no dirty bit: while a snapshot operation changes counts, flags may disagree with
+  // counts that are too high, which harms nothing and goes with the leaks.
+  bool flags_may_lag = false;
+
+  std::uint64_t size(const Shape& shape) const {
+    return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);
+  }
+};
+std::span<const Operation> all_operations();
+
+}  // namespace platter::powercut

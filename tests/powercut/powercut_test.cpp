@@ -1,0 +1,44 @@
+// Power cuts: every operation is recorded below the image, and then the image is opened in the
+// states in which a power cut at any moment could have left it. Each must open, have no error but
+// leaks, hold all that had been flushed, and show no range's bytes in another.
+//
+// PLATTER_SEED: of the samples. PLATTER_STATES: how many states of each operation, about.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "powercut/rig.h"
+
+namespace platter::powercut {
+namespace {
+
+std::uint64_t number(const char* name, std::uint64_t otherwise) {
+  const char* given = std::getenv(name);
+  return given ? std::strtoull(given, nullptr, 10) : otherwise;
+}
+
+class PowerCut : public ::testing::TestWithParam<Operation> {};
+
+TEST_P(PowerCut, LosesNothing) {
+  const Operation& operation = GetParam();
+  const auto seed = static_cast<unsigned>(number("PLATTER_SEED", 20250601));
+  const std::uint64_t most = number("PLATTER_STATES", 10000);
+  std::uint64_t states = 0;
+  unsigned shapes = 0;
+  for (const Shape& shape : all_shapes()) shapes += !operation.fits || operation.fits(shape);
+  for (const Shape& shape : all_shapes()) {
+    if (operation.fits && !operation.fits(shape)) continue;
+    const auto recording = record(operation, shape, seed);
+    ASSERT_TRUE(recording) << shape.name << ": " << recording.error().message();
+    states += try_states(operation, shape, *recording, {.states = most / shapes, .seed = seed});
+    if (HasFailure()) break;
+  }
+  fmt::print("{}: {} states\n", operation.name, states);
+  std::fflush(stdout);
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, PowerCut,
+                         ::testing::ValuesIn(all_operations().begin(), all_operations().end()),
+                         [](const auto& one) { return one.param.name; });
+
+}  // namespace
+}  // namespace platter::powercut
