@@ -126,6 +126,20 @@ class BackingAbility {
   virtual Task<Result<void>> make_empty() = 0;
 };
 
+// Changing an image's own properties --------------------------------------------------------------
+
+class Options;
+
+class AmendAbility {
+ public:
+  virtual ~AmendAbility() = default;
+  // `options`: of DriverType::amend_options, checked for name and type, without "size" (which is a
+  // resize of the node). What fails has changed nothing of what it names; what came before it in the
+  // order upgrade, refcounts, flags, downgrade has been done. `progress(done, total)` may be empty.
+  virtual Task<Result<void>> amend(Options options,
+                                   std::function<void(std::uint64_t, std::uint64_t)> progress) = 0;
+};
+
 // Information -----------------------------------------------------------------------------------------
 
 // A value of "Format specific information": ordered, so that text and JSON come out as users know.

@@ -147,6 +147,7 @@ class Driver {
   virtual BitmapAbility* bitmaps() { return nullptr; }
   virtual CheckAbility* checker() { return nullptr; }
   virtual BackingAbility* backing_reference() { return nullptr; }
+  virtual AmendAbility* amender() { return nullptr; }
 };
 
 }  // namespace platter

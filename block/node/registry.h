@@ -86,6 +86,7 @@ struct DriverType {
   Task<Result<std::unique_ptr<Driver>>> (*open)(OpenContext& context) = nullptr;
 
   std::span<const CreateOption> create_options = {};
+  std::span<const CreateOption> amend_options = {};  // empty: nothing can be amended
   // Makes a new image. Nothing on disk has changed when it fails on bad options.
   Task<Result<void>> (*create)(CreateRequest request) = nullptr;
   Task<Result<MeasureResult>> (*measure)(MeasureRequest request) = nullptr;

@@ -25,6 +25,10 @@ namespace platter::qcow2 {
 // corrupt bits cleared) changes it here too. `request` lives until completion.
 Task<Result<CheckResult>> check_image(BlockNode& file, Header& header, const CheckRequest& request);
 
+// Gives an image whose tables agree with each other new refcounts of 1 << `order` bits, all at once
+// by one write of the header. EINVAL where a refcount does not fit, naming it.
+Task<Result<void>> change_refcount_width(BlockNode& file, Header& header, unsigned order);
+
 // What opening a dirty image for writing does first: makes the refcounts agree with the tables and
 // clears the dirty bit. Fails when errors remain.
 Task<Result<void>> rebuild_refcounts(BlockNode& file, Header& header);

@@ -22,6 +22,8 @@ class Checker {
   Checker(BlockNode& file, Header& header, const CheckRequest& request);
 
   Task<Result<CheckResult>> run();
+  // check_width.cpp: see change_refcount_width().
+  Task<Result<void>> change_width(unsigned order);
 
  private:
   enum class Active : bool { kNo, kYes };

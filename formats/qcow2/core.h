@@ -25,8 +25,9 @@ enum class Discard : std::uint8_t { kNever, kAlways, kRequest, kSnapshot, kOther
 struct Core {
   Core(const Geometry& g, InFlight& requests) : geometry(g), in_flight(requests), metadata(g) {}
 
-  // Immutable after open.
-  const Geometry geometry;
+  // Cluster size, subclusters and data file never change; version and refcount width do with an
+  // amendment, with nothing in flight.
+  Geometry geometry;
   InFlight& in_flight;
   Edge file;
   Edge data_file;  // external data file, if any

@@ -21,6 +21,7 @@ namespace platter::qcow2 {
 
 // What DriverType wants.
 std::span<const CreateOption> create_options();
+std::span<const CreateOption> amend_options();
 Task<Result<void>> create(CreateRequest request);
 Task<Result<MeasureResult>> measure(MeasureRequest request);
 

@@ -46,7 +46,10 @@ struct RuntimeOptions {
 Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry,
                                             std::uint64_t l1_entries);
 
-class Qcow2Driver final : public MappedDriver, public CheckAbility, public BackingAbility {
+class Qcow2Driver final : public MappedDriver,
+                          public CheckAbility,
+                          public BackingAbility,
+                          public AmendAbility {
  public:
   static Task<Result<std::unique_ptr<Driver>>> open(OpenContext& context);
 
@@ -72,6 +75,7 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   BitmapAbility* bitmaps() override { return &bitmaps_; }
   CheckAbility* checker() override { return this; }
   BackingAbility* backing_reference() override { return this; }
+  AmendAbility* amender() override { return this; }
 
   // CheckAbility.
   Task<Result<CheckResult>> check(const CheckRequest& request) override;
@@ -81,6 +85,10 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   std::string backing_format() const override;
   Task<Result<void>> change_backing(std::string filename, std::string format) override;
   Task<Result<void>> make_empty() override;
+
+  // AmendAbility.
+  Task<Result<void>> amend(Options options,
+                           std::function<void(std::uint64_t, std::uint64_t)> progress) override;
 
   // For tests.
   Core& core() { return core_; }
@@ -133,6 +141,17 @@ class Qcow2Driver final : public MappedDriver, public CheckAbility, public Backi
   // Gives up what the caches hold and nobody used for cache-clean-interval.
   void shed_if_due();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
+
+  // amend.cpp and expand_zeroes.cpp; what ends in _now with requests held back.
+  using Work = Task<Result<void>> (Qcow2Driver::*)(std::uint64_t value);
+  Task<Result<void>> amend_alone(Work work, std::uint64_t value);
+  Task<Result<void>> upgrade_now(std::uint64_t version);
+  Task<Result<void>> downgrade_now(std::uint64_t version);
+  Task<Result<void>> change_refcount_width_now(std::uint64_t order);
+  Task<Result<void>> change_lazy_refcounts_now(std::uint64_t on);
+  Task<Result<void>> put_header(Header header);
+  Result<void> may_downgrade() const;
+  Task<Result<void>> expand_zeroes();
 
   // resize.cpp, with requests held back.
   Task<Result<void>> resize_now(const ResizeRequest& request);

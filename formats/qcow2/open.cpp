@@ -29,6 +29,7 @@ const RegisterDriver registered{DriverType{.name = "qcow2",
                                            .probe = probe,
                                            .open = Qcow2Driver::open,
                                            .create_options = create_options(),
+                                           .amend_options = amend_options(),
                                            .create = create,
                                            .measure = measure}};
 

@@ -3,6 +3,7 @@
 
 namespace platter::img {
 
+int run_amend(int argc, char** argv);
 int run_bench(int argc, char** argv);
 int run_bitmap(int argc, char** argv);
 int run_check(int argc, char** argv);

@@ -128,6 +128,8 @@ struct CreateOptions {
   const CreateOption* find(std::string_view name) const;
 };
 Result<CreateOptions> create_options(const std::string& format, const std::string& filename);
+// An option's line in a list of them.
+std::string option_line(const CreateOption& option);
 int print_create_options(const std::string& format, const std::optional<std::string>& filename);
 
 // Parses the text of -o against `known`: names and types are checked; sizes, numbers and switches

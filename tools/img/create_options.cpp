@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <iterator>
 
 #include "tools/img/common.h"
 
@@ -157,6 +156,11 @@ Result<CreateOptions> create_options(const std::string& format, const std::strin
   return result;
 }
 
+std::string option_line(const CreateOption& option) {
+  const std::string head = fmt::format("  {}=<{}>", option.name, type_text(option.type));
+  return fmt::format("{:<24} - {}\n", head, option.help);
+}
+
 int print_create_options(const std::string& format, const std::optional<std::string>& filename) {
   Result<CreateOptions> options = create_options(format, filename.value_or(""));
   if (!options) return report_failure(options);
@@ -164,10 +168,7 @@ int print_create_options(const std::string& format, const std::optional<std::str
             [](const CreateOption& a, const CreateOption& b) { return a.name < b.name; });
   std::string out =
       filename ? "Supported options:\n" : fmt::format("Supported {} options:\n", format);
-  for (const CreateOption& option : options->all) {
-    const std::string head = fmt::format("  {}=<{}>", option.name, type_text(option.type));
-    fmt::format_to(std::back_inserter(out), "{:<24} - {}\n", head, option.help);
-  }
+  for (const CreateOption& option : options->all) out += option_line(option);
   if (!filename && !options->format->protocol) {
     out +=
         "\nThe protocol level may support further options.\n"

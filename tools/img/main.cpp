@@ -15,7 +15,8 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"bench", run_bench},   {"bitmap", run_bitmap},     {"check", run_check},
+    {"amend", run_amend},   {"bench", run_bench},       {"bitmap", run_bitmap},
+    {"check", run_check},
     {"commit", run_commit}, {"compare", run_compare},   {"convert", run_convert},
     {"create", run_create}, {"dd", run_dd},             {"info", run_info},
     {"map", run_map},       {"measure", run_measure},   {"rebase", run_rebase},

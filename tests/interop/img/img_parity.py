@@ -7,6 +7,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import amend_cases  # noqa: E402
 import bench_cases  # noqa: E402
 import bitmap_cases  # noqa: E402
 import harness  # noqa: E402
@@ -18,6 +19,7 @@ os.environ["LC_ALL"] = "C.UTF-8"
 run = harness.Harness(sys.argv[1], sys.argv[2:])
 try:
     raw_cases.run(run)
+    amend_cases.run(run)
     bench_cases.run(run)
     qcow2_cases.run(run)
     bitmap_cases.run(run)

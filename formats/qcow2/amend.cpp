@@ -1,0 +1,234 @@
+// Amending an image: its version, refcount width and flags.
+#include <bit>
+
+#include "formats/qcow2/check.h"
+#include "formats/qcow2/create.h"
+#include "formats/qcow2/driver.h"
+
+namespace platter::qcow2 {
+namespace {
+
+using Type = CreateOption::Type;
+
+constexpr CreateOption kOptions[] = {
+    {"backing_file", Type::kString, "File name of a base image"},
+    {"backing_fmt", Type::kString, "Image format of the base image"},
+    {"compat", Type::kString, "Compatibility level (v2 [0.10] or v3 [1.1])"},
+    {"data_file", Type::kString, "File name of an external data file"},
+    {"data_file_raw", Type::kBool, "The external data file must stay valid as a raw image"},
+    {"lazy_refcounts", Type::kBool, "Postpone refcount updates"},
+    {"refcount_bits", Type::kNumber, "Width of a reference count entry in bits"},
+    {"size", Type::kSize, "Virtual disk size"},
+};
+
+struct Amendment {
+  std::uint32_t version = 0;
+  unsigned refcount_order = 0;
+  bool lazy_refcounts = false;
+  bool data_file_raw = false;
+  std::optional<std::string> data_file;
+};
+
+Result<Amendment> plan_amendment(Options& options, const Header& header) {
+  Amendment now{.version = header.version,
+                .refcount_order = header.refcount_order,
+                .lazy_refcounts = header.lazy_refcounts(),
+                .data_file_raw = header.data_file_raw(),
+                .data_file = header.extensions.data_file};
+  if (const auto compat = options.take_string("compat")) {
+    if (*compat == "0.10" || *compat == "v2") {
+      now.version = 2;
+    } else if (*compat == "1.1" || *compat == "v3") {
+      now.version = 3;
+    } else {
+      return fail(EINVAL, "Unknown compatibility level {}", *compat);
+    }
+  }
+  const auto file = options.take_string("backing_file");
+  const auto format = options.take_string("backing_fmt");
+  const std::string stored_format = header.extensions.backing_format.value_or("");
+  if ((file && *file != header.backing_file) || (format && *format != stored_format)) {
+    return fail(EINVAL, "Cannot amend the backing file: use 'rebase' instead");
+  }
+  const auto bits = options.take_number("refcount_bits");
+  PLATTER_TRY(bits);
+  if (*bits) {
+    if (**bits == 0 || **bits > 64 || !is_power_of_two(**bits)) {
+      return fail(EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
+    }
+    now.refcount_order = static_cast<unsigned>(std::countr_zero(**bits));
+    if (now.version < 3 && **bits != 16) {
+      return fail(EINVAL,
+                  "Refcount widths other than 16 bits require compatibility level 1.1 or above "
+                  "(use compat=1.1 or greater)");
+    }
+  }
+  const auto lazy = options.take_bool("lazy_refcounts");
+  PLATTER_TRY(lazy);
+  now.lazy_refcounts = lazy->value_or(now.lazy_refcounts && now.version >= 3);
+  if (now.lazy_refcounts && now.version < 3) {
+    return fail(EINVAL,
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use "
+                "compat=1.1 or greater)");
+  }
+  const auto raw = options.take_bool("data_file_raw");
+  PLATTER_TRY(raw);
+  if (raw->value_or(false) && !now.data_file_raw) {
+    return fail(EINVAL, "data-file-raw cannot be set on existing images");
+  }
+  now.data_file_raw = raw->value_or(now.data_file_raw);
+  if (auto data_file = options.take_string("data_file")) {
+    if (!header.has_data_file()) {
+      return fail(EINVAL, "data-file can only be set for images that use an external data file");
+    }
+    now.data_file = std::move(*data_file);
+    if (now.data_file->empty()) now.data_file.reset();
+  }
+  const Result<void> rest = options.all_taken("qcow2");
+  PLATTER_TRY(rest);
+  return now;
+}
+
+}  // namespace
+
+std::span<const CreateOption> amend_options() { return kOptions; }
+
+Task<Result<void>> Qcow2Driver::amend(Options options,
+                                      std::function<void(std::uint64_t, std::uint64_t)> progress) {
+  if (!core_.writable) co_return fail(EROFS, "the image is read-only");
+  const auto plan = plan_amendment(options, core_.header);
+  PLATTER_CO_TRY(plan);
+  if (plan->version < 3) {
+    // Refused before anything else is changed.
+    if (plan->refcount_order != 4) co_return fail(EINVAL, "compat=0.10 requires refcount_bits=16");
+    const Result<void> possible = may_downgrade();
+    PLATTER_CO_TRY(possible);
+  }
+  std::uint64_t done = 0;
+  const auto advance = [&] {
+    if (progress) progress(++done, 5);
+  };
+  if (plan->version > core_.header.version) {
+    auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version);
+    PLATTER_CO_TRY(upgraded);
+  }
+  advance();
+  if (plan->refcount_order != core_.header.refcount_order) {
+    auto widened =
+        co_await amend_alone(&Qcow2Driver::change_refcount_width_now, plan->refcount_order);
+    PLATTER_CO_TRY(widened);
+  }
+  advance();
+  if (plan->data_file_raw != core_.header.data_file_raw() ||
+      plan->data_file != core_.header.extensions.data_file) {
+    Header header = core_.header;
+    if (!plan->data_file_raw) header.autoclear_features &= ~autoclear::kDataFileRaw;
+    header.extensions.data_file = plan->data_file;
+    auto renamed = co_await put_header(std::move(header));
+    PLATTER_CO_TRY(renamed);
+  }
+  advance();
+  if (plan->lazy_refcounts != core_.header.lazy_refcounts()) {
+    auto changed =
+        co_await amend_alone(&Qcow2Driver::change_lazy_refcounts_now, plan->lazy_refcounts);
+    PLATTER_CO_TRY(changed);
+  }
+  advance();
+  if (plan->version < core_.header.version) {
+    auto downgraded = co_await amend_alone(&Qcow2Driver::downgrade_now, plan->version);
+    PLATTER_CO_TRY(downgraded);
+  }
+  advance();
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value) {
+  const auto step = [this, work, value] { return (this->*work)(value); };
+  const std::function<Task<Result<void>>()> named(step);
+  auto done = co_await exclusively(named, true);
+  write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()) &&
+                       core_.header.version >= 3);
+  co_return done;
+}
+
+Task<Result<void>> Qcow2Driver::put_header(Header header) {
+  auto guard = co_await core_.header_mutex.lock();
+  const Header before = core_.header;
+  core_.header = std::move(header);
+  auto written = co_await core_.file->flush();
+  if (written) written = co_await core_.write_header();
+  if (written) written = co_await core_.file->flush();
+  if (!written) core_.header = before;
+  co_return written;
+}
+
+Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
+  Header header = core_.header;
+  header.version = static_cast<std::uint32_t>(version);
+  auto written = co_await put_header(std::move(header));
+  PLATTER_CO_TRY(written);
+  core_.geometry = core_.header.geometry();
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
+  Header header = core_.header;
+  auto changed = co_await change_refcount_width(*core_.file, header, static_cast<unsigned>(order));
+  // As far as it came, it is on disk.
+  auto guard = co_await core_.header_mutex.lock();
+  core_.header = std::move(header);
+  core_.geometry = core_.header.geometry();
+  co_return changed;
+}
+
+Task<Result<void>> Qcow2Driver::change_lazy_refcounts_now(std::uint64_t on) {
+  Header header = core_.header;
+  if (on != 0) {
+    header.compatible_features |= compatible::kLazyRefcounts;
+  } else {
+    // All counts are on disk by now.
+    header.compatible_features &= ~compatible::kLazyRefcounts;
+    header.incompatible_features &= ~incompatible::kDirty;
+  }
+  auto written = co_await put_header(std::move(header));
+  co_return written;
+}
+
+Result<void> Qcow2Driver::may_downgrade() const {
+  const Header& header = core_.header;
+  if (header.version < 3) return {};
+  if (header.has_data_file()) return fail(ENOTSUP, "Cannot downgrade an image with a data file");
+  const std::uint64_t features = header.incompatible_features & ~incompatible::kDirty;
+  if (features != 0) {
+    return fail(ENOTSUP, "Cannot downgrade an image with incompatible features {:#x} set",
+                features);
+  }
+  if (!bitmaps_.empty()) {
+    return fail(ENOTSUP, "Cannot downgrade an image with persistent bitmaps: remove them first");
+  }
+  for (const Snapshot& snapshot : snapshots_.table()) {
+    if (snapshot.vm_state_size != 0 || snapshot.disk_size.value_or(size()) != size()) {
+      return fail(ENOTSUP, "Internal snapshots prevent downgrade of image");
+    }
+  }
+  return {};
+}
+
+Task<Result<void>> Qcow2Driver::downgrade_now(std::uint64_t version) {
+  auto expanded = co_await expand_zeroes();
+  PLATTER_CO_TRY(expanded);
+  Header header = core_.header;
+  header.version = static_cast<std::uint32_t>(version);
+  header.incompatible_features = 0;
+  header.compatible_features = 0;
+  header.autoclear_features = 0;
+  header.unknown_fields.clear();
+  header.extensions.feature_names.clear();
+  began_ = false;  // the dirty bit has gone with the features
+  auto written = co_await put_header(std::move(header));
+  PLATTER_CO_TRY(written);
+  core_.geometry = core_.header.geometry();
+  co_return {};
+}
+
+}  // namespace platter::qcow2

@@ -1,0 +1,157 @@
+// amend: changes an image's own properties.
+#include <algorithm>
+#include <cerrno>
+
+#include "tools/img/commands.h"
+#include "tools/img/common.h"
+#include "tools/img/progress.h"
+
+namespace platter::img {
+namespace {
+
+struct AmendArguments {
+  CommonOptions common;
+  std::string filename;
+  std::optional<std::string> options;
+};
+
+Result<Options> parse_amend_options(const DriverType& format, std::string_view text) {
+  CreateOptions known;
+  known.format = &format;
+  known.all.assign(format.amend_options.begin(), format.amend_options.end());
+  auto parsed = parse_create_options(known, text);
+  if (parsed) return parsed;
+  // Options that only create has are told apart from those that nobody has.
+  for (const CreateOption& option : format.create_options) {
+    if (known.find(option.name) != nullptr) continue;
+    if (parsed.error().message() != fmt::format("Invalid parameter '{}'", option.name)) continue;
+    return fail(EINVAL, "Invalid parameter '{}': This option is only supported for image creation",
+                option.name);
+  }
+  return parsed;
+}
+
+Task<Result<void>> amend_node(BlockNode& node, Options options, bool show_progress) {
+  AmendAbility* const ability = node.driver().amender();
+  const auto given_size = options.take_size("size");
+  PLATTER_CO_TRY(given_size);
+  // As in QEMU, 0 is no size.
+  const std::uint64_t size = given_size->value_or(0);
+  const auto resize = [&node, size] {
+    ResizeRequest request{.size = size};
+    return node.resize(request);
+  };
+  // Version 2 cannot do all that version 3 can: it comes last, or first.
+  const std::string* const compat = options.peek("compat");
+  const bool downgrade = compat != nullptr && (*compat == "0.10" || *compat == "v2");
+  if (size != 0 && downgrade) {
+    auto resized = co_await resize();
+    PLATTER_CO_TRY(resized);
+  }
+  Progress progress(show_progress);
+  progress.start();
+  const std::function<void(std::uint64_t, std::uint64_t)> report_progress =
+      [&progress](std::uint64_t done, std::uint64_t total) { progress.update(done, total); };
+  auto amended = co_await ability->amend(std::move(options), report_progress);
+  PLATTER_CO_TRY(amended);
+  if (size != 0 && !downgrade) {
+    auto resized = co_await resize();
+    PLATTER_CO_TRY(resized);
+  }
+  progress.finish();
+  co_return {};
+}
+
+Task<int> amend(AmendArguments arguments) {
+  OpenSpec spec;
+  spec.filename = arguments.filename;
+  spec.format = arguments.common.format;
+  spec.image_opts = arguments.common.image_opts;
+  spec.cache = arguments.common.cache;
+  spec.flags.read_only = false;
+  Result<Edge> image = co_await open_image(std::move(spec));
+  if (!image) co_return report_failure(image);
+  BlockNode& node = **image;
+  Result<void> amended;
+  if (node.type().amend_options.empty()) {
+    amended = fail(ENOTSUP, "Format driver '{}' does not support option amendment",
+                   node.type().name);
+  } else {
+    auto options = parse_amend_options(node.type(), *arguments.options);
+    if (options) {
+      auto amending = amend_node(node, std::move(*options),
+                                 arguments.common.progress && !arguments.common.quiet);
+      amended = co_await amending;
+    } else {
+      amended = forward_error(options);
+    }
+  }
+  const Result<void> closed = co_await image->detach();
+  if (!amended) co_return report_failure(amended);
+  if (!closed) co_return report_failure(closed);
+  co_return 0;
+}
+
+int print_amend_options(const std::string& format) {
+  const DriverType* const driver = find_driver(format);
+  if (driver == nullptr) {
+    report("Unknown file format '{}'", format);
+    return 1;
+  }
+  if (driver->amend_options.empty()) {
+    report("Format driver '{}' does not support option amendment", format);
+    return 1;
+  }
+  print(fmt::format("Amend options for '{}':\n", format));
+  for (const CreateOption& option : driver->amend_options) print(option_line(option));
+  return finish_output(0);
+}
+
+}  // namespace
+
+int run_amend(int argc, char** argv) {
+  static constexpr Flag kFlags[] = {{'h', "help"},
+                                    {'f', nullptr, true},
+                                    {'o', nullptr, true},
+                                    {'p', nullptr},
+                                    {'q', nullptr},
+                                    {'t', nullptr, true},
+                                    {kForce, "force"},
+                                    {kObject, "object", true},
+                                    {kImageOpts, "image-opts"}};
+  AmendArguments amend_arguments;
+  CommonOptions& common = amend_arguments.common;
+  Arguments arguments(argc, argv, kFlags);
+  while (const std::optional<Option> option = arguments.next()) {
+    if (option->id == 'h') return print_help();
+    if (common.take(*option).failed) return 1;
+    if (option->id == 'f') common.format = option->value;
+    if (option->id == 'q') common.quiet = true;
+    if (option->id == 'p') common.progress = true;
+    if (option->id == 't') common.cache = option->value;
+    if (option->id == 'o' && !add_create_options(amend_arguments.options, option->value)) return 1;
+  }
+  if (arguments.failed()) return 1;
+  if (!amend_arguments.options) return usage_error("Must specify options (-o)");
+  if (common.format && asks_for_help(*amend_arguments.options)) {
+    return print_amend_options(*common.format);
+  }
+  OpenFlags flags;
+  if (!parse_cache(common.cache, flags)) {
+    report("Invalid cache option: {}", common.cache);
+    return 1;
+  }
+  const std::vector<std::string> rest = arguments.rest();
+  if (rest.size() != 1) {
+    report("Expecting one image file name");
+    return 1;
+  }
+  if (common.image_opts && common.format) {
+    report("--image-opts and --format are mutually exclusive");
+    return 1;
+  }
+  amend_arguments.filename = rest[0];
+  return finish_output(run_to_end([&] { return amend(amend_arguments); }));
+}
+
+}  // namespace platter::img
