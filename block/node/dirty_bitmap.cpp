@@ -94,8 +94,8 @@ void DirtyBitmap::set_bits(std::uint64_t first, std::uint64_t end) {
     while (first < stop) {
       const unsigned shift = first % 64;
       const std::uint64_t count = std::min<std::uint64_t>(64 - shift, stop - first);
-      const std::uint64_t mask =
-          (count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1) << shift;
+      const std::uint64_t mask = (count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1)
+                                 << shift;
       std::atomic<std::uint64_t>& word = chunk->words[first % kChunkBits / 64];
       if ((word.load(std::memory_order_relaxed) & mask) != mask)
         word.fetch_or(mask, std::memory_order_relaxed);

@@ -28,8 +28,8 @@ std::vector<BitmapInfo> Bitmaps::list() const {
 }
 
 Result<std::size_t> Bitmaps::find(const List& list, const std::string& name) {
-  const auto found = std::ranges::find_if(
-      list, [&](const Bitmap& bitmap) { return bitmap.entry.name == name; });
+  const auto found =
+      std::ranges::find_if(list, [&](const Bitmap& bitmap) { return bitmap.entry.name == name; });
   if (found == list.end()) return fail(ENOENT, "Dirty bitmap '{}' not found", name);
   return static_cast<std::size_t>(found - list.begin());
 }
@@ -43,8 +43,7 @@ Result<void> Bitmaps::check_size(std::uint64_t size, unsigned granularity_bits) 
   const std::uint64_t cluster = driver_.core_.geometry.cluster_size();
   const std::uint64_t entries = bitmap_table_entries(size, granularity_bits, cluster);
   if (entries <= kMaxBitmapTableEntries && entries * cluster <= kMaxBitmapBytes) return {};
-  return fail(EINVAL,
-              "Too much space will be occupied by the bitmap. Use larger granularity");
+  return fail(EINVAL, "Too much space will be occupied by the bitmap. Use larger granularity");
 }
 
 Result<void> Bitmaps::check_new(const std::string& name, unsigned granularity_bits) const {
@@ -127,8 +126,8 @@ Task<Result<void>> Bitmaps::clear_now(std::string name) {
   PLATTER_CO_TRY(can);
   List next = bitmaps_;
   Bitmap& bitmap = next[*which];
-  bitmap.bits = std::make_shared<DirtyBitmap>(driver_.core_.header.size,
-                                              bitmap.entry.granularity_bits);
+  bitmap.bits =
+      std::make_shared<DirtyBitmap>(driver_.core_.header.size, bitmap.entry.granularity_bits);
   bitmap.changed = true;
   auto replaced = co_await replace(std::move(next));
   co_return replaced;

@@ -46,10 +46,11 @@ Task<Result<std::vector<std::uint64_t>>> read_bitmap_table(BlockNode& file, cons
   const std::uint64_t file_end = align_up(file.size(), g.cluster_size());
   if (entry.table_offset >= file_end ||
       std::uint64_t{entry.table_size} * 8 > file_end - entry.table_offset) {
-    co_return fail(EINVAL,
-                   "bitmap '{}': bitmap_table_offset {:#x} and bitmap_table_size {} reach behind the "
-                   "file's end",
-                   entry.name, entry.table_offset, entry.table_size);
+    co_return fail(
+        EINVAL,
+        "bitmap '{}': bitmap_table_offset {:#x} and bitmap_table_size {} reach behind the "
+        "file's end",
+        entry.name, entry.table_offset, entry.table_size);
   }
   auto table = co_await read_table(file, "bitmap table", entry.table_offset, entry.table_size);
   if (!table) co_return forward_error(table, "bitmap '{}'", entry.name);

@@ -24,9 +24,10 @@ inline constexpr std::uint64_t kMaxLoadedBitmapBytes = std::uint64_t{1} << 30;
 std::uint64_t bitmap_table_entries(std::uint64_t size, unsigned granularity_bits,
                                    std::uint64_t cluster_size);
 
-// The table of `entry`, each of its entries checked: no reserved bits, clusters in the file and none
-// named twice.
-Task<Result<std::vector<std::uint64_t>>> read_bitmap_table(BlockNode& file, const Geometry& geometry,
+// The table of `entry`, each of its entries checked: no reserved bits, clusters in the file and
+// none named twice.
+Task<Result<std::vector<std::uint64_t>>> read_bitmap_table(BlockNode& file,
+                                                           const Geometry& geometry,
                                                            const BitmapEntry& entry);
 
 // The bitmap that `entry`, which is not in use, describes, for a disk of `size` bytes.

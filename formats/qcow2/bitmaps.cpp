@@ -171,8 +171,8 @@ Task<std::vector<Bitmaps::Run>> Bitmaps::clusters_of(BitmapEntry entry) {
   auto table = co_await read_bitmap_table(*core.file, g, entry);
   // What cannot be told is left to the checker: it is only space.
   if (!table) co_return runs;
-  runs.push_back({entry.table_offset, g.clusters_for(std::uint64_t{entry.table_size} * 8)
-                                          << g.cluster_bits});
+  runs.push_back(
+      {entry.table_offset, g.clusters_for(std::uint64_t{entry.table_size} * 8) << g.cluster_bits});
   for (const std::uint64_t word : *table) {
     const std::uint64_t host = word & kOffsetMask;
     if (host == 0 || core.metadata.contains(g.cluster_index(host))) continue;
@@ -210,8 +210,8 @@ Task<Result<void>> Bitmaps::stage(Change& change) {
   if (core.poisoned.load())
     co_return fail(EIO, "the image is corrupt and is not written to any more");
   if (!bitmaps_.empty()) {
-    change.old.push_back({directory_.directory_offset, g.clusters_for(directory_.directory_size)
-                                                           << g.cluster_bits});
+    change.old.push_back(
+        {directory_.directory_offset, g.clusters_for(directory_.directory_size) << g.cluster_bits});
   }
   for (Bitmap& bitmap : change.next) {
     if (!bitmap.changed && !(bitmap.flagged && bitmap.tracked())) continue;

@@ -7,13 +7,13 @@
 // On disk: before the first change after they were stored, the enabled bitmaps are flagged "in use"
 // in the directory, in place, and that is durable before any data is written. When the image is
 // closed (or one is added, removed or changed) everything else is brought to the disk first; then
-// changed bitmaps go to new clusters, with a new directory that flags none as in use, and one header
-// write makes it valid. So after a power cut each bitmap is either as it was stored, with nothing
-// written since, or flagged as in use: then it is inconsistent, is kept as it is, and can only be
-// removed.
+// changed bitmaps go to new clusters, with a new directory that flags none as in use, and one
+// header write makes it valid. So after a power cut each bitmap is either as it was stored, with
+// nothing written since, or flagged as in use: then it is inconsistent, is kept as it is, and can
+// only be removed.
 //
-// Threads: note() and prepare() from any executor, inside a request; everything else with no request
-// running (Qcow2Driver::exclusively(), opening, closing).
+// Threads: note() and prepare() from any executor, inside a request; everything else with no
+// request running (Qcow2Driver::exclusively(), opening, closing).
 #pragma once
 
 #include <atomic>
@@ -52,7 +52,8 @@ class Bitmaps final : public BitmapAbility {
   bool note(std::uint64_t offset, std::uint64_t length);
   Task<Result<void>> prepare();
 
-  // Brings what is flagged as in use, or has changed, to the disk. Everything else is there already.
+  // Brings what is flagged as in use, or has changed, to the disk. Everything else is there
+  // already.
   Task<Result<void>> store();
 
   // Around a change of the disk's size: every bitmap for a disk of `size` bytes is written first;

@@ -137,8 +137,7 @@ const char* complaint_about(const BitmapArguments& bitmap) {
   }
   if (bitmap.granularity != 0 && !add) return "granularity only supported with --add";
   if (bitmap.source_format && !bitmap.source_file) return "-F only supported with -b";
-  if (bitmap.source_file && !merges)
-    return "Merge bitmap source file only supported with --merge";
+  if (bitmap.source_file && !merges) return "Merge bitmap source file only supported with --merge";
   return nullptr;
 }
 

@@ -311,9 +311,8 @@ TEST(Bitmaps, ResizingKeepsThem) {
       done = co_await (*node)->resize(request);
       CO_OK(done);
       co_await expect_clean(**node);
-      const Ranges expected = size >= 61 * kMiB && size != 80 * kMiB
-                                  ? Ranges{{60 * kMiB, 1024}}
-                                  : Ranges{};
+      const Ranges expected =
+          size >= 61 * kMiB && size != 80 * kMiB ? Ranges{{60 * kMiB, 1024}} : Ranges{};
       for (const char* name : {"a", "b"}) {
         const Ranges now = co_await marked(**node, name);
         EXPECT_EQ(now, expected) << size;
