@@ -57,11 +57,10 @@ for part in "${parts[@]}"; do
   case $part in
     release)
       build release
-      run release -j "$jobs" -LE 'guest|serial'
-      run release -L 'guest|serial'
+      run release -j "$jobs"
       ;;
     asan)
-      build asan
+      build asan unit_tests race_tests powercut_tests
       run asan -j "$jobs" -L 'unit|race|powercut'
       ;;
     tsan)
