@@ -4,6 +4,8 @@
 #include <bit>
 #include <new>
 
+#include "block/exec/slab.h"
+
 namespace platter {
 namespace {
 
@@ -12,7 +14,9 @@ constexpr unsigned kClasses = 10;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 // A pool would hide a buffer's use after its end from the sanitizers.
 constexpr std::size_t kKeepBytesPerClass = 0;
+constexpr bool kSlabs = false;
 #else
+constexpr bool kSlabs = true;
 constexpr std::size_t kKeepBytesPerClass = std::size_t{4} << 20;
 #endif
 
@@ -24,10 +28,25 @@ unsigned class_of(std::size_t size) {
 }
 
 std::byte* allocate_aligned(std::size_t size) {
-  return static_cast<std::byte*>(::operator new(size, std::align_val_t{Buffer::kAlignment}));
+  return static_cast<std::byte*>(::operator new (size, std::align_val_t{Buffer::kAlignment}));
 }
 void free_aligned(std::byte* data) noexcept {
-  ::operator delete(data, std::align_val_t{Buffer::kAlignment});
+  ::operator delete (data, std::align_val_t{Buffer::kAlignment});
+}
+
+static_assert(Buffer::kAlignment == detail::kSlabPage);
+
+constexpr bool in_slab(unsigned cls) { return kSlabs && cls < detail::kSlabClasses; }
+
+std::byte* allocate_class(unsigned cls) {
+  return in_slab(cls) ? detail::allocate_block(cls) : allocate_aligned(class_size(cls));
+}
+void free_class(std::byte* data, unsigned cls) noexcept {
+  if (in_slab(cls)) {
+    detail::free_block(data, cls);
+  } else {
+    free_aligned(data);
+  }
 }
 
 struct FreeBuffer {
@@ -37,11 +56,8 @@ struct FreeBuffer {
 class BufferPool {
  public:
   ~BufferPool() {
-    for (List& list : lists_) {
-      while (FreeBuffer* buffer = list.head) {
-        list.head = buffer->next;
-        free_aligned(reinterpret_cast<std::byte*>(buffer));
-      }
+    for (unsigned cls = 0; cls < kClasses; ++cls) {
+      while (std::byte* const buffer = take(cls)) free_class(buffer, cls);
     }
     dead = true;
   }
@@ -80,7 +96,7 @@ Buffer::Buffer(std::size_t size) : size_(size) {
   const unsigned cls = class_of(size);
   if (cls < kClasses) {
     if (!BufferPool::dead) data_ = pool.take(cls);
-    if (!data_) data_ = allocate_aligned(class_size(cls));
+    if (!data_) data_ = allocate_class(cls);
   } else {
     data_ = allocate_aligned(size);
   }
@@ -95,7 +111,11 @@ Buffer Buffer::zeroed(std::size_t size) {
 void Buffer::release() noexcept {
   if (!data_) return;
   const unsigned cls = class_of(size_);
-  if (cls >= kClasses || BufferPool::dead || !pool.give(data_, cls)) free_aligned(data_);
+  if (cls >= kClasses) {
+    free_aligned(data_);
+  } else if (BufferPool::dead || !pool.give(data_, cls)) {
+    free_class(data_, cls);
+  }
   data_ = nullptr;
   size_ = 0;
 }
