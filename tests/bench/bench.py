@@ -74,9 +74,14 @@ class Verdict:
         self.figures = [time * scale for time in (peer_wall, peer_cpu, our_wall, our_cpu)]
         self.unit = unit
 
+    def markdown(self, name):
+        figures = [f"{figure:.4g}" for figure in self.figures]
+        return (f"| {name} | {self.unit} | {' | '.join(figures)} | {self.wall:.2f} | {self.cpu:.2f} | "
+                f"{', '.join(self.goals)} | {'yes' if self.met else 'no'} |")
+
     def line(self, name):
         figures = " ".join(f"{figure:9.4g}" for figure in self.figures)
-        return (f"{name:44} {figures} {self.unit}  {self.wall:5.2f} {self.cpu:5.2f}  "
+        return (f"{name:46} {figures} {self.unit}  {self.wall:5.2f} {self.cpu:5.2f}  "
                 f"{'met   ' if self.met else 'MISSED'} {', '.join(self.goals)}")
 
 
@@ -87,6 +92,7 @@ def main():
     parser.add_argument("--dir", default="/dev/shm", help="where most images go (tmpfs; 4 GiB are needed)")
     parser.add_argument("--disk-dir", default="/var/tmp", help="where the images for O_DIRECT I/O go (a real disk)")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--markdown", action="store_true", help="a table for docs/performance.md")
     parser.add_argument("--list", action="store_true", help="print the names of the rows only")
     parser.add_argument("rows", nargs="*")
     args = parser.parse_args()
@@ -94,9 +100,12 @@ def main():
         sys.exit("error: qemu-img and qemu-io are missing (Debian package qemu-utils)")
     missed, ran = [], 0
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch, tempfile.TemporaryDirectory(dir=args.disk_dir) as disk:
-        if not args.list:
-            print(f"{'':44} {'qemu':>19} {'platter':>19}     platter/qemu")
-            print(f"{'row':44} {'wall':>9} {'CPU':>9} {'wall':>9} {'CPU':>9}      wall   CPU  goal")
+        if args.markdown:
+            print("| row | unit | qemu wall | qemu CPU | platter wall | platter CPU | wall ratio | CPU ratio | goal | met |")
+            print("| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |")
+        elif not args.list:
+            print(f"{'':46} {'qemu':>19} {'platter':>19}     platter/qemu")
+            print(f"{'row':46} {'wall':>9} {'CPU':>9} {'wall':>9} {'CPU':>9}      wall   CPU  goal")
         for row in rows(Images(os.path.abspath(args.platter), scratch, disk)):
             if args.rows and not any(part in row.name for part in args.rows):
                 continue
@@ -107,8 +116,8 @@ def main():
             verdict = Verdict(row, measure(row, args.rounds))
             if not verdict.met:
                 missed.append(row.name)
-            print(verdict.line(row.name), flush=True)
-    if not args.list:
+            print((verdict.markdown if args.markdown else verdict.line)(row.name), flush=True)
+    if not args.list and not args.markdown:
         print(f"{ran} rows, {len(missed)} missed their goal" + (f": {'; '.join(missed)}" if missed else ""))
     return 1 if args.check and missed else 0
 
