@@ -1,6 +1,7 @@
 // Whether an image is as a cut may leave it.
 #include <fmt/format.h>
 
+#include "block/node/dirty_bitmap.h"
 #include "powercut/rig.h"
 
 namespace platter::powercut {
@@ -68,6 +69,24 @@ std::string snapshot_list_wrong(BlockNode& node, const History& history, std::si
       return fmt::format("snapshot '{}' is gone", one.name);
   }
   return {};
+}
+
+// A bitmap that says it can be trusted has marked every sector that ever changed.
+Task<std::string> marks_wrong(BlockNode& node, const History& history) {
+  BitmapAbility& bitmaps = *node.driver().bitmaps();
+  for (const BitmapInfo& info : bitmaps.list()) {
+    if (info.inconsistent) continue;
+    auto contents = co_await bitmaps.contents(info.name);
+    if (!contents) co_return fmt::format("bitmap '{}': {}", info.name, contents.error().message());
+    if (info.name != kMarks) continue;
+    auto stamps = co_await read_stamps(node, history);
+    if (!stamps) co_return stamps.error().message();
+    for (const auto& [sector, stamp] : *stamps) {
+      if (stamp != history.first_stamp(sector) && !(*contents)->get(sector * kSector))
+        co_return fmt::format("sector {} was written and is not marked", sector);
+    }
+  }
+  co_return std::string();
 }
 
 // The snapshots' contents, in an image that is not open.
@@ -175,6 +194,8 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   wrong = co_await find_wrong(*node, history, cut, fully);
   if (!wrong.empty()) co_return std::move(wrong);
   wrong = snapshot_list_wrong(*node, history, cut);
+  if (!wrong.empty()) co_return std::move(wrong);
+  wrong = co_await marks_wrong(*node, history);
   if (!wrong.empty()) co_return std::move(wrong);
   std::vector<std::string> names;
   for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);

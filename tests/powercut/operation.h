@@ -19,6 +19,10 @@ struct Shape {
 };
 std::span<const Shape> all_shapes();
 
+// A bitmap of this name is enabled before anything is written: where it is not flagged as in use it
+// has marked whatever differs from what the disk held at first.
+inline constexpr const char* kMarks = "marks";
+
 struct Operation {
   const char* name;
   // What the disk holds before, durably; and what is done then. Either gives the first error.

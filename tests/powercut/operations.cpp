@@ -226,6 +226,45 @@ Done shrink(Guest& g) {
   co_return {};
 }
 
+BitmapAbility& bitmaps_of(Guest& g) { return *g.node().driver().bitmaps(); }
+
+Done fill_marked(Guest& g) {
+  TRY_STEP(bitmaps_of(g).add(kMarks, 512, true));
+  TRY_STEP(bitmaps_of(g).add("other", 4096, false));
+  TRY_STEP(fill_some(g));
+  co_return {};
+}
+Done change_bitmaps(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  TRY_STEP(g.write(30 * c, kSector));
+  TRY_STEP(bitmaps_of(g).add("new", 512, true));
+  TRY_STEP(g.write(c, kSector));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.write(40 * c, c));
+  auto marked = co_await bitmaps_of(g).contents(kMarks);
+  PLATTER_CO_TRY(marked);
+  TRY_STEP(bitmaps_of(g).merge("other", *marked));
+  TRY_STEP(g.write_zeroes(7 * c, c, true));
+  TRY_STEP(bitmaps_of(g).set_enabled("new", false));
+  TRY_STEP(bitmaps_of(g).remove("other"));
+  // What was freed may be used now.
+  TRY_STEP(g.write(60 * c, 4 * c));
+  TRY_STEP(bitmaps_of(g).clear("new"));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.write(70 * c, kSector));
+  co_return {};
+}
+Done resize_marked(Guest& g) {
+  const std::uint64_t old = g.size();
+  TRY_STEP(g.write(30 * g.cluster(), kSector));
+  TRY_STEP(g.resize(old + 3000 * g.cluster()));
+  TRY_STEP(g.write(old, kSector));
+  TRY_STEP(g.resize(old + 10 * g.cluster()));
+  TRY_STEP(g.write(50 * g.cluster(), kSector));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+
 Done change_overlay(Guest& g) {
   const std::uint64_t c = g.cluster();
   TRY_STEP(g.write(2 * c, 2 * c));
@@ -280,6 +319,7 @@ Done mixed(Guest& g) {
 
 bool counts_can_grow(const Shape& shape) { return shape.version >= 3 && shape.cluster <= 4096; }
 bool is_lazy(const Shape& shape) { return shape.lazy; }
+bool has_bitmaps(const Shape& shape) { return shape.version >= 3; }
 
 constexpr const char* kCommit[] = {"commit", "-q", "--image-opts", "TOP"};
 constexpr const char* kRebase[] = {"rebase", "--image-opts", "-b", "memory:powercut-other",
@@ -326,6 +366,8 @@ const Operation kOperations[] = {
      .flags_may_lag = true},
     {.name = "ResizeGrow", .prepare = fill_all, .act = grow},
     {.name = "ResizeShrink", .prepare = fill_all, .act = shrink},
+    {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = has_bitmaps},
+    {.name = "BitmapsResized", .prepare = fill_marked, .act = resize_marked, .fits = has_bitmaps},
     {.name = "Commit",
      .prepare = change_overlay,
      .command = kCommit,
