@@ -9,11 +9,11 @@ build_packages=(
   g++ cmake ninja-build ccache mold pkg-config
   libfmt-dev nlohmann-json3-dev libcli11-dev liburing-dev
   zlib1g-dev libzstd-dev libisal-dev libdeflate-dev
-  libgtest-dev libgmock-dev linux-libc-dev
+  libgtest-dev libgmock-dev linux-libc-dev python3
 )
 demo_packages=(seabios e2fsprogs xz-utils binutils cpio)
 test_packages=(
-  qemu-utils python3 clang-19 libclang-rt-19-dev util-linux nbdkit libnbd-bin
+  qemu-utils clang-19 libclang-rt-19-dev util-linux nbdkit libnbd-bin
 )
 
 case "${1:-build}" in
