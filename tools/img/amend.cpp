@@ -125,10 +125,6 @@ int run_amend(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (option->id == 'h') return print_help();
     if (common.take(*option).failed) return 1;
-    if (option->id == 'f') common.format = option->value;
-    if (option->id == 'q') common.quiet = true;
-    if (option->id == 'p') common.progress = true;
-    if (option->id == 't') common.cache = option->value;
     if (option->id == 'o' && !add_create_options(amend_arguments.options, option->value)) return 1;
   }
   if (arguments.failed()) return 1;
@@ -136,20 +132,12 @@ int run_amend(int argc, char** argv) {
   if (common.format && asks_for_help(*amend_arguments.options)) {
     return print_amend_options(*common.format);
   }
-  OpenFlags flags;
-  if (!parse_cache(common.cache, flags)) {
-    report("Invalid cache option: {}", common.cache);
-    return 1;
-  }
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) {
     report("Expecting one image file name");
     return 1;
   }
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!common.agree()) return 1;
   amend_arguments.filename = rest[0];
   return finish_output(run_to_end([&] { return amend(amend_arguments); }));
 }

@@ -182,6 +182,10 @@ Task<int> bench(BenchArguments arguments) {
 
 // Takes one option. False: it will not do, which has been reported.
 bool take(BenchArguments& b, const Option& option) {
+  if (OpenFlags ignored; option.id == 't' && !parse_cache(option.value, ignored)) {
+    report("Invalid cache mode");
+    return false;
+  }
   if (const CommonOptions::Taken taken = b.common.take(option); taken.taken) return !taken.failed;
   // What a number option says goes to `into`.
   const auto number = [&](std::uint64_t& into, const char* what, std::uint64_t most) {
@@ -194,7 +198,6 @@ bool take(BenchArguments& b, const Option& option) {
     if (parsed) into = *parsed;
     return parsed.has_value();
   };
-  OpenFlags ignored;
   switch (option.id) {
     case 'c':
       return number(b.count, "request count", kMostCount);
@@ -210,9 +213,6 @@ bool take(BenchArguments& b, const Option& option) {
       return number(b.pattern, "pattern byte", 0xFF);
     case kFlushInterval:
       return number(b.flush_interval, "flush interval", kMostCount);
-    case 'f':
-      b.common.format = option.value;
-      break;
     case 'n':
       b.native = true;
       break;
@@ -222,11 +222,6 @@ bool take(BenchArguments& b, const Option& option) {
     case kNoDrain:
       b.drain = false;
       break;
-    case 't':
-      b.common.cache = option.value;
-      if (parse_cache(b.common.cache, ignored)) break;
-      report("Invalid cache mode");
-      return false;
     case 'i':
       // Every request goes the way that is best here, whatever the name.
       if (option.value == "native") b.native = true;
@@ -234,7 +229,7 @@ bool take(BenchArguments& b, const Option& option) {
         break;
       report("Invalid aio option: {}", option.value);
       return false;
-    default:  // -q: there is nothing to be left out
+    default:
       break;
   }
   return true;

@@ -168,9 +168,6 @@ int run_bitmap(int argc, char** argv) {
       case 'b':
         bitmap.source_file = option->value;
         break;
-      case 'f':
-        common.format = option->value;
-        break;
       case 'F':
         bitmap.source_format = option->value;
         break;
@@ -202,10 +199,7 @@ int run_bitmap(int argc, char** argv) {
     report("Expecting filename and bitmap name");
     return 1;
   }
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!common.agree()) return 1;
   bitmap.filename = rest[0];
   bitmap.bitmap = rest[1];
   return finish_output(run_to_end([&] { return run(bitmap); }));

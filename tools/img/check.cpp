@@ -171,15 +171,6 @@ int run_check(int argc, char** argv) {
     switch (option->id) {
       case 'h':
         return print_help();
-      case 'f':
-        common.format = option->value;
-        break;
-      case 'q':
-        common.quiet = true;
-        break;
-      case 'T':
-        common.source_cache = option->value;
-        break;
       case 'r':
         if (option->value != "leaks" && option->value != "all") {
           return usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): {}",
@@ -195,15 +186,7 @@ int run_check(int argc, char** argv) {
   if (arguments.failed()) return kCheckFailed;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return kCheckFailed;
-  }
-  OpenFlags ignored;
-  if (!parse_cache(common.source_cache, ignored)) {
-    report("Invalid source cache option: {}", common.source_cache);
-    return kCheckFailed;
-  }
+  if (!common.agree()) return kCheckFailed;
   check_arguments.filename = rest[0];
   return finish_output(run_to_end([&] { return check(check_arguments); }));
 }

@@ -146,20 +146,8 @@ int run_commit(int argc, char** argv) {
     switch (option->id) {
       case 'h':
         return print_help();
-      case 'f':
-        common.format = option->value;
-        break;
-      case 't':
-        common.cache = option->value;
-        break;
       case 'd':
         commit_arguments.keep = true;
-        break;
-      case 'p':
-        common.progress = true;
-        break;
-      case 'q':
-        common.quiet = true;
         break;
       case 'b':
         commit_arguments.base = option->value;
@@ -179,15 +167,7 @@ int run_commit(int argc, char** argv) {
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
-  OpenFlags ignored;
-  if (!parse_cache(common.cache, ignored)) {
-    report("Invalid cache option: {}", common.cache);
-    return 1;
-  }
+  if (!common.agree()) return 1;
   commit_arguments.filename = rest[0];
   return finish_output(run_to_end([&] { return commit(commit_arguments); }));
 }

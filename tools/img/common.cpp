@@ -58,6 +58,21 @@ CommonOptions::Taken CommonOptions::take(const Option& option) {
     case 'U':
       force_share = true;
       return {.taken = true};
+    case 'f':
+      format = option.value;
+      return {.taken = true};
+    case 'q':
+      quiet = true;
+      return {.taken = true};
+    case 'p':
+      progress = true;
+      return {.taken = true};
+    case 't':
+      cache = option.value;
+      return {.taken = true};
+    case 'T':
+      source_cache = option.value;
+      return {.taken = true};
     case kOutput: {
       const std::optional<OutputFormat> parsed = parse_output(option.value);
       if (parsed) output = *parsed;
@@ -66,6 +81,20 @@ CommonOptions::Taken CommonOptions::take(const Option& option) {
     default:
       return {};
   }
+}
+
+bool CommonOptions::agree() const {
+  OpenFlags ignored;
+  if (image_opts && format) {
+    report("--image-opts and --format are mutually exclusive");
+  } else if (!parse_cache(cache, ignored)) {
+    report("Invalid cache option: {}", cache);
+  } else if (!parse_cache(source_cache, ignored)) {
+    report("Invalid source cache option: {}", source_cache);
+  } else {
+    return true;
+  }
+  return false;
 }
 
 bool parse_cache(std::string_view mode, OpenFlags& flags) {

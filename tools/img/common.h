@@ -55,13 +55,15 @@ struct CommonOptions {
   std::string cache = "writeback";
   std::string source_cache = "writeback";
 
-  // Takes kOutput, kObject, kImageOpts, 'U'. False when the option is another one. An error has
-  // been reported.
+  // Takes kOutput, kObject, kImageOpts, and the letters f q p t T U: a verb in which a letter means
+  // something else looks at it first. An error has been reported.
   struct Taken {
     bool taken = false;
     bool failed = false;
   };
   Taken take(const Option& option);
+  // Once all are taken: whether they fit each other. False: reported.
+  bool agree() const;
 };
 
 // --output=human|json; nothing (and a report) for anything else.

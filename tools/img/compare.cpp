@@ -277,20 +277,8 @@ int run_compare(int argc, char** argv) {
     switch (option->id) {
       case 'h':
         return print_help();
-      case 'f':
-        compare_arguments.formats[0] = option->value;
-        break;
       case 'F':
         compare_arguments.formats[1] = option->value;
-        break;
-      case 'T':
-        common.source_cache = option->value;
-        break;
-      case 'p':
-        common.progress = true;
-        break;
-      case 'q':
-        common.quiet = true;
         break;
       case 's':
         compare_arguments.strict = true;
@@ -302,11 +290,8 @@ int run_compare(int argc, char** argv) {
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 2) return usage_error("Expecting two image file names");
-  OpenFlags ignored;
-  if (!parse_cache(common.source_cache, ignored)) {
-    report("Invalid source cache option: {}", common.source_cache);
-    return kOpenFailed;
-  }
+  if (!common.agree()) return kOpenFailed;
+  compare_arguments.formats[0] = common.format;
   compare_arguments.filenames[0] = rest[0];
   compare_arguments.filenames[1] = rest[1];
   return finish_output(run_to_end([&] { return compare(compare_arguments); }));

@@ -123,9 +123,6 @@ constexpr Flag kFlags[] = {{'h', "help"},
 bool take(ConvertArguments& c, const Option& option) {
   if (const CommonOptions::Taken taken = c.common.take(option); taken.taken) return !taken.failed;
   switch (option.id) {
-    case 'f':
-      c.common.format = option.value;
-      break;
     case 'O':
       c.target_format = option.value;
       break;
@@ -143,18 +140,6 @@ bool take(ConvertArguments& c, const Option& option) {
       break;
     case 'n':
       c.no_create = true;
-      break;
-    case 'p':
-      c.common.progress = true;
-      break;
-    case 'q':
-      c.common.quiet = true;
-      break;
-    case 't':
-      c.common.cache = option.value;
-      break;
-    case 'T':
-      c.common.source_cache = option.value;
       break;
     case 'W':
       c.out_of_order = true;

@@ -130,7 +130,6 @@ int run_dd(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (option->id == 'h') return print_help();
     if (dd_arguments.common.take(*option).failed) return 1;
-    if (option->id == 'f') dd_arguments.common.format = option->value;
     if (option->id == 'O') dd_arguments.output_format = option->value;
   }
   if (arguments.failed()) return 1;
@@ -141,10 +140,7 @@ int run_dd(int argc, char** argv) {
     report("Must specify both input and output files");
     return 1;
   }
-  if (dd_arguments.common.image_opts && dd_arguments.common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!dd_arguments.common.agree()) return 1;
   return finish_output(run_to_end([&] { return dd(dd_arguments); }));
 }
 

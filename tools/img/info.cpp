@@ -238,16 +238,12 @@ int run_info(int argc, char** argv) {
     if (option->id == 'h') return print_help();
     const CommonOptions::Taken taken = info.common.take(*option);
     if (taken.failed) return 1;
-    if (option->id == 'f') info.common.format = option->value;
     if (option->id == kBackingChain) info.chain = true;
   }
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (info.common.image_opts && info.common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!info.common.agree()) return 1;
   info.filename = rest[0];
   return finish_output(run_to_end([&] { return show(info); }));
 }

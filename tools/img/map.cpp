@@ -140,7 +140,6 @@ int run_map(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (option->id == 'h') return print_help();
     if (map.common.take(*option).failed) return 1;
-    if (option->id == 'f') map.common.format = option->value;
     if (option->id == 's') {
       const auto start = parse_bounded_size(option->value, "start offset", 0, kMostBytes);
       if (!start) return 1;
@@ -154,10 +153,7 @@ int run_map(int argc, char** argv) {
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (map.common.image_opts && map.common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!map.common.agree()) return 1;
   map.filename = rest[0];
   return finish_output(run_to_end([&] { return show_map(map); }));
 }

@@ -110,9 +110,6 @@ int run_measure(int argc, char** argv) {
     switch (option->id) {
       case 'h':
         return print_help();
-      case 'f':
-        common.format = option->value;
-        break;
       case 'O':
         measure_arguments.output_format = option->value;
         break;
@@ -145,10 +142,7 @@ int run_measure(int argc, char** argv) {
     report("Either --size N or one filename must be specified.");
     return 1;
   }
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!common.agree()) return 1;
   if (!rest.empty() && measure_arguments.size) {
     report("--size N cannot be used together with a filename.");
     return 1;

@@ -206,9 +206,6 @@ int run_rebase(int argc, char** argv) {
     switch (option->id) {
       case 'h':
         return print_help();
-      case 'f':
-        common.format = option->value;
-        break;
       case 'F':
         rebase_arguments.backing_format = option->value;
         break;
@@ -217,18 +214,6 @@ int run_rebase(int argc, char** argv) {
         break;
       case 'u':
         rebase_arguments.unsafe = true;
-        break;
-      case 'p':
-        common.progress = true;
-        break;
-      case 'q':
-        common.quiet = true;
-        break;
-      case 't':
-        common.cache = option->value;
-        break;
-      case 'T':
-        common.source_cache = option->value;
         break;
       default:
         break;
@@ -240,19 +225,7 @@ int run_rebase(int argc, char** argv) {
   if (!rebase_arguments.unsafe && !rebase_arguments.backing_file) {
     return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  if (common.image_opts && common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
-  OpenFlags ignored;
-  if (!parse_cache(common.cache, ignored)) {
-    report("Invalid cache option: {}", common.cache);
-    return 1;
-  }
-  if (!parse_cache(common.source_cache, ignored)) {
-    report("Invalid source cache option: {}", common.source_cache);
-    return 1;
-  }
+  if (!common.agree()) return 1;
   rebase_arguments.filename = rest[0];
   return finish_output(run_to_end([&] { return rebase(rebase_arguments); }));
 }

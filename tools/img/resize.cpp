@@ -86,8 +86,6 @@ int run_resize(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (option->id == 'h') return print_help();
     if (resize_arguments.common.take(*option).failed) return 1;
-    if (option->id == 'f') resize_arguments.common.format = option->value;
-    if (option->id == 'q') resize_arguments.common.quiet = true;
     if (option->id == kShrink) resize_arguments.shrink = true;
     if (option->id == kPreallocation) {
       const Result<Preallocation> mode = parse_preallocation(option->value);
@@ -101,10 +99,7 @@ int run_resize(int argc, char** argv) {
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting image file name and size");
-  if (resize_arguments.common.image_opts && resize_arguments.common.format) {
-    report("--image-opts and --format are mutually exclusive");
-    return 1;
-  }
+  if (!resize_arguments.common.agree()) return 1;
   resize_arguments.filename = rest[0];
   if (size.starts_with('+') || size.starts_with('-')) {
     resize_arguments.direction = size[0] == '+' ? 1 : -1;
