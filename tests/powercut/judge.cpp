@@ -71,7 +71,18 @@ std::string snapshot_list_wrong(BlockNode& node, const History& history, std::si
   return {};
 }
 
-// A bitmap that says it can be trusted has marked every sector that ever changed.
+// What was there when the recording began.
+Stamp stamp_before(const History& history, std::uint64_t sector) {
+  Stamp stamp = history.first_stamp(sector);
+  const auto known = history.sectors().find(sector);
+  if (known == history.sectors().end()) return stamp;
+  for (const History::Value& value : known->second) {
+    if (value.end == 0) stamp = value.stamp;
+  }
+  return stamp;
+}
+
+// A bitmap that says it can be trusted has marked every sector that has changed.
 Task<std::string> marks_wrong(BlockNode& node, const History& history) {
   BitmapAbility& bitmaps = *node.driver().bitmaps();
   for (const BitmapInfo& info : bitmaps.list()) {
@@ -82,7 +93,7 @@ Task<std::string> marks_wrong(BlockNode& node, const History& history) {
     auto stamps = co_await read_stamps(node, history);
     if (!stamps) co_return stamps.error().message();
     for (const auto& [sector, stamp] : *stamps) {
-      if (stamp != history.first_stamp(sector) && !(*contents)->get(sector * kSector))
+      if (stamp != stamp_before(history, sector) && !(*contents)->get(sector * kSector))
         co_return fmt::format("sector {} was written and is not marked", sector);
     }
   }

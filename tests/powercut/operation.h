@@ -19,8 +19,8 @@ struct Shape {
 };
 std::span<const Shape> all_shapes();
 
-// A bitmap of this name is enabled before anything is written: where it is not flagged as in use it
-// has marked whatever differs from what the disk held at first.
+// A bitmap of this name is made, and enabled, at the end of what is done before: where it is not
+// flagged as in use it has marked whatever differs from what the disk held then.
 inline constexpr const char* kMarks = "marks";
 
 struct Operation {

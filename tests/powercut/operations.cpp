@@ -229,9 +229,9 @@ Done shrink(Guest& g) {
 BitmapAbility& bitmaps_of(Guest& g) { return *g.node().driver().bitmaps(); }
 
 Done fill_marked(Guest& g) {
+  TRY_STEP(fill_some(g));
   TRY_STEP(bitmaps_of(g).add(kMarks, 512, true));
   TRY_STEP(bitmaps_of(g).add("other", 4096, false));
-  TRY_STEP(fill_some(g));
   co_return {};
 }
 Done change_bitmaps(Guest& g) {
