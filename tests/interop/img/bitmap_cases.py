@@ -156,6 +156,10 @@ def marks(h):
                [["create", "-q", "-f", "qcow2", "a", "100M"]] + make + writes +
                [["sh", f"printf '\\0\\0\\0\\0\\0\\0\\0\\0' | dd of=a bs=1 seek={place} conv=notrunc"],
                 ["check", "-q", "-r", "all", "a"]] + look, [("a", "qcow2")], errors="any")
+    for options in ("refcount_bits=1", "refcount_bits=64", "lazy_refcounts=on", "size=120M"):
+        h.case(f"bitmap marks after amend {options}",
+               [["create", "-q", "-f", "qcow2", "a", "100M"]] + make + writes +
+               [["amend", "-o", options, "a"], ["both", "-c", "write 90M 1M", "a"]] + look, [("a", "qcow2")])
     over = [["peer", "create", "-q", "-f", "qcow2", "base", "10M"], ["peer", "bitmap", "--add", "base", "b"],
             ["peer", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "a"],
             ["peer", "bitmap", "--add", "a", "b"], ["both", "-c", "write 1M 1M", "-c", "write -z 5M 1M", "a"]]
