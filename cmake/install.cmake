@@ -5,7 +5,7 @@
 include(CMakePackageConfigHelpers)
 
 install(TARGETS platter_static ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-foreach(room block/base block/exec block/node block/adapters block/filters block/jobs formats virtio)
+foreach(room block/base block/exec block/node block/crypto block/adapters block/filters block/jobs formats virtio)
   cmake_path(GET room PARENT_PATH parent)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/platter/${parent}
     FILES_MATCHING PATTERN "*.h")

@@ -8,7 +8,7 @@ set -euo pipefail
 build_packages=(
   g++ cmake ninja-build ccache mold pkg-config
   libfmt-dev nlohmann-json3-dev libcli11-dev liburing-dev
-  zlib1g-dev libzstd-dev libisal-dev libdeflate-dev
+  zlib1g-dev libzstd-dev libisal-dev libdeflate-dev libssl-dev
   libgtest-dev libgmock-dev linux-libc-dev python3
 )
 demo_packages=(seabios e2fsprogs xz-utils binutils cpio)

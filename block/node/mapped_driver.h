@@ -21,6 +21,7 @@
 #include "block/exec/buffer.h"
 #include "block/exec/iovec.h"
 #include "block/exec/task.h"
+#include "block/node/data_transform.h"
 #include "block/node/driver.h"
 #include "block/node/in_flight.h"
 #include "block/node/node.h"
@@ -126,6 +127,11 @@ class MappedDriver : public Driver {
   Task<void> hold();
   void release();
 
+  // What data of this node passes through on its way; nullptr: nothing. Set before the first request;
+  // limits() asks for DataTransform::kUnit then.
+  void set_transform(DataTransform* transform) { transform_ = transform; }
+  bool transforms() const { return transform_ != nullptr; }
+
   // Reads as a request does, inside a request (the caller has a ticket).
   Task<Result<void>> read_inside(std::uint64_t offset, IoVec iov);
   // Writes as a request does, inside a request.
@@ -161,6 +167,28 @@ class MappedDriver : public Driver {
   Task<Result<void>> read_task(std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_piece(Piece piece, std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_packed(Mapping mapping, std::uint64_t offset, IoVec iov);
+  // Stored data of this node, through its transform if it has one. `guest` is the disk's offset.
+  Task<Result<void>> read_data(BlockNode& node, std::uint64_t host, std::uint64_t guest, IoVec iov) {
+    if (!transform_) [[likely]] return read_at(node, host, iov);
+    return read_transformed(node, host, guest, iov);
+  }
+  Task<Result<void>> write_data(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                                IoVec iov) {
+    if (!transform_) [[likely]] return write_at(node, host, iov);
+    return write_transformed(node, host, guest, iov);
+  }
+  // mapped_transform.cpp
+  Task<Result<void>> read_transformed(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                                      IoVec iov);
+  Task<Result<void>> write_transformed(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                                       IoVec iov);
+  Task<Result<void>> read_encoded(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                                  IoVec iov);
+  Task<Result<void>> write_encoded(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                                   IoVec iov);
+  // Runs one direction over `bytes`, on a codec thread when they are many.
+  Task<Result<void>> pass_through(std::span<std::byte> bytes, std::uint64_t host,
+                                  std::uint64_t guest, bool encode);
   Task<Result<void>> read_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
   Task<Result<void>> write_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
   Task<Result<void>> write_task(std::uint64_t offset, IoVec iov, WriteFlags flags);
@@ -171,6 +199,7 @@ class MappedDriver : public Driver {
   Task<Result<Extent>> extent_task(std::uint64_t offset, std::uint64_t length);
 
   InFlight in_flight_;
+  DataTransform* transform_ = nullptr;  // immutable after open
   std::atomic<bool> notes_changes_{false};
   std::atomic<bool> held_{false};
   std::mutex held_mutex_;

@@ -112,7 +112,8 @@ Task<Result<void>> MappedDriver::do_read(std::uint64_t offset, IoVec iov, ReadFl
     Walk walk{this, iov.size(), {}};
     if (walk_on(walk, offset, piece) && piece.mapping.kind == Mapping::Kind::kData &&
         piece.mapping.length == iov.size()) {
-      Task<Result<void>> task = read_at(*piece.mapping.node, piece.mapping.host_offset, iov);
+      Task<Result<void>> task = piece.owner->read_data(*piece.mapping.node,
+                                                       piece.mapping.host_offset, offset, iov);
       if (task.done()) return task;
       return finish(std::move(ticket), std::move(piece.below), std::move(task));
     }
@@ -162,7 +163,8 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
     } else if (length == iov.size() && running.empty()) {
       // The last or only piece: no list to keep.
       if (piece.mapping.kind == Mapping::Kind::kData) {
-        auto only = co_await read_at(*piece.mapping.node, piece.mapping.host_offset, part);
+        auto only = co_await piece.owner->read_data(*piece.mapping.node,
+                                                    piece.mapping.host_offset, offset, part);
         co_return only;
       }
       auto only = co_await read_piece(std::move(piece), offset, part);
@@ -187,7 +189,8 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
 Task<Result<void>> MappedDriver::read_piece(Piece piece, std::uint64_t offset, IoVec iov) {
   switch (piece.mapping.kind) {
     case Mapping::Kind::kData: {
-      auto data = co_await read_at(*piece.mapping.node, piece.mapping.host_offset, iov);
+      auto data = co_await piece.owner->read_data(*piece.mapping.node, piece.mapping.host_offset,
+                                                  offset, iov);
       co_return data;
     }
     case Mapping::Kind::kCompressed: {
@@ -234,7 +237,8 @@ Task<Result<Extent>> MappedDriver::do_extent(std::uint64_t offset, std::uint64_t
 
 namespace {
 
-Extent extent_of(const Mapping& mapping, std::uint64_t offset) {
+// Where stored bytes are not the disk's, their place is not told.
+Extent extent_of(const Mapping& mapping, std::uint64_t offset, bool transformed) {
   Extent extent{.offset = offset, .length = mapping.length};
   switch (mapping.kind) {
     case Mapping::Kind::kData:
@@ -251,6 +255,7 @@ Extent extent_of(const Mapping& mapping, std::uint64_t offset) {
       return extent;
   }
   if (mapping.kind == Mapping::Kind::kZero && !mapping.has_host) return extent;
+  if (transformed && mapping.kind != Mapping::Kind::kCompressed) return extent;
   extent.node = mapping.node;
   extent.host_offset = mapping.host_offset;
   return extent;
@@ -284,7 +289,7 @@ Task<Result<Extent>> MappedDriver::extent_task(std::uint64_t offset, std::uint64
       PLATTER_CO_TRY(loaded);
       mapping = *loaded;
     }
-    const Extent next = extent_of(mapping, at);
+    const Extent next = extent_of(mapping, at, transforms());
     if (!extent) {
       extent = next;
     } else if (continues(*extent, next)) {
@@ -293,7 +298,7 @@ Task<Result<Extent>> MappedDriver::extent_task(std::uint64_t offset, std::uint64
       break;
     }
   }
-  if (extent->kind == ExtentKind::kData) extent->maybe_hole = may_have_holes();
+  if (extent->kind == ExtentKind::kData) extent->maybe_hole = !transforms() && may_have_holes();
   co_return *extent;
 }
 

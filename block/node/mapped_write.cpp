@@ -19,7 +19,7 @@ Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, Write
       (!notes_changes() || flags.unchanged || note_change(offset, iov.size())) && try_map(offset, iov.size(), true, mapping) &&
       mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size())
       [[likely]] {
-    Task<Result<void>> task = write_at(*mapping.node, mapping.host_offset, iov);
+    Task<Result<void>> task = write_data(*mapping.node, mapping.host_offset, offset, iov);
     if (task.done()) return task;
     return finish(std::move(ticket), InFlight::Ticket(), std::move(task));
   }
@@ -78,7 +78,7 @@ Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
     const IoVec part = iov.first(mapping.length);
     if (mapping.length == iov.size() && running.empty()) {
       auto only =
-          straight ? write_at(*mapping.node, mapping.host_offset, part) : write_new(offset, part);
+          straight ? write_data(*mapping.node, mapping.host_offset, offset, part) : write_new(offset, part);
       result = co_await only;
       co_return result;
     }
@@ -86,7 +86,7 @@ Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
       auto one = co_await running[awaited++];
       if (!one) result = std::move(one);
     }
-    running.push_back(straight ? write_at(*mapping.node, mapping.host_offset, part)
+    running.push_back(straight ? write_data(*mapping.node, mapping.host_offset, offset, part)
                                : write_new(offset, part));
     offset += mapping.length;
     iov = iov.from(mapping.length);
@@ -103,7 +103,7 @@ Task<Result<void>> MappedDriver::write_new(std::uint64_t offset, IoVec iov) {
     auto plan = co_await plan_write(offset, iov.size());
     PLATTER_CO_TRY(plan);
     const IoVec part = iov.first(plan->length);
-    auto writing = plan->in_place ? write_at(*plan->node, plan->host_offset, part)
+    auto writing = plan->in_place ? write_data(*plan->node, plan->host_offset, offset, part)
                                   : write_planned(*plan, part);
     auto written = co_await writing;
     PLATTER_CO_TRY(written);
@@ -116,7 +116,7 @@ Task<Result<void>> MappedDriver::write_new(std::uint64_t offset, IoVec iov) {
 Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
   Result<void> result;
   if (plan.head == 0 && plan.tail == 0) {
-    result = co_await write_at(*plan.node, plan.host_offset, iov);
+    result = co_await write_data(*plan.node, plan.host_offset, plan.offset, iov);
   } else {
     const Buffer edges(plan.head + plan.tail);
     const IoVec head = edges.iov().first(plan.head);
@@ -140,7 +140,8 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
       iov.for_each(add);
       tail.for_each(add);
       PLATTER_FAULT(*plan.node, FaultEvent::kCowWrite);
-      result = co_await write_at(*plan.node, plan.host_offset - plan.head, IoVec(segments));
+      result = co_await write_data(*plan.node, plan.host_offset - plan.head,
+                                   plan.offset - plan.head, IoVec(segments));
     }
   }
   if (result) {
@@ -212,8 +213,13 @@ Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t l
       auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
       PLATTER_CO_TRY(loaded);
     }
-    const std::uint64_t step = piece.mapping.length;
-    if (piece.mapping.kind != Mapping::Kind::kZero) {
+    // Pieces may end where a backing node does: amid what the transform needs whole.
+    const bool all_zero = piece.mapping.kind == Mapping::Kind::kZero;
+    const std::uint64_t step =
+        transforms() && !(all_zero && piece.mapping.length % DataTransform::kUnit == 0)
+            ? length
+            : piece.mapping.length;
+    if (!all_zero || step != piece.mapping.length) {
       if (!may_write) co_return fail(ENOTSUP, "cannot zero part of a cluster without writing it");
       const Buffer zeroes = Buffer::zeroed(step);
       auto written = co_await write_inside(offset, zeroes.iov());

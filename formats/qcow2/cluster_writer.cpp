@@ -56,7 +56,9 @@ std::uint64_t ClusterWriter::replaceable(const TableCache::Slice& slice, std::ui
 
 std::uint64_t ClusterWriter::left_behind(std::uint64_t end) const {
   const std::uint64_t size = core_.size.load();
-  return end < size ? size - end : 0;
+  const std::uint64_t left = end < size ? size - end : 0;
+  // Ciphers take whole sectors.
+  return core_.encrypted ? align_up(left, std::uint64_t{DataTransform::kUnit}) : left;
 }
 
 // One cluster at a time: units that are left behind by zeroes, by another writer, or that have
@@ -112,7 +114,7 @@ void ClusterWriter::plan_fresh(WritePlan& plan, std::uint64_t count, TableCache:
   }
   plan.head = from - head_from;
   plan.tail = std::min(tail_to - to, left_behind(end));
-  if (!g.external_data && reservation.reads_zero()) {
+  if (!g.external_data && !core_.encrypted && reservation.reads_zero()) {
     // What the edges show is there already.
     if (plan.head != 0 && shows_zeroes(before, start, head_from, from)) plan.head = 0;
     if (plan.tail != 0 && shows_zeroes(behind, end, to, to + plan.tail)) plan.tail = 0;

@@ -32,6 +32,7 @@ struct Core {
   Edge file;
   Edge data_file;  // external data file, if any
   Edge backing_edge;
+  bool encrypted = false;  // what lies in the file is not what the disk reads as
   bool writable = false;  // changed by reopen, with nothing in flight
   bool discard_passes[5] = {false, true, false, true, false};  // by Discard
 

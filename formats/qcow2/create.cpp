@@ -74,8 +74,11 @@ Task<Result<void>> write_tables(BlockNode& file, const CreatePlan& plan) {
                                    g.reftable_entries_per_cluster(),
                                plan.refcount_blocks_offset, 0, 8);
   if (plan.l2_tables != 0) {
+    // What lies in the file would not decrypt to zeroes.
+    const bool as_zeroes = header.crypt_method != CryptMethod::kNone && !g.extended_l2;
     co_await write_pointer_table(writer, g, plan.l2_tables_offset, plan.data_clusters,
-                                 plan.l2_tables * g.l2_entries(), plan.data_offset, kCopied,
+                                 plan.l2_tables * g.l2_entries(), plan.data_offset,
+                                 kCopied | (as_zeroes ? kZeroBit : 0),
                                  static_cast<unsigned>(g.l2_entry_size()));
     co_await write_pointer_table(writer, g, header.l1_table_offset, plan.l2_tables, plan.l2_tables,
                                  plan.l2_tables_offset, kCopied, 8);
@@ -117,6 +120,11 @@ Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
   PLATTER_CO_TRY(step);
   step = co_await write_tables(file, plan);
   PLATTER_CO_TRY(step);
+  if (!plan.encryption_header.empty()) {
+    const IoVec area = IoVec::of_const(plan.encryption_header);
+    step = co_await file.write(plan.header.extensions.encryption->offset, area);
+    PLATTER_CO_TRY(step);
+  }
   if (const auto rest = std::span(*encoded).subspan(kHeaderSwitch); !rest.empty()) {
     const IoVec iov = IoVec::of_const(rest);
     step = co_await file.write(kHeaderSwitch, iov);
@@ -133,6 +141,16 @@ Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
 Task<Result<void>> create(CreateRequest request) {
   auto plan = plan_create(request.options, request.size);
   PLATTER_CO_TRY(plan);
+  if (plan->encryption.method != CryptMethod::kNone) {
+    auto key = plan->encryption.key();
+    PLATTER_CO_TRY(key);
+    if (plan->encryption.method == CryptMethod::kLuks) {
+      auto volume =
+          co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
+      PLATTER_CO_TRY(volume);
+      plan->encryption_header = std::move(volume->area);
+    }
+  }
   if (const auto& data_file = plan->header.extensions.data_file) {
     if (*data_file == request.filename) {
       co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once",
@@ -219,7 +237,13 @@ Task<Result<MeasureResult>> measure(MeasureRequest request) {
     data = *counted;
   }
   MeasureResult result;
-  result.fully_allocated = fully_allocated_size(g, size);
+  const std::uint64_t crypto_bytes = plan->encryption.header_bytes();
+  if (crypto_bytes != 0) {
+    const auto key = plan->encryption.key();
+    PLATTER_CO_TRY(key);
+  }
+  result.fully_allocated =
+      fully_allocated_size(g, size) + align_up(crypto_bytes, g.cluster_size());
   // Overestimates: it keeps the tables that the full image would have.
   result.required = result.fully_allocated - rounded + data;
   if (request.source && plan->header.version >= 3)

@@ -10,11 +10,13 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "block/base/error.h"
 #include "block/exec/task.h"
 #include "block/node/driver.h"
 #include "block/node/registry.h"
+#include "formats/qcow2/encryption.h"
 #include "formats/qcow2/layout.h"
 
 namespace platter::qcow2 {
@@ -36,6 +38,9 @@ struct CreatePlan {
   std::uint64_t l2_tables_offset = 0;
   std::uint64_t data_clusters = 0;  // preallocated; contiguous
   std::uint64_t data_offset = 0;
+  EncryptionPlan encryption;
+  // What the header's encryption extension points at, once the key is made.
+  std::vector<std::byte> encryption_header;
   std::uint64_t clusters = 0;   // of the file, all of refcount 1
   std::uint64_t file_size = 0;  // bytes; ends with the last table when nothing is preallocated
 };

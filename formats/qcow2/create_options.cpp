@@ -130,24 +130,14 @@ Result<void> take_backing(Options& options, bool data_file_raw, Preallocation pr
   return {};
 }
 
-// Features of images that we read but do not make.
-Result<void> refuse_what_we_do_not_make(Options& options) {
-  auto encryption = options.take_bool("encryption");
-  PLATTER_TRY(encryption);
-  const auto format = options.take_string("encrypt.format");
-  if (encryption->value_or(false) && format) {
-    return fail(EINVAL, "Options encryption and encrypt.format are mutually exclusive");
+// Where the data of preallocated clusters would be read as it lies in the file: as what decrypting
+// zeroes gives. Clusters with the zero flag are not.
+Result<void> check_encrypted_preallocation(const CreatePlan& plan) {
+  if (plan.encryption.method == CryptMethod::kNone || plan.header.version >= 3 ||
+      plan.preallocation == Preallocation::kOff) {
+    return {};
   }
-  if (format && *format != "aes" && *format != "luks") {
-    return fail(EINVAL, "Parameter 'format' does not accept value '{}'", *format);
-  }
-  const Options rest = options.take_child("encrypt");
-  if (encryption->value_or(false) || format) {
-    return fail(ENOTSUP, "Creating encrypted images is not supported (encrypt.format={})",
-                format.value_or("aes"));
-  }
-  if (!rest.empty()) return fail(EINVAL, "Parameter 'encrypt.format' is missing");
-  return {};
+  return needs_v3("Preallocation of encrypted images is");
 }
 
 Result<void> take_data_file(Options& options, CreatePlan& plan) {
@@ -190,7 +180,9 @@ Result<void> lay_out(CreatePlan& plan) {
   }
   // Those of an external data file lie there, each where the guest has it.
   const std::uint64_t inside = header.has_data_file() ? 0 : plan.data_clusters;
-  const std::uint64_t others = 1 + l1_clusters + plan.l2_tables + inside;
+  const std::uint64_t crypto_bytes = plan.encryption.header_bytes();
+  const std::uint64_t others =
+      1 + l1_clusters + g.clusters_for(crypto_bytes) + plan.l2_tables + inside;
   const RefcountClusters refcounts = refcount_clusters_for(g, others);
   if (refcounts.table > kMaxRefTableBytes >> g.cluster_bits) {
     return fail(EFBIG,
@@ -212,6 +204,10 @@ Result<void> lay_out(CreatePlan& plan) {
   header.refcount_table_offset = take(refcounts.table);
   plan.refcount_blocks = refcounts.blocks;
   plan.refcount_blocks_offset = take(refcounts.blocks);
+  if (crypto_bytes != 0) {
+    const EncryptionPointer place{take(g.clusters_for(crypto_bytes)), crypto_bytes};
+    header.extensions.encryption = place;
+  }
   header.l1_table_offset = take(l1_clusters);
   plan.l2_tables_offset = take(plan.l2_tables);
   plan.data_offset = header.has_data_file() ? 0 : take(plan.data_clusters);
@@ -282,7 +278,11 @@ Result<CreatePlan> plan_create(Options& options, std::uint64_t size) {
   PLATTER_TRY(step);
   step = take_compression_type(options, header);
   PLATTER_TRY(step);
-  step = refuse_what_we_do_not_make(options);
+  auto encryption = take_encryption_plan(options);
+  PLATTER_TRY(encryption);
+  plan.encryption = std::move(*encryption);
+  header.crypt_method = plan.encryption.method;
+  step = check_encrypted_preallocation(plan);
   PLATTER_TRY(step);
   step = options.all_taken("qcow2");
   PLATTER_TRY(step);

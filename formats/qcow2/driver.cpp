@@ -35,7 +35,9 @@ Qcow2Driver::~Qcow2Driver() = default;
 Limits Qcow2Driver::limits() const {
   const Limits below = core_.data_node().limits();
   Limits limits;
-  limits.request_alignment = below.request_alignment;
+  limits.request_alignment = transforms()
+                                 ? std::max(below.request_alignment, DataTransform::kUnit)
+                                 : below.request_alignment;
   limits.memory_alignment = below.memory_alignment;
   limits.discard_alignment = static_cast<std::uint32_t>(unit_size(core_.geometry));
   limits.optimal_transfer = static_cast<std::uint32_t>(core_.geometry.cluster_size());
@@ -102,6 +104,9 @@ Result<void> Qcow2Driver::unpack(std::span<const std::byte> packed, std::span<st
 
 Task<Result<void>> Qcow2Driver::write_packed(std::uint64_t offset, IoVec iov) {
   const std::uint64_t cluster = core_.geometry.cluster_size();
+  // Packed data is not encrypted in this format: it would stand in the file for all to read.
+  if (transforms())
+    co_return fail(ENOTSUP, "Compression and encryption not supported at the same time");
   const std::uint64_t end = offset + iov.size();
   if (core_.geometry.in_cluster(offset) != 0 ||
       (core_.geometry.in_cluster(end) != 0 && end < size())) {
@@ -332,7 +337,9 @@ Task<Result<void>> Qcow2Driver::make_empty() {
 
 // Information ------------------------------------------------------------------------------------
 
-FormatInfo Qcow2Driver::info() { return format_info(core_.header, bitmaps_.entries()); }
+FormatInfo Qcow2Driver::info() {
+  return format_info(core_.header, bitmaps_.entries(), luks_ ? &*luks_ : nullptr);
+}
 
 // A file that takes up clearly less than its clusters would has holes among them. A few clusters'
 // room is left for what a file system packs tightly.

@@ -22,6 +22,7 @@
 #include "formats/qcow2/bitmaps.h"
 #include "formats/qcow2/cluster_writer.h"
 #include "formats/qcow2/core.h"
+#include "formats/qcow2/encryption.h"
 #include "formats/qcow2/host_clusters.h"
 #include "formats/qcow2/l2_tables.h"
 #include "formats/qcow2/refcounts.h"
@@ -122,7 +123,8 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> start(OpenContext& context, Header header);
   // Reads tables again from what core_.header says; nothing is running.
   Task<Result<void>> load_tables();
-  Result<void> check_writable(const Header& header) const;
+  // Finds the key of an encrypted image, unless nothing but metadata will be read.
+  Task<Result<void>> open_encryption(OpenContext& context, const Header& header);
   void list_metadata();
   void choose_discards(bool unmap);
   Task<Result<void>> begin_writing();
@@ -165,6 +167,9 @@ class Qcow2Driver final : public MappedDriver,
 
   Core core_;
   const RuntimeOptions options_;
+  // Immutable after open.
+  std::optional<crypto::LuksHeader> luks_;
+  std::unique_ptr<DataTransform> cipher_;
   Refcounts refcounts_;
   HostClusters clusters_;
   L2Tables tables_;

@@ -17,6 +17,30 @@ InfoField bitmap_field(const BitmapEntry& bitmap) {
   return {{}, std::move(fields)};
 }
 
+InfoField::Fields luks_fields(const crypto::LuksHeader& luks) {
+  InfoField::Fields fields;
+  fields.push_back({"ivgen-alg", luks.generator()});
+  fields.push_back({"hash-alg", luks.hash});
+  fields.push_back({"cipher-alg", luks.algorithm()});
+  fields.push_back({"uuid", luks.uuid});
+  if (luks.generator() == "essiv") fields.push_back({"ivgen-hash-alg", luks.generator_hash()});
+  fields.push_back({"format", std::string("luks")});
+  fields.push_back({"cipher-mode", luks.mode()});
+  InfoField::Fields slots;
+  for (const crypto::LuksSlot& slot : luks.slots) {
+    InfoField::Fields one;
+    one.push_back({"active", slot.active});
+    if (slot.active) one.push_back({"iters", std::uint64_t{slot.iterations}});
+    one.push_back({"key-offset", slot.offset()});
+    if (slot.active) one.push_back({"stripes", std::uint64_t{slot.stripes}});
+    slots.push_back({{}, std::move(one)});
+  }
+  fields.push_back({"slots", std::move(slots)});
+  fields.push_back({"payload-offset", luks.payload_offset()});
+  fields.push_back({"master-key-iters", std::uint64_t{luks.iterations}});
+  return fields;
+}
+
 // Behind the part of the disk that whole L2 tables map.
 std::uint64_t vm_state_offset(const Header& header) {
   const Geometry geometry{.version = header.version,
@@ -29,7 +53,8 @@ std::uint64_t vm_state_offset(const Header& header) {
 
 }  // namespace
 
-FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmaps) {
+FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmaps,
+                       const crypto::LuksHeader* luks) {
   FormatInfo info;
   info.cluster_size = header.cluster_size();
   info.encrypted = header.crypt_method != CryptMethod::kNone;
@@ -51,8 +76,12 @@ FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmap
   fields.push_back({"refcount-bits", std::uint64_t{1} << header.refcount_order});
   if (info.encrypted) {
     InfoField::Fields encrypt;
-    encrypt.push_back(
-        {"format", std::string(header.crypt_method == CryptMethod::kAes ? "aes" : "luks")});
+    if (luks) {
+      encrypt = luks_fields(*luks);
+    } else {
+      encrypt.push_back(
+          {"format", std::string(header.crypt_method == CryptMethod::kAes ? "aes" : "luks")});
+    }
     fields.push_back({"encrypt", std::move(encrypt)});
   }
   if (header.extensions.data_file) fields.push_back({"data-file", *header.extensions.data_file});

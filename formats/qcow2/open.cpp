@@ -122,10 +122,8 @@ Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
 
 Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
   const OpenFlags flags = context.flags;
-  if (header.crypt_method != CryptMethod::kNone && !flags.no_io) {
-    co_return fail(ENOTSUP, "encrypted images ({}) cannot be opened",
-                   header.crypt_method == CryptMethod::kLuks ? "LUKS" : "AES");
-  }
+  auto encryption = co_await open_encryption(context, header);
+  PLATTER_CO_TRY(encryption);
   if (header.has_data_file() && !flags.no_io) {
     const std::optional<std::string>& stored = header.extensions.data_file;
     const bool named = context.options.has("data-file") || context.options.has_child("data-file");
@@ -139,8 +137,6 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
     core_.data_file = std::move(*data);
   }
   if (!flags.read_only) {
-    const Result<void> writable = check_writable(header);
-    PLATTER_CO_TRY(writable);
     if (header.corrupt() && !flags.check) {
       co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     }
@@ -180,11 +176,22 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
   co_return {};
 }
 
-Result<void> Qcow2Driver::check_writable(const Header& header) const {
-  const char* feature = nullptr;
-  if (header.crypt_method != CryptMethod::kNone) feature = "encryption";
-  if (!feature) return {};
-  return fail(ENOTSUP, "the image uses {}, with which it can only be opened read-only", feature);
+Task<Result<void>> Qcow2Driver::open_encryption(OpenContext& context, const Header& header) {
+  auto secret = take_encryption_options(context.options, header.crypt_method);
+  PLATTER_CO_TRY(secret);
+  core_.encrypted = header.crypt_method != CryptMethod::kNone;
+  if (!core_.encrypted) co_return {};
+  if (header.crypt_method == CryptMethod::kLuks) {
+    auto luks = co_await read_encryption_header(*core_.file, header);
+    PLATTER_CO_TRY(luks);
+    luks_ = std::move(*luks);
+  }
+  if (context.flags.no_io) co_return {};
+  auto cipher = co_await unlock(*core_.file, header, luks_ ? &*luks_ : nullptr, *secret);
+  PLATTER_CO_TRY(cipher);
+  cipher_ = std::move(*cipher);
+  set_transform(cipher_.get());
+  co_return {};
 }
 
 Task<Result<void>> Qcow2Driver::load_tables() {
@@ -219,6 +226,8 @@ void Qcow2Driver::list_metadata() {
   for (std::uint64_t i = 0; i < refcounts_.block_count(); ++i) {
     if (const std::uint64_t block = refcounts_.block(i)) map.add(block, g.cluster_size());
   }
+  if (const auto& encryption = core_.header.extensions.encryption)
+    map.add(encryption->offset, encryption->length);
   map.add(core_.header.snapshots_offset, snapshots_.table_bytes());
   for (const Snapshot& snapshot : snapshots_.table())
     map.add(snapshot.l1_table_offset, std::uint64_t{snapshot.l1_size} * 8);
@@ -257,8 +266,6 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     PLATTER_CO_TRY(ended);
   }
   if (!core_.writable && !flags.read_only) {
-    const Result<void> writable = check_writable(core_.header);
-    PLATTER_CO_TRY(writable);
     if (core_.header.corrupt())
       co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     if (core_.header.dirty())

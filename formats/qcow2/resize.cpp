@@ -191,6 +191,7 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     offset = whole;
   }
   end = align_up(end, g.cluster_size());
+  const std::uint64_t first = offset;
   while (offset < end) {
     auto plan = co_await plan_write(offset, end - offset);
     PLATTER_CO_TRY(plan);
@@ -209,6 +210,11 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     // An external data file has its size already.
     if (!g.external_data) host_end = std::max(host_end, host + plan->length);
     writer_.publish_space(*plan);
+  }
+  if (transforms() && first < end) {
+    // What lies there does not decrypt to zeroes.
+    auto zeroed = co_await zero_units(first, end - first, false);
+    if (!zeroed) co_return forward_error(zeroed, "Could not preallocate encrypted space");
   }
   if (host_end > data.size()) {
     ResizeRequest extend{

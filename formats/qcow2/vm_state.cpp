@@ -25,6 +25,22 @@ Task<Result<void>> VmState::read(std::uint64_t position, IoVec iov) {
   co_return read;
 }
 
+// What is encrypted is written in whole sectors, with what is around `iov` in them.
+Task<Result<void>> VmState::write_sectors(std::uint64_t offset, IoVec iov) {
+  const std::uint64_t start = align_down(offset, std::uint64_t{DataTransform::kUnit});
+  const std::uint64_t end = align_up(offset + iov.size(), std::uint64_t{DataTransform::kUnit});
+  if (!driver_.transforms() || end - start == iov.size()) {
+    auto written = co_await driver_.write_inside(offset, iov);
+    co_return written;
+  }
+  const Buffer sectors(end - start);
+  auto read = co_await driver_.read_inside(start, sectors.iov());
+  PLATTER_CO_TRY(read);
+  iov.copy_to(sectors.data() + (offset - start));
+  auto written = co_await driver_.write_inside(start, sectors.iov());
+  co_return written;
+}
+
 Task<Result<void>> VmState::reach(std::uint64_t l1_entries) {
   // Another write may have come first.
   if (l1_entries <= driver_.tables_.l1_size()) co_return {};
@@ -44,7 +60,7 @@ Task<Result<void>> VmState::write(std::uint64_t position, IoVec iov) {
     if (!grown) co_return forward_error(grown, "Failed to grow the L1 table");
   }
   auto ticket = co_await driver_.admit();
-  auto written = co_await driver_.write_inside(*offset, iov);
+  auto written = co_await write_sectors(*offset, iov);
   co_return written;
 }
 

@@ -185,6 +185,7 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
       request.format = *spec.format;
     }
   }
+  for (const auto& [key, value] : spec.more) request.options.set(key, value);
   if (!spec.image_opts && spec.filename.empty()) {
     co_return fail(EINVAL, "Could not open '': The 'file' block driver requires a file name");
   }

@@ -93,6 +93,7 @@ struct OpenSpec {
   bool image_opts = false;  // filename is an option string
   OpenFlags flags;          // read_only decides the rights
   std::string cache;        // mode, already checked; empty: writeback
+  Options more;             // options beside those of the name, such as encrypt.key-secret
 };
 
 // An image for reading or, unless flags.read_only, for writing. Errors name the image.

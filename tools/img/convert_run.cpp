@@ -69,6 +69,7 @@ class Conversion {
   std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
   std::uint64_t total_ = 0;
   Edge target_;
+  Options key_secrets_;  // of the target
   std::optional<std::string> backing_;  // the target's, as given
 };
 
@@ -199,11 +200,19 @@ Result<void> Conversion::check_target(Options& options) {
       if (known->find("compression_type") == nullptr) {
         return fail(ENOTSUP, "Compression not supported for this file format");
       }
+      const std::string* encryption = options.peek("encryption");
+      if (options.has("encrypt.format") || (encryption != nullptr && *encryption == "on")) {
+        return fail(ENOTSUP, "Compression and encryption not supported at the same time");
+      }
       const std::string* preallocation = options.peek("preallocation");
       if (preallocation != nullptr && *preallocation != "off") {
         return fail(ENOTSUP, "Compression and preallocation not supported at the same time");
       }
     }
+  }
+  // What is made with a key is opened with it.
+  for (const auto& [key, value] : options) {
+    if (key.ends_with("key-secret")) key_secrets_.set(key, value);
   }
   if (arguments_.bitmaps) return check_bitmaps();
   return {};
@@ -228,6 +237,7 @@ Task<Result<void>> Conversion::open_target() {
   spec.image_opts = arguments_.target_image_opts;
   if (!arguments_.target_image_opts) spec.format = arguments_.target_format.value_or("raw");
   spec.cache = arguments_.common.cache;
+  spec.more = key_secrets_;
   spec.flags.read_only = false;
   spec.flags.discard_unmap = arguments_.sparse.value_or(CopyOptions::kDefaultSparse) != 0;
   Result<Edge> target = co_await open_image(std::move(spec));

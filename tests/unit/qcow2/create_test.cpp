@@ -66,11 +66,6 @@ TEST(Create, MistakesGetTheWordsOfQemuImg) {
   EXPECT_EQ(refusal("cluster_size=2M", std::uint64_t{2} << 60), "");
 }
 
-TEST(Create, WhatWeDoNotMakeIsNamed) {
-  EXPECT_THAT(refusal("encrypt.format=luks"), HasSubstr("encrypt.format=luks"));
-  EXPECT_THAT(refusal("encryption=on"), HasSubstr("encrypt.format=aes"));
-}
-
 TEST(Create, NamesMustFitIntoTheFirstCluster) {
   EXPECT_THAT(refusal("backing_fmt=raw,backing_file=" + std::string(1024, 'x')),
               HasSubstr("Backing file name too long: 1024 bytes"));
