@@ -50,6 +50,10 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
     it = *found == 0 ? references.erase(it) : std::next(it);
   }
   if (references.empty()) co_return {};
+  if (fill && core_.encrypted) {
+    co_return fail(ENOTSUP, "version 2 has no zero clusters, and those of an encrypted image with a "
+                            "backing file are not replaced");
+  }
 
   // New clusters, counted once each on disk and full of zeroes, before anything refers to them.
   std::vector<Reservation> places;
