@@ -44,6 +44,7 @@ OpenRequest request_for(const DiskOptions& disk) {
   request.filename = disk.filename;
   request.format = disk.format;
   request.flags = open_flags(disk);
+  if (!disk.key_secret.empty()) request.options.set("encrypt.key-secret", disk.key_secret);
   request.permissions = request.flags.read_only ? Permissions::reader() : Permissions::writer();
   request.user = fmt::format("disk '{}'", disk.filename);
   return request;
@@ -75,7 +76,10 @@ Task<Result<Edge>> open_overlay(DiskOptions disk, std::string overlay) {
   DiskOptions top = disk;
   top.filename = std::move(overlay);
   top.format = "qcow2";
+  top.key_secret.clear();
   OpenRequest top_request = request_for(top);
+  if (!disk.key_secret.empty())
+    top_request.options.set("backing.encrypt.key-secret", disk.key_secret);
   auto edge = co_await open_node(std::move(top_request));
   co_return edge;
 }

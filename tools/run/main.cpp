@@ -5,6 +5,7 @@
 
 #include <cstdio>
 
+#include "block/crypto/secret.h"
 #include "tools/run/machine.h"
 #include "tools/run/options.h"
 #include "tools/run/probe.h"
@@ -58,6 +59,11 @@ int run_main(std::string program, int argc, char** argv) {
     return *line.exit_code;
   }
   if (line.options.probe) return probe(program, line.options.json);
+
+  for (const std::string& object : line.options.objects) {
+    const Result<void> added = crypto::add_secret_object(object);
+    if (!added) return fail_with(program, kCouldNotStart, added.error().message());
+  }
 
   block_end_signals();
   auto machine = Machine::create(line.options);

@@ -69,6 +69,8 @@ Result<void> set_disk_option(DiskOptions& disk, std::string_view key, std::strin
   } else if (key == "serial") {
     if (value.size() > 20) return fail(EINVAL, "disk serial '{}' is longer than 20 bytes", value);
     disk.serial = value;
+  } else if (key == "encrypt.key-secret") {
+    disk.key_secret = value;
   } else if (key == "readonly") {
     return store(disk.read_only, parse_switch(key, value));
   } else if (key == "snapshot") {
@@ -88,7 +90,7 @@ Result<void> set_disk_option(DiskOptions& disk, std::string_view key, std::strin
   } else {
     return fail(EINVAL,
                 "unknown disk option '{}' (there are format, readonly, snapshot, queues, cache, "
-                "bus, discard, serial)",
+                "bus, discard, serial, encrypt.key-secret)",
                 key);
   }
   return {};
@@ -97,7 +99,7 @@ Result<void> set_disk_option(DiskOptions& disk, std::string_view key, std::strin
 constexpr const char* kFooter =
     "A disk is FILE[,format=F][,readonly=on|off][,snapshot=on|off][,queues=N]\n"
     "  [,cache=none|writeback|writethrough|unsafe|directsync][,bus=virtio-pci|virtio-mmio]\n"
-    "  [,discard=on|off][,serial=TEXT]; write ',,' for a comma in a file name.\n"
+    "  [,discard=on|off][,serial=TEXT][,encrypt.key-secret=ID]; write ',,' for a comma in a file name.\n"
     "Ctrl-A X on a terminal ends the machine.\n"
     "\n"
     "Examples:\n"
@@ -155,6 +157,9 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
       ->capture_default_str()
       ->excludes(kernel_option);
   app.add_option("--disk", disks, "attach a disk (repeatable; see below)")->allow_extra_args(false);
+  app.add_option("--object", options.objects,
+                 "a secret for encrypted disks: secret,id=ID,data=TEXT|file=PATH (repeatable)")
+      ->allow_extra_args(false);
   app.add_flag("--snapshot", snapshot, "snapshot=on for every disk: nothing is changed for good");
   app.add_option("--serial", options.serial, "the guest's serial port: stdio, file:PATH or none")
       ->capture_default_str();

@@ -29,6 +29,7 @@ struct DiskOptions {
   CacheMode cache = CacheMode::kWriteback;
   DiskBus bus = DiskBus::kPci;
   std::string serial;
+  std::string key_secret;  // id of the secret of an encrypted image; empty: none
 };
 
 // "FILE[,key=value...]", where ",," stands for a comma in FILE or a value.
@@ -45,6 +46,7 @@ struct RunOptions {
   std::string append;
   std::string firmware = kDefaultFirmware;
   std::vector<DiskOptions> disks;
+  std::vector<std::string> objects;  // "secret,id=...", as the tools take them
   std::string serial = "stdio";
   std::optional<std::string> debug_log;  // file for the firmware's debug messages
   unsigned io_threads = 0;               // 0: as many as queues ask for, at most the host's CPUs

@@ -24,7 +24,7 @@ TEST(Disk, DefaultsAndEveryOption) {
 
   const auto full = parse_disk(
       "a,,b.img,format=raw,readonly=on,snapshot=on,queues=4,cache=directsync,bus=virtio-mmio,"
-      "discard=off,serial=disk,,1");
+      "discard=off,serial=disk,,1,encrypt.key-secret=s0");
   ASSERT_TRUE(full) << full.error().message();
   EXPECT_EQ(full->filename, "a,b.img");
   EXPECT_EQ(full->format, "raw");
@@ -34,6 +34,7 @@ TEST(Disk, DefaultsAndEveryOption) {
   EXPECT_EQ(full->cache, CacheMode::kDirectsync);
   EXPECT_EQ(full->bus, DiskBus::kMmio);
   EXPECT_FALSE(full->discard);
+  EXPECT_EQ(full->key_secret, "s0");
   EXPECT_EQ(full->serial, "disk,1");
 }
 
