@@ -156,8 +156,7 @@ Task<Result<void>> Qcow2Driver::put_header(Header header) {
   const Header before = core_.header;
   core_.header = std::move(header);
   auto written = co_await core_.file->flush();
-  if (written) written = co_await core_.write_header();
-  if (written) written = co_await core_.file->flush();
+  if (written) written = co_await core_.publish_header();
   if (!written) core_.header = before;
   co_return written;
 }

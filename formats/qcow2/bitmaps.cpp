@@ -138,8 +138,7 @@ Task<Result<void>> Bitmaps::flag() {
   }
   if (header_uncertain_) {
     auto guard = co_await core.header_mutex.lock();
-    auto settled = co_await core.write_header();
-    if (settled) settled = co_await core.file->flush();
+    auto settled = co_await core.publish_header();
     PLATTER_CO_TRY(settled);
     header_uncertain_ = false;
   }
@@ -281,8 +280,7 @@ Task<Result<void>> Bitmaps::replace(List next) {
   auto guard = co_await core.header_mutex.lock();
   const Header before = core.header;
   put_into(core.header, change);
-  auto written = co_await core.write_header();
-  if (written) written = co_await core.file->flush();
+  auto written = co_await core.publish_header();
   if (written) {
     take_over(change);
   } else {

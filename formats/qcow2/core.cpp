@@ -7,8 +7,16 @@
 namespace platter::qcow2 {
 
 Task<Result<void>> Core::write_header() {
+  header_unsure.store(true);
   auto written = co_await put_header(*file, header);
   if (written) header.extensions.stale_bitmaps = false;
+  co_return written;
+}
+
+Task<Result<void>> Core::publish_header() {
+  auto written = co_await write_header();
+  if (written) written = co_await file->flush();
+  if (written) header_unsure.store(false);
   co_return written;
 }
 
@@ -17,8 +25,7 @@ Task<Result<void>> Core::set_incompatible(std::uint64_t bits, bool on) {
   const std::uint64_t before = header.incompatible_features;
   header.incompatible_features = on ? before | bits : before & ~bits;
   if (header.incompatible_features == before) co_return {};
-  auto written = co_await write_header();
-  if (written) written = co_await file->flush();
+  auto written = co_await publish_header();
   if (!written) header.incompatible_features = before;
   co_return written;
 }

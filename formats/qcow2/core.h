@@ -54,8 +54,15 @@ struct Core {
   std::atomic<bool> poisoned{false};
   std::atomic<bool> reported{false};
 
-  // Writes the header cluster from `header` (the caller holds header_mutex).
+  // Writing the header has begun and no flush has succeeded since: the file may have this header or
+  // the one before it. The next write-back writes `header` again before it writes anything else, for
+  // what it makes durable must be what the header on disk leads to.
+  std::atomic<bool> header_unsure{false};
+
+  // Writes `header` to the file (the caller holds header_mutex); publish_header() makes it durable
+  // too. After a failure the caller puts back in `header` what the image goes on with.
   Task<Result<void>> write_header();
+  Task<Result<void>> publish_header();
   // Changes feature bits and makes that durable.
   Task<Result<void>> set_incompatible(std::uint64_t bits, bool on);
 

@@ -15,6 +15,8 @@ namespace {
 constexpr std::uint64_t kMaxUnsettled = std::uint64_t{256} << 20;
 // Clusters of one request that are packed at the same time.
 constexpr std::size_t kMaxPacking = 16;
+// How often tables that were changed are read again when reading them fails.
+constexpr int kLoadAgain = 2;
 
 }  // namespace
 
@@ -252,10 +254,12 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
       static_cast<void>(settled);
     }
     auto loaded = co_await load_tables();
+    // An error that passes is no reason to give the image up.
+    for (int again = 0; !loaded && again < kLoadAgain; ++again) loaded = co_await load_tables();
     if (!loaded) {
       // Memory and file may differ now.
       core_.poisoned.store(true);
-      if (result) result = std::move(loaded);
+      if (result) result = forward_error(loaded, "the image must be opened anew: its tables");
     }
   }
   write_back_.set_lazy(lazy);
@@ -318,8 +322,7 @@ Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string
   if (!core_.header.backing_file.empty() && !format.empty()) {
     core_.header.extensions.backing_format = std::move(format);
   }
-  auto written = co_await core_.write_header();
-  if (written) written = co_await core_.file->flush();
+  auto written = co_await core_.publish_header();
   if (!written) core_.header = before;
   co_return written;
 }

@@ -253,8 +253,7 @@ Task<Result<void>> Qcow2Driver::begin_writing() {
   // What we do not keep up to date, others must not trust.
   auto guard = co_await core_.header_mutex.lock();
   core_.header.autoclear_features &= autoclear::kKnown;
-  auto written = co_await core_.write_header();
-  if (written) written = co_await core_.file->flush();
+  auto written = co_await core_.publish_header();
   co_return written;
 }
 

@@ -71,8 +71,7 @@ Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size, Bitmaps::Change& bi
   const Header before = core_.header;
   core_.header.size = size;
   bitmaps_.put_into(core_.header, bitmaps);
-  auto written = co_await core_.write_header();
-  if (written) written = co_await core_.file->flush();
+  auto written = co_await core_.publish_header();
   if (!written) {
     core_.header = before;
     bitmaps_.give_up(bitmaps);
@@ -110,8 +109,7 @@ Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
     const Header before = core_.header;
     core_.header.l1_table_offset = place->host();
     core_.header.l1_size = static_cast<std::uint32_t>(entries);
-    auto switched = co_await core_.write_header();
-    if (switched) switched = co_await core_.file->flush();
+    auto switched = co_await core_.publish_header();
     if (!switched) {
       // The header may have reached the disk: both tables must stay.
       core_.header = before;

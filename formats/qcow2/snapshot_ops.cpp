@@ -99,8 +99,7 @@ Task<Result<void>> Snapshots::switch_header(Header header) {
   const Header before = core.header;
   header.incompatible_features = before.incompatible_features;
   core.header = std::move(header);
-  auto written = co_await core.write_header();
-  if (written) written = co_await core.file->flush();
+  auto written = co_await core.publish_header();
   if (!written) core.header = before;
   co_return written;
 }

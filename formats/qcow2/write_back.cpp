@@ -59,8 +59,12 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   }
   const bool references = !slices.empty() || !l1.empty();
   Result<void> result;
+  if (core_.header_unsure.load()) {
+    auto guard = co_await core_.header_mutex.lock();
+    result = co_await core_.publish_header();
+  }
   // With lazy refcounts the counts on disk are about to become too low.
-  if (lazy_ && (references || !unlinked.empty()))
+  if (result && lazy_ && (references || !unlinked.empty()))
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();
@@ -98,6 +102,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
       core_.header.refcount_table_clusters = static_cast<std::uint32_t>(place.clusters);
       result = co_await core_.write_header();
       if (result) result = co_await barrier();
+      if (result) core_.header_unsure.store(false);
       if (!result) core_.header = before;
     }
     if (result) {
