@@ -65,7 +65,8 @@ std::string snapshot_list_wrong(BlockNode& node, const History& history, std::si
     if (!may || count > 1) return fmt::format("{} snapshots '{}'", count, name);
   }
   for (const SnapshotRecord& one : history.snapshots()) {
-    if (one.created_end <= cut && one.created_end != kNever && one.removed_begin >= cut && !present.contains(one.name))
+    if (one.created_end <= cut && one.created_end != kNever && one.removed_begin >= cut &&
+        !present.contains(one.name))
       return fmt::format("snapshot '{}' is gone", one.name);
   }
   return {};

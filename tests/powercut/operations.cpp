@@ -274,6 +274,44 @@ Done change_overlay(Guest& g) {
   co_return {};
 }
 
+Done subclusters(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  const std::uint64_t sub = c / 32;
+  TRY_STEP(g.write(30 * c + 3 * sub, sub));
+  TRY_STEP(g.write(30 * c + 9 * sub + kSector, kSector));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.write(30 * c, 2 * sub));
+  TRY_STEP(g.write_zeroes(c + 4 * sub, 5 * sub, true));
+  TRY_STEP(g.discard(2 * c + sub, 7 * sub));
+  TRY_STEP(g.write(c + 5 * sub, kSector));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.write_zeroes(7 * c, c, true));
+  TRY_STEP(g.write(7 * c + 31 * sub, 2 * sub));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+Done fill_subclusters_and_snap(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  TRY_STEP(fill_some(g));
+  TRY_STEP(g.write(30 * c + 12 * (c / 32), kSector));
+  TRY_STEP(g.snapshot("first"));
+  co_return {};
+}
+
+Done amend(Guest& g, std::string_view text) {
+  auto options = Options::parse_keyval(text);
+  PLATTER_CO_TRY(options);
+  const std::function<void(std::uint64_t, std::uint64_t)> silent;
+  auto amended = co_await g.node().driver().amender()->amend(*options, silent);
+  PLATTER_CO_TRY(amended);
+  TRY_STEP(g.write(30 * g.cluster(), 2 * g.cluster()));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+Done upgrade(Guest& g) { return amend(g, "compat=1.1"); }
+Done downgrade(Guest& g) { return amend(g, "compat=0.10"); }
+Done widen_counts(Guest& g) { return amend(g, "refcount_bits=64"); }
+
 Done mixed(Guest& g) {
   const std::uint64_t c = g.cluster();
   const std::uint64_t sectors = g.size() / kSector;
@@ -318,8 +356,10 @@ Done mixed(Guest& g) {
 }
 
 bool counts_can_grow(const Shape& shape) { return shape.version >= 3 && shape.cluster <= 4096; }
+bool has_subclusters(const Shape& shape) { return shape.version >= 3 && shape.cluster == 65536; }
+bool is_version_2(const Shape& shape) { return shape.version == 2; }
 bool is_lazy(const Shape& shape) { return shape.lazy; }
-bool has_bitmaps(const Shape& shape) { return shape.version >= 3; }
+bool is_version_3(const Shape& shape) { return shape.version >= 3; }
 
 constexpr const char* kCommit[] = {"commit", "-q", "--image-opts", "TOP"};
 constexpr const char* kRebase[] = {"rebase", "--image-opts", "-b", "memory:powercut-other",
@@ -366,8 +406,8 @@ const Operation kOperations[] = {
      .flags_may_lag = true},
     {.name = "ResizeGrow", .prepare = fill_all, .act = grow},
     {.name = "ResizeShrink", .prepare = fill_all, .act = shrink},
-    {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = has_bitmaps},
-    {.name = "BitmapsResized", .prepare = fill_marked, .act = resize_marked, .fits = has_bitmaps},
+    {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = is_version_3},
+    {.name = "BitmapsResized", .prepare = fill_marked, .act = resize_marked, .fits = is_version_3},
     {.name = "Commit",
      .prepare = change_overlay,
      .command = kCommit,
@@ -380,6 +420,26 @@ const Operation kOperations[] = {
      .act = overwrite,
      .kind = Kind::kDirty,
      .fits = is_lazy},
+    {.name = "Subclusters",
+     .prepare = fill_subclusters_and_snap,
+     .act = subclusters,
+     .create = "extended_l2=on",
+     .fits = has_subclusters},
+    {.name = "SubclustersOverBacking",
+     .prepare = nothing,
+     .act = subclusters,
+     .create = "extended_l2=on",
+     .backing = Backing::kRaw,
+     .fits = has_subclusters},
+    {.name = "AmendUpgrade", .prepare = fill_snap_and_change, .act = upgrade, .fits = is_version_2},
+    {.name = "AmendDowngrade",
+     .prepare = fill_snap_and_change,
+     .act = downgrade,
+     .fits = is_version_3},
+    {.name = "AmendRefcounts",
+     .prepare = fill_snap_and_change,
+     .act = widen_counts,
+     .fits = is_version_3},
     {.name = "Mixed", .prepare = fill_and_snap, .act = mixed, .flags_may_lag = true},
 };
 

@@ -16,6 +16,16 @@ std::uint64_t number(const char* name, std::uint64_t otherwise) {
   return given ? std::strtoull(given, nullptr, 10) : otherwise;
 }
 
+// The program's sum.
+class Sum : public ::testing::Environment {
+ public:
+  void TearDown() override {
+    if (states != 0) fmt::print("{} states of a power cut in all\n", states);
+  }
+  static inline std::uint64_t states = 0;
+};
+const auto* const sum = ::testing::AddGlobalTestEnvironment(std::make_unique<Sum>().release());
+
 class PowerCut : public ::testing::TestWithParam<Operation> {};
 
 TEST_P(PowerCut, LosesNothing) {
@@ -32,6 +42,7 @@ TEST_P(PowerCut, LosesNothing) {
     states += try_states(operation, shape, *recording, {.states = most / shapes, .seed = seed});
     if (HasFailure()) break;
   }
+  Sum::states += states;
   fmt::print("{}: {} states\n", operation.name, states);
   std::fflush(stdout);
 }

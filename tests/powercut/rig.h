@@ -66,7 +66,9 @@ struct Budget {
 std::uint64_t try_states(const Operation& operation, const Shape& shape, const Recording& recording,
                          Budget budget);
 
-// Judges the present state of the disks: the first thing wrong with it, or nothing.
+// Judges the present state of the disks: the first thing wrong with it, or nothing. `pick` chooses
+// what is looked at besides the most important, and whether the guest goes on and writes.
+inline constexpr std::uint64_t kOnlyLook = 16;
 std::string judge(const Operation& operation, const Shape& shape, const History& history,
                   std::size_t cut, bool complete, std::uint64_t pick);
 

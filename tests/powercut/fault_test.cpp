@@ -1,0 +1,215 @@
+// Faults: every I/O that an operation does fails once, in turn, with EIO and with ENOSPC. The
+// caller is told, now or by the next flush; what was acknowledged stays; what comes next works; and
+// a check finds at most leaks.
+//
+// PLATTER_FAULTS: one in so many of the I/Os is tried (1: all).
+#include "block/filters/fault.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "block/adapters/memory.h"
+#include "powercut/rig.h"
+
+namespace platter::powercut {
+namespace {
+
+using Kind = Operation::Kind;
+
+// What a failed request was to do. A read may be done again; space that cannot be given back is a
+// leak and not an error. So these need not be told, but must harm nothing either.
+struct IoKind {
+  const char* name;
+  std::uint32_t operations;
+  bool told;
+};
+constexpr IoKind kIoKinds[] = {{"read", fault_op::kRead, false},
+                               {"write", fault_op::kWrite | fault_op::kWriteZeroes, true},
+                               {"flush", fault_op::kFlush, true},
+                               {"discard", fault_op::kDiscard, false},
+                               {"resize", fault_op::kResize, false}};
+
+bool repairs(const Operation& operation) {
+  return operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt;
+}
+
+class FaultLoop {
+ public:
+  FaultLoop(const Operation& operation, const Shape& shape, Prepared prepared)
+      : operation_(operation), shape_(shape), prepared_(std::move(prepared)) {}
+
+  // The `number`-th request of a kind fails. False: there is no such request.
+  bool fail_one(const IoKind& kind, std::uint64_t number, int error) {
+    History history = prepared_.history;
+    disks_.clear();
+    for (unsigned i = 0; i < disks_of(operation_); ++i) {
+      disks_.push_back(std::make_shared<MemoryDisk>(0));
+      if (!prepared_.bytes[i].empty()) disks_[i]->write(0, IoVec::of_const(prepared_.bytes[i]));
+    }
+    make_grounds();
+    rule_ = {.operations = kind.operations, .skip = number, .count = 1, .error = error};
+    wrong_.clear();
+    if (operation_.act || repairs(operation_)) {
+      run([&] { return by_a_guest(history, kind); });
+    } else {
+      by_itself(history, kind);
+    }
+    make_grounds();
+    if (acted_ && wrong_.empty()) {
+      wrong_ = judge(operation_, shape_, history, kNever, true, number);
+      if (!wrong_.empty()) wrong_ = "afterwards: " + wrong_;
+    }
+    grounds_.clear();
+    if (!wrong_.empty()) {
+      ADD_FAILURE() << fmt::format("{}: {} number {} fails with {}: {}", shape_.name, kind.name,
+                                   number, error == EIO ? "EIO" : "ENOSPC", wrong_);
+    }
+    return acted_;
+  }
+
+ private:
+  // As after a restart of the program.
+  void make_grounds() {
+    grounds_.clear();
+    points_.clear();
+    for (unsigned i = 0; i < disks_.size(); ++i) {
+      auto node =
+          run([&] { return make_fault_node(ground_name(i), make_memory_node("", disks_[i])); });
+      points_.push_back(fault_points_of(**node));
+      grounds_.add(std::move(*node));
+    }
+  }
+
+  void arm() {
+    for (FaultPoints* points : points_) points->add(rule_);
+  }
+  // The rule acts on each disk once: more than one fault, where there are two disks.
+  void disarm() {
+    acted_ = false;
+    for (FaultPoints* points : points_) {
+      acted_ = acted_ || points->acted() != 0;
+      points->clear_rules();
+    }
+  }
+
+  // Making an image, or a command.
+  void by_itself(History& history, const IoKind& kind) {
+    ::testing::internal::CaptureStderr();
+    arm();
+    auto done = perform(operation_, shape_, history, nullptr, 1);
+    disarm();
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    if (done && acted_ && kind.told) wrong_ = "nobody is told";
+    if (!done && !acted_) wrong_ = done.error().message();
+    if (!done && !operation_.command.empty() && said.empty()) wrong_ = "it does not say why";
+    if (done || !wrong_.empty()) return;
+    make_grounds();
+    // Looked at, and not written to.
+    const std::string left = operation_.kind == Kind::kCreate
+                                 ? std::string()
+                                 : judge(operation_, shape_, history, kNever, true, kOnlyLook);
+    make_grounds();
+    if (!left.empty()) wrong_ = "before it is done again: " + left;
+    done = perform(operation_, shape_, history, nullptr, 1);
+    if (!done) wrong_ = "done again: " + done.error().message();
+  }
+
+  Task<void> by_a_guest(History& history, const IoKind& kind) {
+    // Opening an image that was left open is part of what is tried.
+    const bool from_the_start = operation_.kind == Kind::kDirty;
+    if (from_the_start) arm();
+    auto opened = co_await open_image(top_options(operation_), true, repairs(operation_));
+    if (!opened) {
+      disarm();
+      if (!acted_) wrong_ = opened.error().message();
+      co_return;
+    }
+    if (!from_the_start) arm();
+    Guest guest(std::move(*opened), history, nullptr, shape_.cluster, 1);
+    Result<void> done;
+    if (repairs(operation_)) {
+      const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
+      auto checked = co_await guest.node().driver().checker()->check(request);
+      if (!checked) done = forward_error(checked);
+    } else {
+      done = co_await operation_.act(guest);
+    }
+    // Told at once or by the flush after it.
+    auto flushed = co_await guest.flush();
+    disarm();
+    if (!acted_ && !(done && flushed)) {
+      wrong_ = "without a fault: " + (done ? flushed : done).error().message();
+    }
+    if (acted_ && kind.told && done && flushed) wrong_ = "nobody is told";
+    if (!acted_ || !wrong_.empty()) {
+      auto closed = co_await guest.close();
+      static_cast<void>(closed);
+      co_return;
+    }
+    if (!repairs(operation_)) {
+      wrong_ = co_await find_wrong(guest.node(), history, kNever, false);
+      if (!wrong_.empty()) wrong_ = "at once: " + wrong_;
+    }
+    // What comes next works; a flush may have to say once more what was lost.
+    if (wrong_.empty()) co_await next(guest);
+    auto closed = co_await guest.close();
+    if (!closed && wrong_.empty()) wrong_ = "closing: " + closed.error().message();
+  }
+
+  Task<void> next(Guest& guest) {
+    const std::uint64_t c = guest.cluster();
+    for (const std::uint64_t at : {80 * c, 2 * c, 40 * c}) {
+      // Nobody writes to an image whose repair has failed.
+      if (repairs(operation_)) break;
+      auto written = co_await guest.write(at, c);
+      if (!written) wrong_ = "the next write: " + written.error().message();
+    }
+    Result<void> flushed = co_await guest.flush();
+    for (int again = 0; again < 2 && !flushed; ++again) flushed = co_await guest.flush();
+    if (!flushed) wrong_ = "the next flushes: " + flushed.error().message();
+  }
+
+  const Operation& operation_;
+  const Shape& shape_;
+  const Prepared prepared_;
+  std::vector<std::shared_ptr<MemoryDisk>> disks_;
+  Grounds grounds_;
+  std::vector<FaultPoints*> points_;
+  FaultRule rule_;
+  bool acted_ = false;
+  std::string wrong_;
+};
+
+std::uint64_t one_in() {
+  const char* given = std::getenv("PLATTER_FAULTS");
+  return given ? std::max<std::uint64_t>(std::strtoull(given, nullptr, 10), 1) : 1;
+}
+
+class Faults : public ::testing::TestWithParam<Operation> {};
+
+TEST_P(Faults, AreToldAndHarmNothing) {
+  const Operation& operation = GetParam();
+  std::uint64_t count = 0;
+  for (const Shape& shape : all_shapes()) {
+    if (operation.fits && !operation.fits(shape)) continue;
+    auto prepared = prepare(operation, shape, 1);
+    ASSERT_TRUE(prepared) << prepared.error().message();
+    FaultLoop loop(operation, shape, std::move(*prepared));
+    for (const IoKind& kind : kIoKinds) {
+      for (const int error : {EIO, ENOSPC}) {
+        for (std::uint64_t n = 0; loop.fail_one(kind, n, error) && !HasFailure(); n += one_in())
+          ++count;
+      }
+    }
+    if (HasFailure()) break;
+  }
+  fmt::print("{}: {} faults\n", operation.name, count);
+  std::fflush(stdout);
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, Faults,
+                         ::testing::ValuesIn(all_operations().begin(), all_operations().end()),
+                         [](const auto& one) { return one.param.name; });
+
+}  // namespace
+}  // namespace platter::powercut
