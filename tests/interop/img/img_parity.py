@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import amend_cases  # noqa: E402
 import bench_cases  # noqa: E402
 import bitmap_cases  # noqa: E402
+import encryption_cases  # noqa: E402
 import harness  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
@@ -23,6 +24,7 @@ try:
     bench_cases.run(run)
     qcow2_cases.run(run)
     bitmap_cases.run(run)
+    encryption_cases.run(run)
     status = run.finish()
 finally:
     run.close()
