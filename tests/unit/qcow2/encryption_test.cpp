@@ -248,6 +248,30 @@ TEST(EncryptionPlan, IsRefusedWithTheWordsOfQemu) {
             "above (use version=v3 or greater)");
 }
 
+// The header extension may say anything.
+TEST(EncryptionHeader, LiesWithinTheFileOrIsRefused) {
+  const auto error = [](std::optional<EncryptionPointer> at, std::uint64_t file_size) {
+    Header header;
+    header.crypt_method = CryptMethod::kLuks;
+    header.extensions.encryption = at;
+    const NodePtr file = make_memory_node("luks", file_size);
+    const auto read = run([&] { return read_encryption_header(*file, header); });
+    return read ? std::string() : read.error().message();
+  };
+  EXPECT_EQ(error(std::nullopt, kMiB), "the image has LUKS encryption, but no encryption header");
+  constexpr std::uint64_t kHuge = ~std::uint64_t{0} << 16;
+  for (const EncryptionPointer& at :
+       {EncryptionPointer{0x10000, kHuge}, EncryptionPointer{kHuge, 0x10000},
+        EncryptionPointer{0x10000, 17 * kMiB}, EncryptionPointer{0, 0x10000},
+        EncryptionPointer{kMiB, 0x10000}}) {
+    EXPECT_THAT(error(at, kMiB), HasSubstr("is too long or outside the file")) << at.offset;
+  }
+  EXPECT_THAT(error(EncryptionPointer{0x10000, 0x10000}, kMiB), HasSubstr("not in LUKS format"));
+  EXPECT_THAT(error(EncryptionPointer{0x10000, 100}, kMiB), HasSubstr("LUKS header is cut off"));
+  EXPECT_THAT(error(EncryptionPointer{0x10000, 0x10000}, 0x10000 + 100),
+              HasSubstr("is outside the file"));
+}
+
 TEST(EncryptionPlan, HeaderIsCountedAndInfoTellsIt) {
   Options options = *Options::parse_keyval("encrypt.format=luks,encrypt.ivgen-alg=essiv");
   const auto plan = plan_create(options, kMiB);
