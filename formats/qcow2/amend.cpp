@@ -177,6 +177,8 @@ Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
   auto guard = co_await core_.header_mutex.lock();
   core_.header = std::move(header);
   core_.geometry = core_.header.geometry();
+  // The new structure is there; whether the header that points to it is, nobody knows.
+  if (!changed) core_.header_unsure.store(true);
   co_return changed;
 }
 
