@@ -324,7 +324,7 @@ TEST_P(Matrix, WhatTheyWriteWeReadAndChange) {
     const std::string create =
         fmt::format("qemu-img create -q {} -f qcow2 -o {} theirs.qcow2 {}",
                     c.encrypted() ? kSecret : "", c.options(path("data")), size_);
-    must(c.encrypted() ? fmt::format("for i in 1 2 3 4 5 6 7 8 9; do {} && break; done", create)
+    must(c.encrypted() ? fmt::format("for i in $(seq 100); do {} && break; done", create)
                        : create);
     Bytes model = fresh_model(c);
     std::vector<Change> all = changes_for_qemu(16, c);
