@@ -113,10 +113,12 @@ void Queue::wait() {
 }
 
 void Queue::want_interrupt() {
+  // Counted before the acknowledgement: over MMIO all queues share a line, and what another queue
+  // raises after it keeps ours from rising a second time.
+  interrupts_seen_ = interrupt_counts[vector_ - kFirstVector];
   avail.used_event = last_used_;
   if (acknowledge_address != 0) at<u32>(acknowledge_address) = at<u32>(acknowledge_address - 4);
   fence();
-  interrupts_seen_ = interrupt_counts[vector_ - kFirstVector];
 }
 
 void Queue::wait_for_interrupt() {
