@@ -182,7 +182,8 @@ class FaultLoop {
 
 std::uint64_t one_in() {
   const char* given = std::getenv("PLATTER_FAULTS");
-  return given ? std::max<std::uint64_t>(std::strtoull(given, nullptr, 10), 1) : 1;
+  return given ? std::max<std::uint64_t>(std::strtoull(given, nullptr, 10), 1)
+               : PLATTER_FAULTS_DEFAULT;
 }
 
 class Faults : public ::testing::TestWithParam<Operation> {};

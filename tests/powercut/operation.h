@@ -2,6 +2,7 @@
 // shapes of image on which they are tried. A new operation needs nothing but its entry.
 #pragma once
 
+#include <ostream>
 #include <span>
 #include <string>
 
@@ -50,6 +51,8 @@ struct Operation {
     return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);
   }
 };
+// How GoogleTest names it.
+inline void PrintTo(const Operation& operation, std::ostream* out) { *out << operation.name; }
 std::span<const Operation> all_operations();
 
 }  // namespace platter::powercut
