@@ -6,13 +6,16 @@
 //   options.target_is_zero = true;
 //   Result<void> done = co_await copy(std::span(&source, 1), *target, options);
 //
-// Used by convert, commit and rebase.
+// Used by convert, commit, rebase and stream.
+//
+// A node can also be its own source: then it takes up what it shows from below (Mode).
 //
 // Threads: one executor, that of the caller. The nodes and what `options` refers to live until the
 // end. Errors: "error while reading at byte N: ..." and "error while writing at byte N: ..."; what
-// was written before stays written.
+// was written before stays written. ECANCELED: "cancelled".
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -37,6 +40,18 @@ struct CopySource {
 
 struct CopyOptions {
   static constexpr std::uint64_t kDefaultSparse = 4096;
+
+  enum class Mode : std::uint8_t {
+    kCopy,
+    // The only source is the target itself: what it shows from between itself and the source's base
+    // becomes its own. It may be written to meanwhile, and what is written wins.
+    kTakeUp,
+    // The same, but only sectors that would read otherwise once the target stands on `new_backing`
+    // in place of what it stands on (nullptr: nothing, which reads as zeroes). Nobody else writes. A
+    // base is for when new_backing is in the chain: what lies below it stays in sight.
+    kKeepDifferences,
+  } mode = Mode::kCopy;
+  BlockNode* new_backing = nullptr;
 
   unsigned in_flight = 8;
   // Start writes in the order of their offsets, so that a format allocates in that order.
@@ -64,6 +79,8 @@ struct CopyOptions {
   std::uint64_t bytes_per_second = 0;  // 0: as fast as it goes
   // Called as the copy goes on, with a count out of the sum of all lengths.
   std::function<void(std::uint64_t bytes)> progress;
+  // Once this is true, nothing new is begun and the copy ends with ECANCELED. May be null.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 
 Task<Result<void>> copy(std::span<const CopySource> sources, BlockNode& target,

@@ -31,6 +31,10 @@ Task<Result<void>> Driver::do_copy_from(BlockNode&, std::uint64_t, std::uint64_t
   co_return fail_errno(ENOTSUP);
 }
 
+Task<Result<void>> Driver::do_take_up(std::uint64_t, std::uint64_t, TakeUpFlags) {
+  co_return fail(ENOTSUP, "Image format driver does not take up data of a backing file");
+}
+
 Task<Result<void>> Driver::do_close() { co_return {}; }
 
 Task<Result<void>> Driver::do_set_permissions(Permissions) { co_return {}; }

@@ -50,6 +50,12 @@ struct CopyFlags {
   bool may_share = true;  // the blocks may be shared (reflinks) or copied by another machine
 };
 
+// What taking up a backing node's data does with ranges that read as zeroes.
+struct TakeUpFlags {
+  // They are the node's own from now on, whatever backs it later; otherwise they may be left out.
+  bool hide_zeroes = false;
+};
+
 enum class Preallocation : std::uint8_t { kOff, kMetadata, kFalloc, kFull };
 Result<Preallocation> parse_preallocation(std::string_view text);
 
@@ -106,6 +112,11 @@ class Driver {
   virtual Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
                                           std::uint64_t offset, std::uint64_t length,
                                           CopyFlags flags);
+  // Stores in this node what the range shows from the backing node. Data that the node has by itself
+  // stays as it is, also while others write: nothing but a mapping that still shows the backing node
+  // is replaced, by what it shows. Default: ENOTSUP.
+  virtual Task<Result<void>> do_take_up(std::uint64_t offset, std::uint64_t length,
+                                        TakeUpFlags flags);
   // Writes back what is cached and ends; called once, with nothing in flight, before children are
   // detached. The driver is destroyed afterwards whatever it answers.
   virtual Task<Result<void>> do_close();

@@ -53,6 +53,13 @@ Task<Result<void>> create_protocol(std::string filename, std::uint64_t size, Opt
 // create writes its metadata through.
 Task<Result<Edge>> open_protocol(std::string filename, OpenFlags flags, std::string user);
 
+// The hold that `node` has on its backing node; nullptr: it has none.
+Edge* backing_edge(BlockNode& node);
+// Puts `node` on another backing node (nullptr: on none), which must show the same where it shows
+// through. Requests of `node` wait meanwhile; what is written in the image is not changed. Who looks
+// at node.backing() beside requests, as filters do, must not be running.
+Task<Result<void>> replace_backing(BlockNode& node, NodePtr backing);
+
 // The backing name as stored in `overlay_filename`, made openable: absolute names, json: names and
 // names with a protocol stay; relative ones are taken from the overlay's directory.
 Result<std::string> resolve_backing(std::string_view overlay_filename, std::string_view stored);

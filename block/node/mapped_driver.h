@@ -74,6 +74,8 @@ class MappedDriver : public Driver {
   Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
                                   std::uint64_t offset, std::uint64_t length,
                                   CopyFlags flags) final;
+  Task<Result<void>> do_take_up(std::uint64_t offset, std::uint64_t length,
+                                TakeUpFlags flags) final;
   MappedDriver* mapped() final { return this; }
 
   InFlight& in_flight() { return in_flight_; }
@@ -104,6 +106,12 @@ class MappedDriver : public Driver {
   virtual std::uint64_t zero_unit() const = 0;
   virtual Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
                                         bool may_unmap) = 0;
+
+  // Makes those of these whole units (the last one may be cut off by the end of the disk) that show
+  // the backing node read as zeroes, and leaves the others as they are, at one moment for each.
+  // False from can_hide_units(): it cannot without writing them.
+  virtual bool can_hide_units() const { return false; }
+  virtual Task<Result<void>> hide_units(std::uint64_t offset, std::uint64_t length);
 
   // Stores [offset, offset + iov.size()), whole units (or up to the end of the disk), packed.
   virtual Task<Result<void>> write_packed(std::uint64_t offset, IoVec iov);
@@ -196,6 +204,10 @@ class MappedDriver : public Driver {
   Task<Result<void>> write_planned(WritePlan plan, IoVec iov);
   Task<Result<void>> zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
   Task<Result<void>> zero_part(std::uint64_t offset, std::uint64_t length, bool may_write);
+  // mapped_take_up.cpp
+  Task<Result<std::uint64_t>> take_up_some(std::uint64_t offset, std::uint64_t length,
+                                           TakeUpFlags flags);
+  Task<Result<void>> take_up_planned(WritePlan plan, TakeUpFlags flags);
   Task<Result<Extent>> extent_task(std::uint64_t offset, std::uint64_t length);
 
   InFlight in_flight_;

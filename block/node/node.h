@@ -58,6 +58,10 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   // Copies from another node without passing bytes through memory; ENOTSUP: read and write instead.
   Task<Result<void>> copy_from(BlockNode& source, std::uint64_t source_offset, std::uint64_t offset,
                                std::uint64_t length, CopyFlags flags = {});
+  // Makes what the range shows from the backing node this node's own, so that it reads the same
+  // without it; what is written meanwhile wins. Needs perm::kWriteUnchanged. What lies behind the
+  // end is left out; whole units of the format around the range may be taken up too.
+  Task<Result<void>> take_up(std::uint64_t offset, std::uint64_t length, TakeUpFlags flags = {});
 
   std::uint64_t size() const { return driver_->size(); }  // bytes
   Limits limits() const { return driver_->limits(); }

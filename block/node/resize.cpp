@@ -67,4 +67,25 @@ Task<Result<void>> BlockNode::copy_from(BlockNode& source, std::uint64_t source_
   co_return result;
 }
 
+Task<Result<void>> BlockNode::take_up(std::uint64_t offset, std::uint64_t length,
+                                      TakeUpFlags flags) {
+  co_await detail::YieldIf{detail::nested_too_deep()};
+  auto entered = co_await enter();
+  PLATTER_CO_TRY(entered);
+  // The size may have changed since the caller looked.
+  const std::uint64_t end = std::min(size(), offset + length);
+  Result<void> result;
+  if (flags_.read_only) {
+    result = fail(EROFS, "node '{}' is read-only", node_name_);
+  } else if (offset < end) {
+    mark_dirty();
+    const std::uint64_t align = limits_.request_alignment;
+    const std::uint64_t start = align_down(offset, align);
+    auto taken = driver_->do_take_up(start, align_up(end, align) - start, flags);
+    result = co_await taken;
+  }
+  gate_.leave();
+  co_return result;
+}
+
 }  // namespace platter

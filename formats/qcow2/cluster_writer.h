@@ -45,6 +45,9 @@ class ClusterWriter {
   // Whole units (the last one may be cut off by the end of the disk) read as zeroes from now on.
   // ENOTSUP: cannot without writing them.
   Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, bool may_unmap);
+  // Whole units (the last one as above) that show the backing node read as zeroes from now on; the
+  // others stay as they are. Not in version 2, nor over a raw external data file.
+  Task<Result<void>> hide(std::uint64_t offset, std::uint64_t length);
   // Whole units lose their data, and clusters without any their space. `full` (whole clusters): nothing is left, the backing node shows through;
   // otherwise they read as zeroes, in version 2 only if there is no backing node.
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full);
@@ -90,7 +93,7 @@ class ClusterWriter {
   struct PackedPlace;
   Task<Result<PackedPlace>> place_packed(std::uint64_t length);
 
-  enum class Change : std::uint8_t { kZero, kZeroUnmap, kDiscard, kDiscardFully };
+  enum class Change : std::uint8_t { kZero, kZeroUnmap, kHide, kDiscard, kDiscardFully };
   Task<Result<void>> change(std::uint64_t offset, std::uint64_t length, Change change, Discard why);
   // What the units `which` of a cluster become; false: it cannot be done.
   bool changed(ClusterUnits& units, UnitMask which, std::uint64_t guest, Change change) const;

@@ -15,6 +15,10 @@ bool ClusterWriter::changed(ClusterUnits& units, UnitMask which, std::uint64_t g
   const bool zero_bits = core_.geometry.version >= 3;
   const UnitMask clear = clear_units(guest);
   if (!units.valid) return false;
+  if (change == Change::kHide) {
+    units.zero |= which & ~units.allocated;
+    return true;
+  }
   if (units.compressed) {
     // Packed data stays or goes as a whole.
     if (which != kAllUnits) return false;
@@ -25,6 +29,7 @@ bool ClusterWriter::changed(ClusterUnits& units, UnitMask which, std::uint64_t g
   bool drop = true;     // the space, when no unit has data in it
   switch (change) {
     case Change::kDiscardFully:
+    case Change::kHide:
       break;
     case Change::kDiscard:
       if (core_.backing()) {
@@ -58,6 +63,7 @@ std::optional<L2Entry> ClusterWriter::changed_entry(L2Entry entry, std::uint64_t
   const std::uint64_t start = g.cluster_start(from);
   const UnitMask which = units_in(g, from - start, std::min(end - start, g.cluster_size()));
   ClusterUnits units = units_of(g, entry);
+  if (change == Change::kHide && units.compressed) return entry;
   if (!changed(units, which, from, change)) return std::nullopt;
   return entry_of(g, units);
 }
@@ -83,7 +89,7 @@ bool ClusterWriter::passes_on(Change change, Discard why) const {
   if (!core_.geometry.external_data) return false;
   // A raw data file reads as the disk does.
   if (core_.header.data_file_raw()) return true;
-  return change != Change::kZero && core_.discard_passes[static_cast<std::size_t>(why)];
+  return change != Change::kZero && change != Change::kHide && core_.discard_passes[static_cast<std::size_t>(why)];
 }
 
 Task<Result<void>> ClusterWriter::pass_on(std::uint64_t offset, std::uint64_t end,
@@ -118,7 +124,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     const BlockNode* backing = core_.backing();
     if (l1_offset(tables_.l1(l1_index)) == 0 &&
         (change == Change::kDiscardFully || !backing ||
-         (change != Change::kDiscard && offset >= backing->size()))) {
+         (change != Change::kDiscard && change != Change::kHide && offset >= backing->size()))) {
       offset = std::min(end, (l1_index + 1) * g.l2_coverage());
       continue;
     }
@@ -183,6 +189,10 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
 
 Task<Result<void>> ClusterWriter::zero(std::uint64_t offset, std::uint64_t length, bool may_unmap) {
   return change(offset, length, may_unmap ? Change::kZeroUnmap : Change::kZero, Discard::kRequest);
+}
+
+Task<Result<void>> ClusterWriter::hide(std::uint64_t offset, std::uint64_t length) {
+  return change(offset, length, Change::kHide, Discard::kNever);
 }
 
 Task<Result<void>> ClusterWriter::discard(std::uint64_t offset, std::uint64_t length, Discard why,

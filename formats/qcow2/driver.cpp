@@ -100,6 +100,15 @@ Task<Result<void>> Qcow2Driver::zero_units(std::uint64_t offset, std::uint64_t l
   return writer_.zero(offset, length, may_unmap);
 }
 
+bool Qcow2Driver::can_hide_units() const {
+  // Version 2 has no zero clusters, and a raw data file says by itself what the disk reads as.
+  return core_.geometry.version >= 3 && !core_.header.data_file_raw();
+}
+
+Task<Result<void>> Qcow2Driver::hide_units(std::uint64_t offset, std::uint64_t length) {
+  return writer_.hide(offset, length);
+}
+
 Result<void> Qcow2Driver::unpack(std::span<const std::byte> packed, std::span<std::byte> out) {
   return inflate_cluster(core_.header.compression_type, packed, out);
 }

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "block/jobs/stream.h"
 #include "powercut/operation.h"
 
 namespace platter::powercut {
@@ -274,6 +275,25 @@ Done change_overlay(Guest& g) {
   co_return {};
 }
 
+// The image is written to while it is streamed.
+Done stream_in_use(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  StreamOptions options;
+  options.in_flight = 2;
+  auto streaming = stream(g.node(), options);
+  Result<void> written = co_await g.write(c, kSector);
+  if (written) written = co_await g.write(12 * c + half(c), 2 * c);
+  if (written) written = co_await g.write_zeroes(17 * c, c, true);
+  if (written) written = co_await g.flush();
+  if (written) written = co_await g.write(22 * c, kSector);
+  auto streamed = co_await streaming;
+  PLATTER_CO_TRY(written);
+  PLATTER_CO_TRY(streamed);
+  TRY_STEP(g.write(5 * c, kSector));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+
 Done subclusters(Guest& g) {
   const std::uint64_t c = g.cluster();
   const std::uint64_t sub = c / 32;
@@ -364,6 +384,7 @@ bool is_version_3(const Shape& shape) { return shape.version >= 3; }
 constexpr const char* kCommit[] = {"commit", "-q", "--image-opts", "TOP"};
 constexpr const char* kRebase[] = {"rebase", "--image-opts", "-b", "memory:powercut-other",
                                    "-F",     "raw",          "TOP"};
+constexpr const char* kStream[] = {"stream", "-q", "--image-opts", "TOP"};
 
 using Kind = Operation::Kind;
 using Backing = Operation::Backing;
@@ -413,6 +434,11 @@ const Operation kOperations[] = {
      .command = kCommit,
      .backing = Backing::kOverlaid},
     {.name = "Rebase", .prepare = change_overlay, .command = kRebase, .backing = Backing::kRaw},
+    {.name = "Stream", .prepare = change_overlay, .command = kStream, .backing = Backing::kRaw},
+    {.name = "StreamInUse",
+     .prepare = change_overlay,
+     .act = stream_in_use,
+     .backing = Backing::kRaw},
     {.name = "Repair", .prepare = fill_snap_and_change, .kind = Kind::kDamaged},
     {.name = "RepairOfTheRefcountTable", .prepare = fill_snap_and_change, .kind = Kind::kRebuilt},
     {.name = "OpenDirty",

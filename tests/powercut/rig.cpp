@@ -68,8 +68,10 @@ Result<void> run_command(const Operation& operation) {
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   const int argc = static_cast<int>(words.size());
-  const int status = words[0] == "commit" ? img::run_commit(argc, argv.data())
-                                          : img::run_rebase(argc, argv.data());
+  int status = 1;
+  if (words[0] == "commit") status = img::run_commit(argc, argv.data());
+  if (words[0] == "rebase") status = img::run_rebase(argc, argv.data());
+  if (words[0] == "stream") status = img::run_stream(argc, argv.data());
   if (status != 0) return fail(EIO, "{} ended with {}", words[0], status);
   return {};
 }

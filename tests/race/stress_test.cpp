@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "block/exec/executor_thread.h"
+#include "block/jobs/stream.h"
 #include "race/race_support.h"
 
 namespace platter::qcow2 {
@@ -15,19 +16,25 @@ constexpr std::uint64_t kSize = std::uint64_t{4} << 20;
 
 class Queue {
  public:
-  Queue(BlockNode& node, unsigned index, unsigned queues, unsigned seed, unsigned steps)
+  Queue(BlockNode& node, unsigned index, unsigned queues, unsigned seed, unsigned steps,
+        const std::vector<std::byte>& before)
       : node_(node),
         index_(index),
         queues_(queues),
         random_(seed * 31 + index),
         steps_(steps),
-        model_(kSize) {}
+        model_(before) {}
 
   Task<void> play() {
     for (unsigned i = 0; i < steps_ && !::testing::Test::HasFailure(); ++i) {
       auto one = step();
       co_await one;
     }
+    auto same = verify_all();
+    co_await same;
+  }
+
+  Task<void> verify_all() {
     for (std::uint64_t s = index_; s < stripes() && !::testing::Test::HasFailure(); s += queues_) {
       auto same = verify(s * kStripe, std::min(kStripe, kSize - s * kStripe));
       co_await same;
@@ -107,8 +114,10 @@ class Queue {
   std::vector<std::byte> model_;
 };
 
-void play(const MemoryImage& image, std::string_view open_options, unsigned queues,
-          unsigned steps) {
+// `before` is what the disk shows; `beside` is done while the queues are at work.
+void play(const MemoryImage& image, std::string_view open_options, unsigned queues, unsigned steps,
+          const std::vector<std::byte>& before = std::vector<std::byte>(kSize),
+          Task<Result<void>> (*beside)(BlockNode& node) = nullptr) {
   unsigned seed = 20250601;
   if (const char* given = std::getenv("PLATTER_SEED"))
     seed = static_cast<unsigned>(std::atoi(given));
@@ -128,7 +137,7 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned queu
       auto thread = ExecutorThread::start();
       ASSERT_TRUE(thread);
       threads.push_back(std::move(*thread));
-      players.push_back(std::make_unique<Queue>(**opened, i, queues, seed, steps));
+      players.push_back(std::make_unique<Queue>(**opened, i, queues, seed, steps, before));
     }
     std::vector<std::thread> waiters;
     for (unsigned i = 0; i < queues; ++i) {
@@ -137,7 +146,16 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned queu
         run_blocking(threads[i]->executor(), playing);
       });
     }
+    if (beside) {
+      auto doing = [&] { return beside(**opened); };
+      auto done = run_blocking((*main)->executor(), doing);
+      EXPECT_TRUE(done) << (done ? "" : done.error().message());
+    }
     for (std::thread& waiter : waiters) waiter.join();
+    for (const auto& player : players) {
+      auto verifying = [&] { return player->verify_all(); };
+      run_blocking((*main)->executor(), verifying);
+    }
   }
   auto checking = [&] { return leaks_of(**opened); };
   EXPECT_EQ(run_blocking((*main)->executor(), checking), 0u);
@@ -172,6 +190,74 @@ TEST(C9, FourQueuesOnAnExternalDataFile) {
   MemoryImage image("c9d", kSize, "cluster_size=4k,data_file=memory:c9-data,data_file_raw=on");
   play(image, "discard=unmap", 4, 250);
   remove_memory_disk("c9-data");
+}
+
+// Streaming ------------------------------------------------------------------------------------
+
+Task<Result<void>> stream_whole(BlockNode& node) {
+  StreamOptions options;
+  options.in_flight = 4;
+  auto streamed = co_await stream(node, options);
+  PLATTER_CO_TRY(streamed);
+  EXPECT_EQ(node.backing(), nullptr);
+  co_return {};
+}
+
+Task<Result<void>> stream_to_bottom(BlockNode& node) {
+  StreamOptions options;
+  options.in_flight = 4;
+  options.base = node.backing()->backing();
+  auto streamed = co_await stream(node, options);
+  PLATTER_CO_TRY(streamed);
+  EXPECT_EQ(node.backing(), options.base);
+  co_return {};
+}
+
+// Data with holes of some clusters, so that zeroes are met as well.
+std::vector<std::byte> holey(unsigned seed) {
+  auto data = pattern(kSize, seed);
+  for (std::uint64_t at = 3 * kStripe; at < kSize; at += 7 * kStripe)
+    std::fill_n(data.begin() + static_cast<std::ptrdiff_t>(at), std::min(2 * kStripe, kSize - at),
+                std::byte{0});
+  return data;
+}
+
+Task<void> fill_with(const MemoryImage& image, std::vector<std::byte>& data) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  auto written = co_await (*opened)->write(0, iov(data));
+  CO_OK(written);
+  ZeroFlags unmap{.may_unmap = true};
+  for (std::uint64_t at = 3 * kStripe; at < kSize; at += 7 * kStripe) {
+    auto zeroed = co_await (*opened)->write_zeroes(at, std::min(2 * kStripe, kSize - at), unmap);
+    CO_OK(zeroed);
+  }
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+void stream_under_writers(const char* options) {
+  SCOPED_TRACE(options);
+  auto bottom = make_memory_disk("c9-bottom", kSize);
+  auto hidden = pattern(kSize, 1);
+  bottom->write(0, iov(hidden));
+  const MemoryImage middle("c9-middle", kSize,
+                           "cluster_size=4k,backing_file=memory:c9-bottom,backing_fmt=raw");
+  auto shown = holey(2);
+  run([&] { return fill_with(middle, shown); });
+  for (const auto beside : {stream_whole, stream_to_bottom}) {
+    const MemoryImage image(
+        "c9t", kSize,
+        std::string("backing_file=memory:c9-middle,backing_fmt=qcow2,") + options);
+    play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512", 4, 250, shown, beside);
+  }
+  remove_memory_disk("c9-bottom");
+}
+
+TEST(C9, StreamUnderFourQueues) {
+  stream_under_writers("cluster_size=4k");
+  stream_under_writers("cluster_size=16k,extended_l2=on");
+  stream_under_writers("cluster_size=4k,compat=0.10");
 }
 
 // Unaligned heads and tails beside aligned writes: the file below takes whole sectors of 4 KiB

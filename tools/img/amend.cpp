@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
@@ -139,6 +140,8 @@ int run_amend(int argc, char** argv) {
   }
   if (!common.agree()) return 1;
   amend_arguments.filename = rest[0];
+  // It cannot stop half-way: a signal waits for its end.
+  const Cancellation put_off;
   return finish_output(run_to_end([&] { return amend(amend_arguments); }));
 }
 

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <iterator>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/json.h"
@@ -188,6 +189,9 @@ int run_check(int argc, char** argv) {
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   if (!common.agree()) return kCheckFailed;
   check_arguments.filename = rest[0];
+  // A repair cannot stop half-way: a signal waits for its end.
+  std::optional<Cancellation> put_off;
+  if (check_arguments.fix_leaks) put_off.emplace();
   return finish_output(run_to_end([&] { return check(check_arguments); }));
 }
 

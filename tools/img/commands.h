@@ -18,6 +18,7 @@ int run_measure(int argc, char** argv);
 int run_rebase(int argc, char** argv);
 int run_resize(int argc, char** argv);
 int run_snapshot(int argc, char** argv);
+int run_stream(int argc, char** argv);
 
 // The whole manual, as --help prints it; gives 0.
 int print_help();

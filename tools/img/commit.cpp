@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "block/jobs/copy.h"
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
@@ -16,25 +17,6 @@ struct CommitArguments {
   std::uint64_t rate = 0;
   bool keep = false;  // -d: do not empty the overlay
 };
-
-// The image below `top` that is called `name`, as stored in the image above it or in full.
-BlockNode* find_base(BlockNode& top, const std::string& name) {
-  for (BlockNode* node = &top; node->backing() != nullptr; node = node->backing()) {
-    BlockNode* below = node->backing();
-    if (below->filename() == name || below->driver().exact_filename() == name) return below;
-    const BackingAbility* reference = node->driver().backing_reference();
-    if (reference != nullptr && reference->backing_filename() == name) return below;
-  }
-  return nullptr;
-}
-
-// The hold that `node` has on its backing node.
-Edge* backing_edge(BlockNode& node) {
-  for (Edge* child : node.driver().children()) {
-    if (child != nullptr && *child && child->get() == node.backing()) return child;
-  }
-  return nullptr;
-}
 
 // While the overlay's contents arrive in the base, those who stand on it must let it change: what
 // `top` reads stays the same all the time, and what lies between them is given up.
@@ -68,6 +50,7 @@ Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArgume
     options.keep_unallocated = true;
     options.bytes_per_second = arguments.rate;
     options.progress = [&](std::uint64_t done) { progress.update(done, source.length); };
+    options.cancelled = Cancellation::flag();
     result = co_await copy(std::span(&source, 1), base, options);
     if (result) result = co_await base.flush();
     if (result) progress.finish();
@@ -79,7 +62,7 @@ Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArgume
 
 Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments) {
   if (top.backing() == nullptr) co_return fail(EINVAL, "Image does not have a backing file");
-  BlockNode* base = arguments.base ? find_base(top, *arguments.base) : top.backing();
+  BlockNode* base = arguments.base ? find_in_chain(top, *arguments.base) : top.backing();
   if (base == nullptr) {
     co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.base,
                    arguments.filename);
@@ -92,6 +75,10 @@ Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments)
   Result<void> result = co_await reopen(*base, flags);
   if (result) {
     result = co_await copy_down(top, *base, arguments);
+    if (Cancellation::ended(result)) {
+      result = fail(ECANCELED, "commit cancelled: '{}' holds all it did, '{}' a part of it",
+                    arguments.filename, base->filename());
+    }
     const Result<void> restored = co_await reopen(*base, old_flags);
     if (result && !restored) result = restored;
   }
@@ -120,7 +107,10 @@ Task<int> commit(CommitArguments arguments) {
   Result<void> result = co_await commit_node(**image, arguments);
   const Result<void> closed = co_await image->detach();
   if (result && !closed) result = closed;
-  if (!result) co_return report_failure(result);
+  if (!result) {
+    report_text(result.error().message());
+    co_return Cancellation::ended(result) ? Cancellation::status() : 1;
+  }
   if (!arguments.common.quiet) print("Image committed.\n");
   co_return 0;
 }
@@ -169,6 +159,7 @@ int run_commit(int argc, char** argv) {
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   if (!common.agree()) return 1;
   commit_arguments.filename = rest[0];
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return commit(commit_arguments); }));
 }
 

@@ -195,4 +195,14 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
   co_return opened;
 }
 
+BlockNode* find_in_chain(BlockNode& top, const std::string& name) {
+  for (BlockNode* node = &top; node->backing() != nullptr; node = node->backing()) {
+    BlockNode* below = node->backing();
+    if (below->filename() == name || below->driver().exact_filename() == name) return below;
+    const BackingAbility* reference = node->driver().backing_reference();
+    if (reference != nullptr && reference->backing_filename() == name) return below;
+  }
+  return nullptr;
+}
+
 }  // namespace platter::img

@@ -99,6 +99,10 @@ struct OpenSpec {
 // An image for reading or, unless flags.read_only, for writing. Errors name the image.
 Task<Result<Edge>> open_image(OpenSpec spec);
 
+// The image below `top` that is called `name`, as stored in the image above it or in full; nullptr:
+// there is none.
+BlockNode* find_in_chain(BlockNode& top, const std::string& name);
+
 // Reports a failed Result's error and gives 1.
 template <class T>
 int report_failure(const Result<T>& failed) {

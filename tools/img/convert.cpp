@@ -3,6 +3,7 @@
 
 #include <charconv>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 
 namespace platter::img {
@@ -206,6 +207,7 @@ int run_convert(int argc, char** argv) {
   }
   convert_arguments.sources = std::move(rest);
   if (!consistent(convert_arguments) || !known_cache_modes(convert_arguments)) return 1;
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return convert(convert_arguments); }));
 }
 

@@ -7,7 +7,9 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "tools/img/cancel.h"
 #include "tools/img/convert.h"
+#include "tools/img/half_made.h"
 #include "tools/img/progress.h"
 
 namespace platter::img {
@@ -17,9 +19,11 @@ constexpr std::uint64_t kSector = 512;
 
 class Conversion {
  public:
-  explicit Conversion(const ConvertArguments& arguments) : arguments_(arguments) {}
+  explicit Conversion(const ConvertArguments& arguments)
+      : arguments_(arguments), progress_(arguments.common.progress && !arguments.common.quiet) {}
 
   Task<Result<void>> run() {
+    progress_.start();
     const Result<void> sources = co_await open_sources();
     PLATTER_CO_TRY(sources);
     Options options;
@@ -43,9 +47,16 @@ class Conversion {
   // Closes everything; tells the first error, unless there was one before.
   Task<Result<void>> close(Result<void> before) {
     Result<void> result = std::move(before);
+    const bool cancelled = Cancellation::ended(result);
+    std::vector<std::string> files;
     if (target_) {
+      if (cancelled) files = files_of(*target_);
       const Result<void> closed = co_await target_.detach();
       if (result && !closed) result = closed;
+      if (cancelled) {
+        result = fail(ECANCELED, "convert cancelled: {}",
+                      end_half_made(arguments_.target, files, !arguments_.no_create));
+      }
     }
     for (Edge& source : sources_) {
       const Result<void> closed = co_await source.detach();
@@ -69,6 +80,7 @@ class Conversion {
   std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
   std::uint64_t total_ = 0;
   Edge target_;
+  Progress progress_;
   Options key_secrets_;  // of the target
   std::optional<std::string> backing_;  // the target's, as given
 };
@@ -287,9 +299,8 @@ Task<Result<void>> Conversion::copy_all() {
   options.on_unreadable = [&](std::uint64_t offset, const Error& error) {
     if (!quiet) report("warning: error while reading offset {}: {}", offset, error.message());
   };
-  Progress progress(arguments_.common.progress && !quiet);
-  progress.start();
-  options.progress = [&](std::uint64_t done) { progress.update(done, total_); };
+  options.progress = [this](std::uint64_t done) { progress_.update(done, total_); };
+  options.cancelled = Cancellation::flag();
 
   std::vector<CopySource> sources;
   std::uint64_t offset = 0;
@@ -303,18 +314,22 @@ Task<Result<void>> Conversion::copy_all() {
   PLATTER_CO_TRY(copied);
   const Result<void> flushed = co_await target_->flush();
   if (!flushed) co_return forward_error(flushed, "error while writing to {}", arguments_.target);
-  progress.finish();
+  progress_.finish();
   co_return {};
 }
 
 }  // namespace
 
 Task<int> convert(ConvertArguments arguments) {
-  Conversion conversion(arguments);
-  Result<void> result = co_await conversion.run();
-  result = co_await conversion.close(std::move(result));
-  if (!result) co_return report_failure(result);
-  co_return 0;
+  Result<void> result;
+  {
+    Conversion conversion(arguments);
+    result = co_await conversion.run();
+    result = co_await conversion.close(std::move(result));
+  }
+  if (result) co_return 0;
+  report_text(result.error().message());
+  co_return Cancellation::ended(result) ? Cancellation::status() : 1;
 }
 
 }  // namespace platter::img

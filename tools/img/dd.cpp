@@ -3,8 +3,10 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
+#include "tools/img/half_made.h"
 
 namespace platter::img {
 namespace {
@@ -58,8 +60,13 @@ Task<Result<void>> write_out(BlockNode& input, const DdArguments& arguments) {
   const CopySource source{.node = &input, .length = part.length, .offset = part.offset};
   CopyOptions options;
   options.target_is_zero = true;
+  options.cancelled = Cancellation::flag();
   Result<void> result = co_await copy(std::span(&source, 1), **output, options);
+  const std::vector<std::string> files = files_of(**output);
   const Result<void> closed = co_await output->detach();
+  if (Cancellation::ended(result)) {
+    co_return fail(ECANCELED, "dd cancelled: {}", end_half_made(*arguments.output, files, true));
+  }
   if (result && !closed) result = closed;
   co_return result;
 }
@@ -85,8 +92,9 @@ Task<int> dd(DdArguments arguments) {
   }
   const Result<void> closed = co_await input->detach();
   if (result && !closed) result = closed;
-  if (!result) co_return report_failure(result);
-  co_return 0;
+  if (result) co_return 0;
+  report_text(result.error().message());
+  co_return Cancellation::ended(result) ? Cancellation::status() : 1;
 }
 
 // "bs=4k". False: it will not do, which has been reported.
@@ -141,6 +149,7 @@ int run_dd(int argc, char** argv) {
     return 1;
   }
   if (!dd_arguments.common.agree()) return 1;
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return dd(dd_arguments); }));
 }
 

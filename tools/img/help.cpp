@@ -24,6 +24,7 @@ Command syntax:
   rebase [--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename
   resize [--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size
   snapshot [--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename
+  stream [--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-p] filename
 
 Parameters:
   filename      a disk image; "json:{...}" names a block graph
@@ -46,9 +47,11 @@ Parameters:
   -W            convert: write out of order
   -C            convert: let the host copy without passing the data through this process
   -S            convert: number of zero bytes that become a hole (default 4k); 0: none do
-  -r            check: repair ('leaks' or 'all'); convert, commit: bytes per second at most
+  -r            check: repair ('leaks' or 'all'); convert, commit, stream: bytes per second
+                at most
   -s            compare: differ also in size and allocation
   -d            commit: do not empty the image afterwards
+  -b            commit, stream: the image of the backing chain to go down to
   --output      human or json
 )";
 

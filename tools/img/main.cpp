@@ -2,6 +2,7 @@
 #include <csignal>
 #include <string_view>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/tools.h"
@@ -16,11 +17,11 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"amend", run_amend},   {"bench", run_bench},       {"bitmap", run_bitmap},
-    {"check", run_check},
-    {"commit", run_commit}, {"compare", run_compare},   {"convert", run_convert},
-    {"create", run_create}, {"dd", run_dd},             {"info", run_info},
-    {"map", run_map},       {"measure", run_measure},   {"rebase", run_rebase},
-    {"resize", run_resize}, {"snapshot", run_snapshot},
+    {"check", run_check},   {"commit", run_commit},     {"compare", run_compare},
+    {"convert", run_convert}, {"create", run_create},   {"dd", run_dd},
+    {"info", run_info},     {"map", run_map},           {"measure", run_measure},
+    {"rebase", run_rebase}, {"resize", run_resize},     {"snapshot", run_snapshot},
+    {"stream", run_stream},
 };
 
 }  // namespace
@@ -49,7 +50,10 @@ int run_img(std::string program, int argc, char** argv) {
 
   const std::string_view name = argv[first];
   for (const Command& command : kCommands) {
-    if (command.name == name) return command.run(argc - first, argv + first);
+    if (command.name != name) continue;
+    const int status = command.run(argc - first, argv + first);
+    Cancellation::die_if(status);
+    return status;
   }
   return usage_error("Command not found: {}", name);
 }

@@ -1,19 +1,15 @@
 // rebase: puts an image on another backing file.
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
-#include "block/exec/buffer.h"
+#include "block/jobs/copy.h"
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
 
 namespace platter::img {
 namespace {
-
-constexpr std::uint64_t kSector = 512;
-constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
 
 struct RebaseArguments {
   CommonOptions common;
@@ -23,72 +19,24 @@ struct RebaseArguments {
   bool unsafe = false;
 };
 
-// Reads a range of what may be shorter, or not there at all: zeroes follow its end.
-Task<Result<void>> read_padded(BlockNode* node, std::uint64_t offset, std::span<std::byte> bytes) {
-  const std::uint64_t size = node == nullptr ? 0 : node->size();
-  const std::uint64_t stored =
-      offset < size ? std::min<std::uint64_t>(bytes.size(), size - offset) : 0;
-  if (stored != 0) {
-    const Result<void> read = co_await node->read(offset, IoVec(bytes.first(stored)));
-    if (!read)
-      co_return forward_error(read, "error while reading from {} at byte {}", node->filename(),
-                              offset);
-  }
-  std::ranges::fill(bytes.subspan(stored), std::byte{0});
-  co_return {};
-}
-
-// Writes to `top` the sectors at `offset` in which `before` and `after` differ.
-Task<Result<void>> write_differences(BlockNode& top, std::uint64_t offset,
-                                     std::span<std::byte> before,
-                                     std::span<const std::byte> after) {
-  const auto differs = [&](std::size_t at) {
-    const std::size_t n = std::min<std::size_t>(kSector, before.size() - at);
-    return std::memcmp(&before[at], &after[at], n) != 0;
-  };
-  if (std::memcmp(before.data(), after.data(), before.size()) == 0) co_return {};
-  for (std::size_t at = 0; at < before.size();) {
-    const std::size_t start = at;
-    const bool write = differs(at);
-    while (at < before.size() && differs(at) == write) at += kSector;
-    if (!write) continue;
-    const std::size_t length = std::min(at, before.size()) - start;
-    const WriteFlags flags{.unchanged = true};
-    const Result<void> written =
-        co_await top.write(offset + start, IoVec(before.subspan(start, length)), flags);
-    if (!written)
-      co_return forward_error(written, "Error while writing to COW image at byte {}",
-                              offset + start);
-  }
-  co_return {};
-}
-
-// Copies into `top` what it shows from `before` and would not show from `after`.
-Task<Result<void>> keep_contents(BlockNode& top, BlockNode* before, BlockNode* after,
+// Copies into `top` what it shows now and would not show on `after`, which is in the chain or not.
+Task<Result<void>> keep_contents(BlockNode& top, BlockNode* after, bool in_chain,
                                  Progress& progress) {
-  const Buffer old_data(kChunk);
-  const Buffer new_data(kChunk);
-  const std::uint64_t size = top.size();
-  for (std::uint64_t at = 0; at < size;) {
-    const Result<Extent> own = co_await top.extent(at, size - at);
-    if (!own) co_return forward_error(own, "error while reading image metadata");
-    const std::uint64_t end = at + own->length;
-    while (at < end && own->kind == ExtentKind::kUnallocated) {
-      const std::uint64_t length = std::min(end - at, kChunk);
-      const Result<void> read_old = co_await read_padded(before, at, old_data.span(0, length));
-      PLATTER_CO_TRY(read_old);
-      const Result<void> read_new = co_await read_padded(after, at, new_data.span(0, length));
-      PLATTER_CO_TRY(read_new);
-      const Result<void> written =
-          co_await write_differences(top, at, old_data.span(0, length), new_data.span(0, length));
-      PLATTER_CO_TRY(written);
-      at += length;
-      progress.update(at, size);
-    }
-    at = end;
-    progress.update(at, size);
+  const CopySource source{.node = &top,
+                          .target_offset = 0,
+                          .length = top.size(),
+                          .base = in_chain ? after : nullptr};
+  CopyOptions options;
+  options.mode = CopyOptions::Mode::kKeepDifferences;
+  options.new_backing = after;
+  options.progress = [&](std::uint64_t done) { progress.update(done, source.length); };
+  options.cancelled = Cancellation::flag();
+  const Result<void> kept = co_await copy(std::span(&source, 1), top, options);
+  if (Cancellation::ended(kept)) {
+    co_return fail(ECANCELED, "rebase cancelled: '{}' reads as before, on its old backing file",
+                   top.filename());
   }
-  co_return {};
+  co_return kept;
 }
 
 // The image below `top` that `filename` names in full; nullptr: none.
@@ -117,9 +65,11 @@ Task<Result<void>> change_reference(BlockNode& top, const RebaseArguments& argum
   co_return forward_error(changed, "Could not change the backing file to '{}'", name);
 }
 
-Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments) {
+Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments,
+                               Progress& progress) {
   if (arguments.unsafe) {
     const Result<void> changed = co_await change_reference(top, arguments);
+    if (changed) progress.finish();
     co_return changed;
   }
   Edge opened;
@@ -144,16 +94,12 @@ Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments)
     }
   }
   Result<void> result;
-  {
-    Progress progress(arguments.common.progress && !arguments.common.quiet);
-    progress.start();
-    if (after == nullptr || after != top.backing()) {
-      result = co_await keep_contents(top, top.backing(), after, progress);
-    }
-    if (result) result = co_await top.flush();
-    if (result) result = co_await change_reference(top, arguments);
-    if (result) progress.finish();
+  if (after == nullptr || after != top.backing()) {
+    result = co_await keep_contents(top, after, after != nullptr && !opened, progress);
   }
+  if (result) result = co_await top.flush();
+  if (result) result = co_await change_reference(top, arguments);
+  if (result) progress.finish();
   if (opened) {
     const Result<void> closed = co_await opened.detach();
     if (result && !closed) result = closed;
@@ -176,11 +122,17 @@ Task<int> rebase(RebaseArguments arguments) {
     const Result<void> closed = co_await image->detach();
     co_return closed ? 1 : report_failure(closed);
   }
-  Result<void> result = co_await rebase_node(**image, arguments);
+  Result<void> result;
+  {
+    Progress progress(arguments.common.progress && !arguments.common.quiet);
+    progress.start();
+    result = co_await rebase_node(**image, arguments, progress);
+  }
   const Result<void> closed = co_await image->detach();
   if (result && !closed) result = closed;
-  if (!result) co_return report_failure(result);
-  co_return 0;
+  if (result) co_return 0;
+  report_text(result.error().message());
+  co_return Cancellation::ended(result) ? Cancellation::status() : 1;
 }
 
 }  // namespace
@@ -227,6 +179,7 @@ int run_rebase(int argc, char** argv) {
   }
   if (!common.agree()) return 1;
   rebase_arguments.filename = rest[0];
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return rebase(rebase_arguments); }));
 }
 

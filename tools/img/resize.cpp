@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 
@@ -113,6 +114,8 @@ int run_resize(int argc, char** argv) {
     return 1;
   }
   resize_arguments.size = *bytes;
+  // It cannot stop half-way: a signal waits for its end.
+  const Cancellation put_off;
   return finish_output(run_to_end([&] { return resize(resize_arguments); }));
 }
 

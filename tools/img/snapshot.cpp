@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <chrono>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/format.h"
@@ -177,6 +178,8 @@ int run_snapshot(int argc, char** argv) {
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   snapshot.filename = rest[0];
+  // It cannot stop half-way: a signal waits for its end.
+  const Cancellation put_off;
   return finish_output(run_to_end([&] { return act(snapshot); }));
 }
 

@@ -14,6 +14,7 @@ import encryption_cases  # noqa: E402
 import harness  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
+import stream_cases  # noqa: E402
 
 os.environ["TZ"] = "UTC"
 os.environ["LC_ALL"] = "C.UTF-8"
@@ -25,6 +26,7 @@ try:
     qcow2_cases.run(run)
     bitmap_cases.run(run)
     encryption_cases.run(run)
+    stream_cases.run(run)
     status = run.finish()
 finally:
     run.close()

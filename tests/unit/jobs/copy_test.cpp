@@ -50,6 +50,10 @@ class NotingDisk : public Driver {
   Task<Result<void>> do_flush() override { co_return {}; }
   // Pages of zeroes are known to be zero, or (with `sparse`) are nobody's.
   Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override {
+    if (bad_status && offset >= *bad_status) {
+      co_await sleep_for(std::chrono::microseconds(100));  // others wait for the answer meanwhile
+      co_return fail(EIO, "bad table");
+    }
     const auto zero = [&](std::uint64_t at) {
       const std::uint64_t page = at / kPage * kPage;
       return is_zero(std::span(bytes).subspan(page, std::min(kPage, bytes.size() - page)));
@@ -78,7 +82,7 @@ class NotingDisk : public Driver {
 
   std::vector<std::byte> bytes;
   bool known_holes = true, sparse = false, slow = false, can_copy = false, refuse_writes = false;
-  std::optional<std::uint64_t> bad_offset;
+  std::optional<std::uint64_t> bad_offset, bad_status;
   BlockNode* self = nullptr;  // to tell where stored data lies
   std::uint64_t read = 0, written = 0, zeroed = 0, copied = 0;
   std::vector<std::uint64_t> starts;
@@ -297,6 +301,54 @@ TEST(Copy, AReadErrorNamesItsPlaceAndEndsTheCopy) {
   ASSERT_FALSE(result);
   EXPECT_EQ(result.error().message(), "error while reading at byte 1048576: bad sector");
   EXPECT_EQ(result.error().code(), EIO);
+}
+
+TEST(Copy, WhatIsNotKnownIsNotTakenForZeroes) {
+  for (const bool in_order : {true, false}) {
+    Disk source(2 << 20);
+    Disk target(2 << 20);
+    source.fill(0, kPage, 5);
+    target.fill(0, 2 << 20, 6);
+    source.disk->bad_status = kPage;
+    CopyOptions options;
+    options.in_order = in_order;
+    const Result<void> copied = run_copy(source, target, options);
+    ASSERT_FALSE(copied);
+    EXPECT_EQ(copied.error().message(), "error while reading block status at offset 4096: bad table");
+    EXPECT_EQ(target.disk->zeroed, 0U);
+    EXPECT_EQ(target.disk->bytes[kPage], std::byte{6});
+  }
+}
+
+TEST(Copy, BeginsNothingNewOnceItIsCancelled) {
+  std::atomic<bool> cancelled{false};
+  CopyOptions options;
+  options.in_flight = 2;
+  options.cancelled = &cancelled;
+  // Gives how much has been written.
+  const auto cancel_copy = [&] {
+    Disk source(kSize);
+    Disk target(kSize);
+    source.fill(0, kSize, 5);
+    const Result<void> copied = run_copy(source, target, options);
+    EXPECT_FALSE(copied);
+    EXPECT_EQ(copied ? "" : copied.error().message(), "cancelled");
+    EXPECT_EQ(copied ? 0 : copied.error().code(), ECANCELED);
+    return target.disk->written;
+  };
+  cancelled = true;
+  EXPECT_EQ(cancel_copy(), 0U);
+
+  cancelled = false;
+  options.progress = [&](std::uint64_t) { cancelled = true; };
+  const std::uint64_t written = cancel_copy();
+  EXPECT_GT(written, 0U);
+  EXPECT_LE(written, 3U << 19) << "more than what was under way";
+
+  // However slow it is to be.
+  cancelled = false;
+  options.bytes_per_second = 1;
+  EXPECT_LE(cancel_copy(), 3U << 19);
 }
 
 TEST(Copy, SalvagingPutsZeroesForTheBadSector) {

@@ -1,0 +1,105 @@
+// What a target takes up from below itself: all of it (stream), or what it would read otherwise
+// (rebase).
+#include <cstring>
+
+#include "block/jobs/copy_run.h"
+
+namespace platter::detail {
+namespace {
+
+constexpr std::size_t kSector = 512;
+
+// Reads a range of what may be shorter, or not there at all: zeroes follow its end.
+Task<Result<void>> read_padded(BlockNode* node, std::uint64_t offset, std::span<std::byte> bytes) {
+  const std::uint64_t size = node == nullptr ? 0 : node->size();
+  const std::uint64_t stored =
+      offset < size ? std::min<std::uint64_t>(bytes.size(), size - offset) : 0;
+  if (stored != 0) {
+    const Result<void> read = co_await node->read(offset, IoVec(bytes.first(stored)));
+    if (!read) {
+      co_return forward_error(read, "error while reading from {} at byte {}", node->filename(),
+                              offset);
+    }
+  }
+  std::ranges::fill(bytes.subspan(stored), std::byte{0});
+  co_return {};
+}
+
+}  // namespace
+
+// Decides what becomes of found_, which `extent` of the target's own chain describes.
+Task<Result<void>> CopyRun::choose_take_up(ChainExtent extent, const CopySource& source,
+                                           std::uint64_t within) {
+  const bool differences = options_.mode == CopyOptions::Mode::kKeepDifferences;
+  const bool own = extent.present && extent.depth == 0;
+  // What nobody holds reads as zeroes; above a base it is the base's.
+  const bool zero = extent.zero || !extent.present;
+  if (own || (!extent.present && source.base != nullptr)) {
+    found_.kind = Kind::kSkip;
+  } else if (!zero) {
+    found_.kind = Kind::kData;
+  } else if (!differences) {
+    // Without a base nothing will show through zeroes that are left out.
+    found_.kind = source.base != nullptr ? Kind::kZero : Kind::kSkip;
+  } else if (options_.new_backing == nullptr || within >= options_.new_backing->size()) {
+    found_.kind = Kind::kSkip;
+  } else {
+    const Result<ChainExtent> then =
+        co_await chain_extent(*options_.new_backing, nullptr, within, found_.length);
+    if (!then)
+      co_return forward_error(then, "error while reading block status at offset {}", within);
+    found_.length = std::min(found_.length, then->length);
+    found_.kind = then->zero || !then->present ? Kind::kSkip : Kind::kZero;
+  }
+  co_return {};
+}
+
+// False: the work has been given up.
+Task<bool> CopyRun::take_up(const Piece& piece, Bench& bench) {
+  if (piece.kind == Kind::kSkip) co_return true;
+  Result<void> done;
+  if (options_.mode == CopyOptions::Mode::kTakeUp) {
+    const TakeUpFlags flags{.hide_zeroes = source_at(piece.offset).base != nullptr};
+    done = co_await target_.take_up(piece.offset, piece.length, flags);
+    if (!done) done = forward_error(done, "error while taking up data at byte {}", piece.offset);
+  } else {
+    done = co_await keep_differences(piece, bench);
+  }
+  if (!done) give_up(done.error());
+  co_return done.has_value();
+}
+
+// Writes to the target the sectors of the piece that would read otherwise.
+Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
+  const std::span<std::byte> now = room(piece, bench.buffer);
+  const std::span<std::byte> then = room(piece, bench.other);
+  if (piece.kind == Kind::kZero) {
+    std::ranges::fill(now, std::byte{0});
+  } else {
+    const Result<void> read_now = co_await read(piece.offset, now);
+    if (!read_now)
+      co_return forward_error(read_now, "error while reading at byte {}", piece.offset);
+  }
+  const Result<void> read_then = co_await read_padded(options_.new_backing, piece.offset, then);
+  PLATTER_CO_TRY(read_then);
+  if (std::memcmp(now.data(), then.data(), now.size()) == 0) co_return {};
+  const auto differs = [&](std::size_t at) {
+    const std::size_t n = std::min(kSector, now.size() - at);
+    return std::memcmp(&now[at], &then[at], n) != 0;
+  };
+  for (std::size_t at = 0; at < now.size();) {
+    const std::size_t start = at;
+    const bool write = differs(at);
+    while (at < now.size() && differs(at) == write) at += kSector;
+    if (!write) continue;
+    const std::size_t length = std::min(at, now.size()) - start;
+    const WriteFlags flags{.unchanged = true};
+    const Result<void> written =
+        co_await target_.write(piece.offset + start, IoVec(now.subspan(start, length)), flags);
+    if (!written)
+      co_return forward_error(written, "error while writing at byte {}", piece.offset + start);
+  }
+  co_return {};
+}
+
+}  // namespace platter::detail
