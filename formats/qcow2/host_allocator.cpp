@@ -123,7 +123,7 @@ Task<Result<Reservation>> HostClusters::reserve(std::uint64_t count) {
 }
 
 Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
-  bool scanned = false;
+  Search search = Search::kHoles;
   TableCache::Pin pin;
   while (true) {
     std::optional<std::uint64_t> conflict;
@@ -132,26 +132,30 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
       auto taken = take_from_map(count, false);
       const std::uint64_t scannable =
           std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
-      if (!taken && with_free_.empty() && (scanned || next_scan_ >= scannable))
+      if (!taken && with_free_.empty() && (search != Search::kHoles || next_scan_ >= scannable))
         taken = take_at_frontier(count);
       if (taken) co_return std::move(*taken);
       conflict = conflict_;
     }
     if (conflict) {
-      auto error = co_await core_.corruption(
-          fmt::format(
-              "Preventing invalid allocation of cluster at offset {:#x} (overlaps with metadata)",
-              *conflict << core_.geometry.cluster_bits),
-          true);
+      auto error = co_await refuse_conflict(*conflict);
       co_return std::unexpected<Error>(error);
     }
-    auto prepared = co_await prepare(scanned);
+    auto prepared = co_await prepare(search);
     PLATTER_CO_TRY(prepared);
     pin = std::move(*prepared);
   }
 }
 
-Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
+Task<Error> HostClusters::refuse_conflict(std::uint64_t cluster) {
+  return core_.corruption(
+      fmt::format(
+          "Preventing invalid allocation of cluster at offset {:#x} (overlaps with metadata)",
+          cluster << core_.geometry.cluster_bits),
+      true);
+}
+
+Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
   if (!frontier_known_) {
     auto found = co_await find_frontier();
     PLATTER_CO_TRY(found);
@@ -166,10 +170,11 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
         std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
     const bool full = frontier_ >= limit();
     block = core_.geometry.reftable_index(frontier_);
-    if (!with_free_.empty()) {
+    if (search != Search::kFrontier && !with_free_.empty()) {
       slice = *with_free_.begin();
       step = kLoad;
-    } else if (next_scan_ < scannable && (!scanned || full)) {
+    } else if (next_scan_ < scannable &&
+               (search == Search::kHoles || (search == Search::kKnownHoles && full))) {
       slice = next_scan_;
       step = kScan;
     } else if (full) {
@@ -198,7 +203,7 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(bool& scanned) {
       co_return std::move(pin);
     }
     case kScan:
-      scanned = true;
+      search = Search::kKnownHoles;
       done = co_await scan(slice);
       break;
     case kMakeBlock:
@@ -372,13 +377,15 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
     co_return std::move(one);
   }
   std::vector<TableCache::Pin> pins;
-  bool scanned = true;
+  Search search = Search::kFrontier;  // what lies before it may be in pieces
   while (true) {
     std::uint64_t missing = 0;  // the first cluster of the range that cannot be taken yet
     std::uint64_t first = 0;
     bool known = false;
+    std::optional<std::uint64_t> conflict;
     {
       std::lock_guard lock(core_.mutex);
+      conflict = conflict_;
       first = frontier_;
       known = frontier_known_;
       missing = first;
@@ -399,6 +406,10 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       }
       if (frontier_ > first) continue;
     }
+    if (conflict) {
+      auto error = co_await refuse_conflict(*conflict);
+      co_return std::unexpected<Error>(error);
+    }
     if (known && missing >= limit()) co_return fail_errno(ENOSPC);
     const std::uint64_t block = core_.geometry.reftable_index(missing);
     if (known && refcounts_.block(block) != 0) {
@@ -417,7 +428,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       for (std::uint64_t c = from; c < missing; ++c) mark_free(c);
       continue;
     }
-    auto prepared = co_await prepare(scanned);
+    auto prepared = co_await prepare(search);
     PLATTER_CO_TRY(prepared);
     if (*prepared) pins.push_back(std::move(*prepared));
   }

@@ -172,7 +172,13 @@ class HostClusters {
   Task<Result<Reservation>> reserve_locked(std::uint64_t count);
   // One step towards a reservation: loads or makes what try_reserve() lacked. The Pin keeps it.
   // One slice is scanned for holes for each reservation at most, unless the file is full.
-  Task<Result<TableCache::Pin>> prepare(bool& scanned);
+  enum class Search {
+    kHoles,       // free clusters among those in use first, then at the frontier
+    kKnownHoles,  // the same, but what was not scanned is not scanned now
+    kFrontier,    // at the frontier only
+  };
+  Task<Result<TableCache::Pin>> prepare(Search& search);
+  Task<Error> refuse_conflict(std::uint64_t cluster);
   Task<Result<void>> scan(std::uint64_t slice);
   Task<Result<void>> find_frontier();
   Task<Result<void>> make_block(std::uint64_t index);
