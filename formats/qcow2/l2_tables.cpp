@@ -10,6 +10,7 @@ namespace platter::qcow2 {
 namespace {
 
 constexpr std::uint64_t kL1Piece = 64;  // entries: a sector
+constexpr std::uint64_t kL1ReadPiece = 128 << 10;  // entries: 1 MiB
 constexpr std::uint64_t kDefaultCacheBytes = std::uint64_t{32} << 20;
 constexpr std::uint64_t kLargeSlice = 64 << 10;  // where the cache holds all tables anyway
 constexpr std::uint64_t kSmallSlice = 4 << 10;   // where look-ups miss: what one miss reads
@@ -22,7 +23,7 @@ constexpr std::uint64_t kMinSlices = 2;
 
 void L2Tables::configure_slices(CacheSizes sizes) {
   const Geometry& g = core_.geometry;
-  const std::uint64_t all = l1_size_ << g.cluster_bits;
+  const std::uint64_t all = l1_.size() << g.cluster_bits;
   const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
   std::uint64_t slice = sizes.entry_bytes != 0 ? sizes.entry_bytes
                         : all <= bytes         ? kLargeSlice
@@ -34,13 +35,17 @@ void L2Tables::configure_slices(CacheSizes sizes) {
 }
 
 Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<void>>()> clean) {
-  auto entries = co_await read_l1(core_.header.l1_table_offset, core_.header.l1_size);
-  PLATTER_CO_TRY(entries);
-  replace_l1(core_.header.l1_table_offset, *entries);
+  L1Table table(core_.header.l1_size);
+  const auto take = [&table](std::uint64_t i, std::uint64_t entry) { table.fill(i, entry); };
+  auto read = co_await stream_l1(core_.header.l1_table_offset, table.size(), take);
+  PLATTER_CO_TRY(read);
+  l1_ = std::move(table);
+  l1_table_offset_ = core_.header.l1_table_offset;
+  dirty_l1_.clear();
   configure_slices(sizes);
   const std::uint64_t slice_bytes = slice_entries_ << core_.geometry.l2_entry_bits();
   const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
-  const std::uint64_t count = l1_size_ * (core_.geometry.cluster_size() / slice_bytes);
+  const std::uint64_t count = l1_.size() * (core_.geometry.cluster_size() / slice_bytes);
   TableCache::Config config{.slice_bytes = slice_bytes,
                             .slice_count = count,
                             .capacity = std::max(kMinSlices, std::min(count, bytes / slice_bytes)),
@@ -50,29 +55,39 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
   co_return {};
 }
 
+Task<Result<void>> L2Tables::stream_l1(
+    std::uint64_t offset, std::uint64_t entries,
+    const std::function<void(std::uint64_t, std::uint64_t)>& take) {
+  const Buffer buffer(std::min(entries, kL1ReadPiece) * 8);
+  for (std::uint64_t first = 0; first < entries; first += kL1ReadPiece) {
+    const std::uint64_t count = std::min(kL1ReadPiece, entries - first);
+    const IoVec piece(buffer.span(0, count * 8));
+    auto fetched = co_await core_.file->read(offset + first * 8, piece);
+    if (!fetched) co_return forward_error(fetched, "could not read the L1 table");
+    for (std::uint64_t i = 0; i < count; ++i)
+      take(first + i, load_be<std::uint64_t>(buffer.data() + i * 8));
+  }
+  co_return {};
+}
+
 Task<Result<std::vector<std::uint64_t>>> L2Tables::read_l1(std::uint64_t offset,
                                                            std::uint64_t entries) {
   std::vector<std::uint64_t> table(entries);
-  if (entries == 0) co_return table;
-  const Buffer bytes(entries * 8);
-  auto fetched = co_await core_.file->read(offset, bytes.iov());
-  if (!fetched) co_return forward_error(fetched, "could not read the L1 table");
-  for (std::uint64_t i = 0; i < entries; ++i)
-    table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+  const auto take = [&table](std::uint64_t i, std::uint64_t entry) { table[i] = entry; };
+  auto read = co_await stream_l1(offset, entries, take);
+  PLATTER_CO_TRY(read);
   co_return table;
 }
 
 void L2Tables::replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries) {
   l1_table_offset_ = offset;
-  l1_size_ = entries.size();
-  l1_ = std::make_unique<std::atomic<std::uint64_t>[]>(std::max<std::size_t>(entries.size(), 1));
-  for (std::size_t i = 0; i < entries.size(); ++i)
-    l1_[i].store(entries[i], std::memory_order_relaxed);
+  l1_ = L1Table(entries.size());
+  for (std::size_t i = 0; i < entries.size(); ++i) l1_.fill(i, entries[i]);
   dirty_l1_.clear();
 }
 
 void L2Tables::set_l1(std::uint64_t i, std::uint64_t entry) {
-  l1_[i].store(entry);
+  l1_.store(i, entry);
   dirty_l1_.insert(i / kL1Piece);
 }
 
@@ -81,10 +96,10 @@ std::vector<L2Tables::L1Piece> L2Tables::take_dirty_l1() {
   pieces.reserve(dirty_l1_.size());
   for (const std::uint64_t piece : dirty_l1_) {
     const std::uint64_t first = piece * kL1Piece;
-    const std::uint64_t count = std::min(kL1Piece, l1_size_ - first);
+    const std::uint64_t count = std::min(kL1Piece, l1_.size() - first);
     L1Piece one{first, Buffer(count * 8)};
     for (std::uint64_t i = 0; i < count; ++i)
-      store_be(one.bytes.data() + i * 8, l1_[first + i].load());
+      store_be(one.bytes.data() + i * 8, l1_.load(first + i));
     pieces.push_back(std::move(one));
   }
   dirty_l1_.clear();
@@ -100,7 +115,7 @@ void L2Tables::put_back(const std::vector<L1Piece>& pieces) {
 std::uint64_t L2Tables::locate(std::uint64_t slice) const {
   const std::uint64_t per_table = slices_per_table();
   const std::uint64_t i = slice / per_table;
-  if (i >= l1_size_) return 0;
+  if (i >= l1_.size()) return 0;
   const std::uint64_t table = l1_offset(l1(i));
   if (table == 0 || core_.geometry.in_cluster(table) != 0) return 0;
   return table + (slice % per_table) * cache_.slice_bytes();
@@ -113,10 +128,10 @@ bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_w
     return answer(*slice, offset, length, for_write, mapping);
   const Geometry& g = core_.geometry;
   std::uint64_t i = g.l1_index(offset);
-  if (i < l1_size_ && l1_offset(l1(i)) != 0) return false;
+  if (i < l1_.size() && l1_offset(l1(i)) != 0) return false;
   // Nothing here, nor in the tables that follow without one.
   std::uint64_t end = (i + 1) * g.l2_coverage();
-  while (end - offset < length && ++i < l1_size_ && l1_offset(l1(i)) == 0) end += g.l2_coverage();
+  while (end - offset < length && ++i < l1_.size() && l1_offset(l1(i)) == 0) end += g.l2_coverage();
   mapping = Mapping{};
   mapping.length = std::min(length, end - offset);
   return true;

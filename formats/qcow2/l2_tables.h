@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "block/node/mapped_driver.h"
 #include "formats/qcow2/cluster_units.h"
 #include "formats/qcow2/core.h"
+#include "formats/qcow2/l1_table.h"
 #include "formats/qcow2/table_cache.h"
 
 namespace platter::qcow2 {
@@ -57,8 +59,8 @@ class L2Tables {
   void set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry);
 
   // L1, mutex for changes; reads anywhere.
-  std::uint64_t l1_size() const { return l1_size_; }
-  std::uint64_t l1(std::uint64_t i) const { return l1_[i].load(); }
+  std::uint64_t l1_size() const { return l1_.size(); }
+  std::uint64_t l1(std::uint64_t i) const { return l1_.load(i); }
   void set_l1(std::uint64_t i, std::uint64_t entry);
   // mutex: the changed pieces of L1 for writing, as (first entry, bytes in disk order).
   struct L1Piece {
@@ -81,6 +83,9 @@ class L2Tables {
 
  private:
   void configure_slices(CacheSizes sizes);
+  // Calls `take(entry number, value)` for each entry of the table.
+  Task<Result<void>> stream_l1(std::uint64_t offset, std::uint64_t entries,
+                               const std::function<void(std::uint64_t, std::uint64_t)>& take);
   std::uint64_t locate(std::uint64_t slice) const;
   // Answer from a slice; false: the entry needs attention (wrong, or a write onto metadata).
   bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
@@ -100,8 +105,7 @@ class L2Tables {
   // Immutable after open (but for resizes, with nothing in flight):
   unsigned slice_shift_ = 0;
   std::uint64_t slice_entries_ = 0;
-  std::uint64_t l1_size_ = 0;
-  std::unique_ptr<std::atomic<std::uint64_t>[]> l1_;  // changed under mutex
+  L1Table l1_;  // its entries are changed under mutex
   std::uint64_t l1_table_offset_ = 0;
   // Guarded by mutex:
   std::set<std::uint64_t> dirty_l1_;  // by piece of kL1Piece entries

@@ -8,7 +8,7 @@ namespace platter::qcow2 {
 
 Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
   const std::uint64_t i = core_.geometry.l1_index(offset);
-  if (i >= l1_size_) co_return fail(EIO, "offset {} is outside the L1 table", offset);
+  if (i >= l1_.size()) co_return fail(EIO, "offset {} is outside the L1 table", offset);
   while (true) {
     std::uint64_t entry = 0;
     {
