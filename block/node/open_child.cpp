@@ -24,6 +24,18 @@ Task<Result<Edge>> attach_child(const OpenContext& context, NodePtr node, std::s
   co_return edge;
 }
 
+// That opening `filename` below the node of `state` does not lead back to the node or one above it.
+Result<void> check_no_loop(const detail::OpenState* state, std::string_view what,
+                           const std::string& filename) {
+  if (filename.empty()) return {};
+  const detail::FileIdentity identity = detail::FileIdentity::of(filename);
+  for (; state; state = state->overlay) {
+    if (state->identity == identity)
+      return fail(ELOOP, "{} '{}' creates an infinite loop", what, filename);
+  }
+  return {};
+}
+
 }  // namespace
 
 Task<Result<Edge>> OpenContext::open_child(std::string_view name, Permissions permissions) {
@@ -49,6 +61,12 @@ Task<Result<Edge>> OpenContext::open_child(std::string_view name, Permissions pe
                               .overlay = nullptr};
   if (request.options.empty()) {
     co_return fail(EINVAL, "A block device must be specified for \"{}\"", name);
+  }
+  // A node's own "file" is where its identity comes from; what lies beside it is another file.
+  if (name != "file") {
+    const Result<void> straight =
+        check_no_loop(state, "Child file", detail::bottom_filename(request.options));
+    PLATTER_CO_TRY(straight);
   }
   auto node = co_await detail::open_new_node(std::move(request));
   PLATTER_CO_TRY(node);
@@ -90,15 +108,9 @@ Task<Result<Edge>> OpenContext::open_backing(std::string stored_filename,
   Result<Options> composed = detail::compose_options(backing_name, beside, stored_format);
   if (!composed) co_return in_context(composed);
 
-  const std::string bottom = detail::bottom_filename(*composed);
-  if (!bottom.empty()) {
-    const detail::FileIdentity identity = detail::FileIdentity::of(bottom);
-    for (const detail::OpenState* above = state; above; above = above->overlay) {
-      if (above->identity == identity) {
-        co_return fail(ELOOP, "Backing file '{}' creates an infinite loop", bottom);
-      }
-    }
-  }
+  const Result<void> straight =
+      check_no_loop(state, "Backing file", detail::bottom_filename(*composed));
+  PLATTER_CO_TRY(straight);
 
   detail::NodeRequest request{.options = std::move(*composed),
                               .format = std::move(stored_format),
