@@ -129,7 +129,7 @@ inline constexpr unsigned kInFlight = 2;  // lanes of each queue
 struct Play {
   unsigned queues = 4;
   unsigned steps = 250;  // of each lane
-  unsigned seed = 20250601;
+  unsigned seed = from_environment("PLATTER_SEED", 20250601);
   std::vector<std::byte> before = std::vector<std::byte>(kSize);  // what the disk shows
   Task<Result<void>> (*beside)(BlockNode& node) = nullptr;  // done while the queues are at work
 };
