@@ -14,18 +14,9 @@ namespace {
 constexpr std::array<std::string_view, 7> kNames{"md5",    "sha1",   "sha224",   "sha256",
                                                  "sha384", "sha512", "ripemd160"};
 
-struct FreeDigest {
-  void operator()(EVP_MD* md) const { EVP_MD_free(md); }
-};
 struct FreeContext {
   void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
 };
-
-using Digest = std::unique_ptr<EVP_MD, FreeDigest>;
-
-Digest fetch(const std::string& name) {
-  return Digest(EVP_MD_fetch(nullptr, name.c_str(), nullptr));
-}
 
 const unsigned char* bytes_of(std::span<const std::byte> bytes) {
   // The library counts in unsigned char, which is what a byte is.
@@ -49,20 +40,19 @@ Result<Hash> Hash::named(std::string_view name) {
   if (!is_name(name)) return fail(ENOTSUP, "Hash algorithm '{}' is not supported", name);
   Hash hash;
   hash.name_ = name;
-  const Digest md = fetch(hash.name_);
-  if (!md) return fail(ENOTSUP, "Hash algorithm '{}' is not offered by the library", name);
-  hash.size_ = static_cast<std::size_t>(EVP_MD_get_size(md.get()));
+  hash.md_.reset(EVP_MD_fetch(nullptr, hash.name_.c_str(), nullptr), EVP_MD_free);
+  if (!hash.md_) return fail(ENOTSUP, "Hash algorithm '{}' is not offered by the library", name);
+  hash.size_ = static_cast<std::size_t>(EVP_MD_get_size(hash.md_.get()));
   return hash;
 }
 
 Result<void> Hash::digest(std::span<const std::byte> first, std::span<const std::byte> second,
                           std::span<std::byte> out) const {
-  const Digest md = fetch(name_);
   const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
   std::array<unsigned char, EVP_MAX_MD_SIZE> full;
   unsigned length = 0;
-  if (!md || !context || out.size() > size_ ||
-      EVP_DigestInit_ex(context.get(), md.get(), nullptr) != 1 ||
+  if (!context || out.size() > size_ ||
+      EVP_DigestInit_ex(context.get(), md_.get(), nullptr) != 1 ||
       EVP_DigestUpdate(context.get(), first.data(), first.size()) != 1 ||
       EVP_DigestUpdate(context.get(), second.data(), second.size()) != 1 ||
       EVP_DigestFinal_ex(context.get(), full.data(), &length) != 1) {
@@ -76,7 +66,6 @@ Result<void> Hash::digest(std::span<const std::byte> first, std::span<const std:
 
 Result<void> Hash::pbkdf2(std::span<const std::byte> password, std::span<const std::byte> salt,
                           std::uint32_t iterations, std::span<std::byte> out) const {
-  const Digest md = fetch(name_);
   if (iterations == 0 || iterations > INT32_MAX) {
     return fail(EINVAL, "PBKDF2 cannot iterate {} times", iterations);
   }
@@ -84,9 +73,9 @@ Result<void> Hash::pbkdf2(std::span<const std::byte> password, std::span<const s
   static constexpr char kNothing = 0;
   const char* const text =
       password.empty() ? &kNothing : reinterpret_cast<const char*>(password.data());
-  if (!md || PKCS5_PBKDF2_HMAC(text, static_cast<int>(password.size()), bytes_of(salt),
+  if (PKCS5_PBKDF2_HMAC(text, static_cast<int>(password.size()), bytes_of(salt),
                                static_cast<int>(salt.size()), static_cast<int>(iterations),
-                               md.get(), static_cast<int>(out.size()),
+                               md_.get(), static_cast<int>(out.size()),
                                reinterpret_cast<unsigned char*>(out.data())) != 1) {
     return fail(EIO, "PBKDF2 with {} failed", name_);
   }

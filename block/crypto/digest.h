@@ -6,11 +6,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "block/base/error.h"
+
+struct evp_md_st;  // of the library
 
 namespace platter::crypto {
 
@@ -35,6 +38,7 @@ class Hash {
  private:
   std::string name_;
   std::size_t size_ = 0;
+  std::shared_ptr<evp_md_st> md_;  // never null; never changed
 };
 
 Result<void> random_bytes(std::span<std::byte> out);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "block/base/checked.h"
 #include "block/crypto/af_splitter.h"
 
 namespace platter::crypto {
@@ -11,17 +12,20 @@ namespace {
 
 // QEMU's least counts.
 constexpr std::uint64_t kLeastIterations = 1000;
-constexpr std::uint64_t kMostIterations = kLuksMaxIterations / kLuksSlots / 2;
+// So that eight slots stay below what a header may ask.
+constexpr std::uint64_t kMostHashes = kLuksMaxHashes / kLuksSlots / 2;
 
 Result<std::uint32_t> choose_iterations(const Hash& hash, std::size_t bytes,
                                         std::uint64_t milliseconds) {
+  if (milliseconds == 0) return static_cast<std::uint32_t>(kLeastIterations);
   // Beyond a day nothing is meant, and the product stays a number.
   const auto measured =
       hash.measure_pbkdf2(bytes, std::min<std::uint64_t>(milliseconds, 86'400'000));
   PLATTER_TRY(measured);
-  if (*measured > kMostIterations) {
+  const std::uint64_t most = kMostHashes / div_round_up(bytes, hash.size());
+  if (*measured > most) {
     return fail(EINVAL, "iter-time {} means {} iterations here, more than {} (try a smaller one)",
-                milliseconds, *measured, kMostIterations);
+                milliseconds, *measured, most);
   }
   return static_cast<std::uint32_t>(std::max(*measured, kLeastIterations));
 }

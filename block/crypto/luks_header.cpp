@@ -55,12 +55,42 @@ Result<void> check_slots(const LuksHeader& header) {
     if (slot.sector + length > header.payload_sector) {
       return fail(EINVAL, "Keyslot {} is overlapping with the encrypted payload", i);
     }
+  }
+  for (std::size_t i = 0; i < kLuksSlots; ++i) {
+    const std::uint64_t sector = header.slots[i].sector;
     for (std::size_t k = i + 1; k < kLuksSlots; ++k) {
       const std::uint64_t other = header.slots[k].sector;
-      if (slot.sector + length > other && other + length > slot.sector) {
+      if (sector + length > other && other + length > sector) {
         return fail(EINVAL, "Keyslots {} and {} are overlapping in the header", i, k);
       }
     }
+  }
+  return {};
+}
+
+// What a wrong passphrase costs: each slot's key, and each time the digest of what came out.
+Result<void> check_iterations(const LuksHeader& header) {
+  const auto hash = Hash::named(header.hash);
+  // (No passphrase is tried with a hash that is not there.)
+  const std::size_t bytes = hash ? hash->size() : kLuksMaxKeyBytes;
+  const std::uint64_t digest = header.iterations * div_round_up(kLuksDigestBytes, bytes);
+  if (digest > kLuksMaxHashes) {
+    return fail(EINVAL, "LUKS key iteration count {} is too large", header.iterations);
+  }
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < kLuksSlots; ++i) {
+    if (!header.slots[i].active) continue;
+    const std::uint64_t one =
+        header.slots[i].iterations * div_round_up<std::uint64_t>(header.key_bytes, bytes);
+    if (one > kLuksMaxHashes) {
+      return fail(EINVAL, "Keyslot {} iteration count {} is too large", i,
+                  header.slots[i].iterations);
+    }
+    sum += one + digest;
+  }
+  if (sum > kLuksMaxHashes) {
+    return fail(EINVAL, "LUKS iteration counts add up to {} hashes, more than {}", sum,
+                kLuksMaxHashes);
   }
   return {};
 }
@@ -83,13 +113,7 @@ Result<void> check(const LuksHeader& header, std::uint64_t area) {
   }
   const Result<void> slots = check_slots(header);
   PLATTER_TRY(slots);
-  std::uint64_t iterations = header.iterations;
-  for (const LuksSlot& slot : header.slots) iterations += slot.active ? slot.iterations : 0;
-  if (iterations > kLuksMaxIterations) {
-    return fail(EINVAL, "LUKS keys take {} iterations to find, more than {}", iterations,
-                kLuksMaxIterations);
-  }
-  return {};
+  return check_iterations(header);
 }
 
 Result<std::string> make_uuid() {
@@ -131,15 +155,15 @@ std::string LuksHeader::algorithm() const {
 
 Result<CipherSpec> LuksHeader::cipher() const {
   CipherSpec spec;
+  const auto of_mode = parse_mode(mode());
+  if (!of_mode) return fail(ENOTSUP, "Cipher mode '{}' is not supported", mode());
+  spec.mode = *of_mode;
   const auto bits = parse_algorithm(algorithm());
   if (!bits) {
     return fail(ENOTSUP, "Algorithm '{}' with key size {} bytes is not supported", cipher_name,
                 key_bytes);
   }
   spec.key_bits = *bits;
-  const auto of_mode = parse_mode(mode());
-  if (!of_mode) return fail(ENOTSUP, "Cipher mode '{}' is not supported", mode());
-  spec.mode = *of_mode;
   const auto of_generator = parse_generator(generator());
   if (!of_generator) return fail(ENOTSUP, "IV generator '{}' is not supported", generator());
   spec.generator = *of_generator;

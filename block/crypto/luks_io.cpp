@@ -16,23 +16,29 @@ Task<Result<LuksHeader>> read_luks_header(BlockNode& file, std::uint64_t base, s
   co_return parse_luks_header(bytes.span(), area);
 }
 
+Task<Result<std::optional<SecretBytes>>> try_luks_slot(BlockNode& file, std::uint64_t base,
+                                                       const LuksHeader& header, std::size_t slot,
+                                                       SecretBytes passphrase) {
+  if (!header.slots[slot].active) co_return std::optional<SecretBytes>();
+  const Buffer material(header.material_bytes());
+  const std::uint64_t offset = base + header.slots[slot].offset();
+  if (offset > file.size() || file.size() - offset < material.size()) {
+    co_return fail(EINVAL, "Keyslot {} at {} is outside the file", slot, offset);
+  }
+  auto read = co_await file.read(offset, material.iov());
+  if (!read) co_return forward_error(read, "Failed to read key material");
+  auto work = [&] { return unlock_luks_slot(header, slot, material.span(), passphrase.span()); };
+  auto key = co_await run_on(WorkerPool::blocking(), work);
+  co_return std::move(key);
+}
+
 Task<Result<SecretBytes>> unlock_luks(BlockNode& file, std::uint64_t base, LuksHeader header,
                                       SecretBytes passphrase) {
   const auto supported = header.cipher();
   PLATTER_CO_TRY(supported);
-  const Buffer material(header.material_bytes());
   for (std::size_t slot = 0; slot < kLuksSlots; ++slot) {
-    if (!header.slots[slot].active) continue;
-    const std::uint64_t offset = base + header.slots[slot].offset();
-    if (offset > file.size() || file.size() - offset < material.size()) {
-      co_return fail(EINVAL, "Keyslot {} at {} is outside the file", slot, offset);
-    }
-    auto read = co_await file.read(offset, material.iov());
-    if (!read) co_return forward_error(read, "Failed to read key material");
-    auto work = [&] {
-      return unlock_luks_slot(header, slot, material.span(), passphrase.span());
-    };
-    auto key = co_await run_on(WorkerPool::blocking(), work);
+    SecretBytes tried = passphrase.copy();
+    auto key = co_await try_luks_slot(file, base, header, slot, std::move(tried));
     PLATTER_CO_TRY(key);
     if (*key) co_return std::move(**key);
   }

@@ -18,6 +18,10 @@ namespace platter::crypto {
 // The header at byte `base` of `file`; header and slots take at most `area` bytes.
 Task<Result<LuksHeader>> read_luks_header(BlockNode& file, std::uint64_t base, std::uint64_t area);
 
+// The master key out of one slot; nothing when the slot is idle or the passphrase is another's.
+Task<Result<std::optional<SecretBytes>>> try_luks_slot(BlockNode& file, std::uint64_t base,
+                                                       const LuksHeader& header, std::size_t slot,
+                                                       SecretBytes passphrase);
 // The master key, with a passphrase that fits any slot. EACCES: it fits none.
 Task<Result<SecretBytes>> unlock_luks(BlockNode& file, std::uint64_t base, LuksHeader header,
                                       SecretBytes passphrase);

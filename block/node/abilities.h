@@ -135,8 +135,9 @@ class AmendAbility {
   virtual ~AmendAbility() = default;
   // `options`: of DriverType::amend_options, checked for name and type, without "size" (which is a
   // resize of the node). What fails has changed nothing of what it names; what came before it in the
-  // order upgrade, refcounts, flags, downgrade has been done. `progress(done, total)` may be empty.
-  virtual Task<Result<void>> amend(Options options,
+  // order upgrade, key slots, refcounts, flags, downgrade has been done. `force`: key slots may be
+  // changed so that a passphrase, or all of them, are lost. `progress(done, total)` may be empty.
+  virtual Task<Result<void>> amend(Options options, bool force,
                                    std::function<void(std::uint64_t, std::uint64_t)> progress) = 0;
 };
 

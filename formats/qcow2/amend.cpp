@@ -1,4 +1,4 @@
-// Amending an image: its version, refcount width and flags.
+// Amending an image: its version, key slots, refcount width and flags.
 #include <bit>
 
 #include "formats/qcow2/check.h"
@@ -16,6 +16,13 @@ constexpr CreateOption kOptions[] = {
     {"compat", Type::kString, "Compatibility level (v2 [0.10] or v3 [1.1])"},
     {"data_file", Type::kString, "File name of an external data file"},
     {"data_file_raw", Type::kBool, "The external data file must stay valid as a raw image"},
+    {"encrypt.iter-time", Type::kNumber, "Time to spend in PBKDF in milliseconds"},
+    {"encrypt.keyslot", Type::kNumber, "Select a single keyslot to modify explicitly"},
+    {"encrypt.new-secret", Type::kString,
+     "New secret to set in the matching keyslots. Empty string to erase"},
+    {"encrypt.old-secret", Type::kString,
+     "Select all keyslots that match this password"},
+    {"encrypt.state", Type::kString, "Select new state of affected keyslots (active/inactive)"},
     {"lazy_refcounts", Type::kBool, "Postpone refcount updates"},
     {"refcount_bits", Type::kNumber, "Width of a reference count entry in bits"},
     {"size", Type::kSize, "Virtual disk size"},
@@ -27,7 +34,20 @@ struct Amendment {
   bool lazy_refcounts = false;
   bool data_file_raw = false;
   std::optional<std::string> data_file;
+  std::optional<crypto::LuksAmendment> key_slots = std::nullopt;
 };
+
+Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options,
+                                                            CryptMethod method) {
+  if (!options.has_child("encrypt")) return std::nullopt;
+  Options given = options.take_child("encrypt");
+  if (method == CryptMethod::kNone)
+    return fail(EINVAL, "Can't amend encryption options - encryption not present");
+  if (method != CryptMethod::kLuks) {
+    return fail(ENOTSUP, "Only LUKS encryption options can be amended");
+  }
+  return crypto::take_luks_amendment(given);
+}
 
 Result<Amendment> plan_amendment(Options& options, const Header& header) {
   Amendment now{.version = header.version,
@@ -84,6 +104,9 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
     now.data_file = std::move(*data_file);
     if (now.data_file->empty()) now.data_file.reset();
   }
+  auto key_slots = plan_key_slots(options, header.crypt_method);
+  PLATTER_TRY(key_slots);
+  now.key_slots = std::move(*key_slots);
   const Result<void> rest = options.all_taken("qcow2");
   PLATTER_TRY(rest);
   return now;
@@ -93,7 +116,7 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
 
 std::span<const CreateOption> amend_options() { return kOptions; }
 
-Task<Result<void>> Qcow2Driver::amend(Options options,
+Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
                                       std::function<void(std::uint64_t, std::uint64_t)> progress) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
   const auto plan = plan_amendment(options, core_.header);
@@ -104,13 +127,22 @@ Task<Result<void>> Qcow2Driver::amend(Options options,
     const Result<void> possible = may_downgrade();
     PLATTER_CO_TRY(possible);
   }
+  if (plan->key_slots) {
+    const Result<void> possible = crypto::check_luks_amendment(*plan->key_slots, *luks_, force);
+    PLATTER_CO_TRY(possible);
+  }
   std::uint64_t done = 0;
   const auto advance = [&] {
-    if (progress) progress(++done, 5);
+    if (progress) progress(++done, 6);
   };
   if (plan->version > core_.header.version) {
     auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version);
     PLATTER_CO_TRY(upgraded);
+  }
+  advance();
+  if (plan->key_slots) {
+    auto amended = co_await amend_key_slots(*plan->key_slots, force);
+    PLATTER_CO_TRY(amended);
   }
   advance();
   if (plan->refcount_order != core_.header.refcount_order) {
@@ -149,6 +181,21 @@ Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value) {
   write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()) &&
                        core_.header.version >= 3);
   co_return done;
+}
+
+Task<Result<void>> Qcow2Driver::amend_key_slots(crypto::LuksAmendment amendment, bool force) {
+  auto alone = co_await operations_.lock();
+  if (core_.poisoned.load())
+    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  const std::uint64_t base = core_.header.extensions.encryption->offset;
+  auto amended = co_await crypto::amend_luks(*core_.file, base, *luks_, std::move(amendment),
+                                             key_secret_, force);
+  if (!amended) {
+    // A write may have come through although it failed.
+    auto present = co_await read_encryption_header(*core_.file, core_.header);
+    if (present) luks_ = std::move(*present);
+  }
+  co_return amended;
 }
 
 Task<Result<void>> Qcow2Driver::put_header(Header header) {

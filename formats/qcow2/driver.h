@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 
+#include "block/crypto/luks_amend.h"
 #include "block/node/mapped_driver.h"
 #include "block/node/registry.h"
 #include "formats/qcow2/bitmaps.h"
@@ -88,7 +89,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> make_empty() override;
 
   // AmendAbility.
-  Task<Result<void>> amend(Options options,
+  Task<Result<void>> amend(Options options, bool force,
                            std::function<void(std::uint64_t, std::uint64_t)> progress) override;
 
   // For tests.
@@ -155,6 +156,8 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> change_lazy_refcounts_now(std::uint64_t on);
   Task<Result<void>> put_header(Header header);
   Result<void> may_downgrade() const;
+  // One at a time with other operations, but with requests going on.
+  Task<Result<void>> amend_key_slots(crypto::LuksAmendment amendment, bool force);
   Task<Result<void>> expand_zeroes();
 
   // resize.cpp, with requests held back.
@@ -169,8 +172,9 @@ class Qcow2Driver final : public MappedDriver,
 
   Core core_;
   const RuntimeOptions options_;
+  std::optional<crypto::LuksHeader> luks_;  // after open changed under operations_
   // Immutable after open.
-  std::optional<crypto::LuksHeader> luks_;
+  std::optional<std::string> key_secret_;  // id
   std::unique_ptr<DataTransform> cipher_;
   Refcounts refcounts_;
   HostClusters clusters_;

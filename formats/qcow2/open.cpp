@@ -190,6 +190,7 @@ Task<Result<void>> Qcow2Driver::open_encryption(OpenContext& context, const Head
   auto cipher = co_await unlock(*core_.file, header, luks_ ? &*luks_ : nullptr, *secret);
   PLATTER_CO_TRY(cipher);
   cipher_ = std::move(*cipher);
+  key_secret_ = std::move(*secret);
   set_transform(cipher_.get());
   co_return {};
 }

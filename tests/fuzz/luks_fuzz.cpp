@@ -33,7 +33,7 @@ void parse(std::span<const std::byte> bytes, std::uint64_t area) {
             "slots lie before the payload");
     if (slot.active) iterations += slot.iterations;
   }
-  require(iterations <= kLuksMaxIterations, "iterations are bounded");
+  require(iterations <= kLuksMaxHashes, "iterations are bounded");
   require(header->key_bytes <= kLuksMaxKeyBytes, "keys are bounded");
   const auto cipher = header->cipher();
   if (cipher) require(cipher->key_bytes() == header->key_bytes, "the key fits the cipher");

@@ -130,6 +130,19 @@ Task<Result<void>> Guest::resize(std::uint64_t size) {
   co_return done;
 }
 
+Task<Result<void>> Guest::change_keys(const std::string& options, bool force, const char* opened,
+                                      const char* refused) {
+  auto parsed = Options::parse_keyval(options);
+  PLATTER_CO_TRY(parsed);
+  const std::function<void(std::uint64_t, std::uint64_t)> silent;
+  const std::size_t begin = now();
+  auto done = co_await node_->driver().amender()->amend(std::move(*parsed), force, silent);
+  const std::size_t end = end_of(done);
+  if (opened) history_.keys().push_back({opened, true, begin, end});
+  if (refused) history_.keys().push_back({refused, false, begin, end});
+  co_return done;
+}
+
 Task<Result<void>> Guest::close() {
   const std::size_t begin = now();
   auto done = co_await node_.detach();

@@ -35,6 +35,10 @@ class Guest {
   Task<Result<void>> apply(std::string name);
   Task<Result<void>> remove(std::string name);
   Task<Result<void>> resize(std::uint64_t size);
+  // Amends key slots, by options of `amend`; after that `opened` opens the image and `refused` does
+  // not (ids of secrets, or null).
+  Task<Result<void>> change_keys(const std::string& options, bool force, const char* opened,
+                                 const char* refused);
   // Closes the image: all of it is durable then.
   Task<Result<void>> close();
   // Lets go of the image as a crash does.

@@ -42,7 +42,18 @@ void History::begin_with(const History& before) {
     one.created_begin = one.created_end = 0;
     if (one.removed_end != kNever) one.removed_begin = one.removed_end = 0;
   }
+  for (KeyRecord& one : keys_) one.begin = one.end = 0;
   flushes_ = {{0, 0}};
+}
+
+bool History::key_allowed(const std::string& secret, bool at_first, bool opened,
+                          std::size_t cut) const {
+  for (auto one = keys_.rbegin(); one != keys_.rend(); ++one) {
+    if (one->secret != secret || (one->begin >= cut && one->end != 0)) continue;
+    if (one->opens == opened) return true;
+    if (one->end <= cut && one->end != kNever) return false;
+  }
+  return opened == at_first;
 }
 
 std::size_t History::durable_before(std::size_t cut) const {

@@ -37,6 +37,14 @@ struct SnapshotRecord {
   std::uint64_t size = 0;
 };
 
+// What a change of key slots does to a passphrase. At first only the old one opens the image.
+struct KeyRecord {
+  std::string secret;  // id
+  bool opens = false;  // once it is done
+  std::size_t begin = 0;
+  std::size_t end = kNever;
+};
+
 class History {
  public:
   // The first `backed` sectors show stamp 1 until they are written.
@@ -51,6 +59,12 @@ class History {
   void note_flush(std::size_t begin, std::size_t end) { flushes_.push_back({begin, end}); }
   std::vector<SnapshotRecord>& snapshots() { return snapshots_; }
   const std::vector<SnapshotRecord>& snapshots() const { return snapshots_; }
+
+  std::vector<KeyRecord>& keys() { return keys_; }
+  const std::vector<KeyRecord>& keys() const { return keys_; }
+  // Whether a secret may open the image, or not, after a cut at `cut`: changes of key slots are
+  // durable when they have been acknowledged. `opened`: whether it did, with `at_first` before all.
+  bool key_allowed(const std::string& secret, bool at_first, bool opened, std::size_t cut) const;
 
   // What was done before the recording is as of moment 0, durable.
   void begin_with(const History& before);
@@ -88,6 +102,7 @@ class History {
   std::vector<Flush> flushes_{{0, 0}};
   std::vector<Size> sizes_;
   std::vector<SnapshotRecord> snapshots_;
+  std::vector<KeyRecord> keys_;
 };
 
 }  // namespace platter::powercut

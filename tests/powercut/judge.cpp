@@ -184,14 +184,37 @@ Task<std::string> mend(const std::string& options) {
   co_return std::string();
 }
 
+// Which passphrases open it; `options` are then those with one that does.
+Task<std::string> keys_wrong(const Operation& operation, const History& history, std::size_t cut,
+                             std::string& options) {
+  bool any = false;
+  for (const char* secret : {kOldKey, kNewKey}) {
+    const std::string with = top_options(operation, secret);
+    auto opened = co_await open_image(with, false);
+    if (!opened && opened.error().code() != EACCES) co_return opened.error().message();
+    if (!history.key_allowed(secret, secret == kOldKey, opened.has_value(), cut))
+      co_return fmt::format("{} {}", secret, opened ? "opens it" : "does not open it");
+    if (!opened) continue;
+    auto closed = co_await opened->detach();
+    if (!closed) co_return closed.error().message();
+    if (!any) options = with;
+    any = true;
+  }
+  co_return any ? std::string() : std::string("no passphrase opens it");
+}
+
 Task<std::string> judge_task(const Operation& operation, const Shape& shape, const History& history,
                              std::size_t cut, bool complete, std::uint64_t pick) {
-  const std::string options = top_options(operation);
+  std::string options = top_options(operation);
   const bool lag = operation.flags_may_lag && shape.version < 3;
   std::string wrong;
   if (operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt) {
     wrong = co_await mend(options);
     if (!wrong.empty()) co_return "repairing: " + wrong;
+  }
+  if (!history.keys().empty()) {
+    wrong = co_await keys_wrong(operation, history, cut, options);
+    if (!wrong.empty()) co_return std::move(wrong);
   }
   auto opened = co_await open_image(options, true);
   if (!opened) {
@@ -218,7 +241,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
     if (!closed) wrong = closed.error().message();
   }
   if (!wrong.empty()) co_return std::move(wrong);
-  if (disks_of(operation) > 1) {
+  if (operation.backing == Operation::Backing::kOverlaid) {
     wrong = co_await base_wrong();
     if (!wrong.empty()) co_return "the backing image: " + wrong;
   }

@@ -24,6 +24,10 @@ std::span<const Shape> all_shapes();
 // flagged as in use it has marked whatever differs from what the disk held then.
 inline constexpr const char* kMarks = "marks";
 
+// Passphrases, by the ids of their secrets.
+inline constexpr const char* kOldKey = "powercut-old";
+inline constexpr const char* kNewKey = "powercut-new";
+
 struct Operation {
   const char* name;
   // What the disk holds before, durably; and what is done then. Either gives the first error.
@@ -46,6 +50,11 @@ struct Operation {
   // Version 2 has no dirty bit: while a snapshot operation changes counts, flags may disagree with
   // counts that are too high, which harms nothing and goes with the leaks.
   bool flags_may_lag = false;
+  // LUKS, opened with the passphrase kOldKey unless the operation changes that. Its metadata alone
+  // lies in the clear.
+  bool encrypted = false;
+  bool data_file = false;  // data lie on a disk of their own
+  unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 
   std::uint64_t size(const Shape& shape) const {
     return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);

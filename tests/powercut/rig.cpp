@@ -4,6 +4,7 @@
 
 #include "block/adapters/memory.h"
 #include "block/base/bytes.h"
+#include "block/crypto/secret.h"
 #include "block/node/open_state.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/layout.h"
@@ -30,6 +31,13 @@ void make_backings(const Shape& shape) {
   make_memory_disk("powercut-other", bytes.size())->write(0, IoVec(std::span(bytes)));
 }
 
+void make_secrets() {
+  for (const char* id : {kOldKey, kNewKey}) {
+    const auto added = crypto::add_secret(id, crypto::SecretBytes::of(std::string_view(id)));
+    static_cast<void>(added);  // it is there already
+  }
+}
+
 std::uint64_t backed_sectors(const Operation& operation, const Shape& shape) {
   switch (operation.backing) {
     case Backing::kNone:
@@ -50,10 +58,26 @@ Task<Result<void>> format(BlockNode& node, const Operation& operation, const Sha
     text += ",backing_file=memory:powercut-backing,backing_fmt=raw";
   if (top && operation.backing == Backing::kOverlaid)
     text += ",backing_file=powercut-base,backing_fmt=qcow2";
+  // A short key, found soon.
+  if (top && operation.encrypted) {
+    text += fmt::format(
+        ",encrypt.format=luks,encrypt.key-secret={},encrypt.iter-time=0,encrypt.cipher-alg=aes-128,"
+        "encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv",
+        kOldKey);
+  }
+  if (top && operation.data_file) text += ",data_file=powercut-1";
   auto options = Options::parse_keyval(text);
   PLATTER_CO_TRY(options);
   auto plan = qcow2::plan_create(*options, operation.size(shape));
   PLATTER_CO_TRY(plan);
+  if (operation.encrypted && top) {
+    auto key = plan->encryption.key();
+    PLATTER_CO_TRY(key);
+    auto volume =
+        co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
+    PLATTER_CO_TRY(volume);
+    plan->encryption_header = std::move(volume->area);
+  }
   auto written = co_await qcow2::write_image(node, std::move(*plan));
   co_return written;
 }
@@ -162,11 +186,13 @@ void Grounds::add(NodePtr node) {
 std::string ground_name(unsigned disk) { return fmt::format("powercut-{}", disk); }
 
 unsigned disks_of(const Operation& operation) {
-  return operation.backing == Backing::kOverlaid ? 2 : 1;
+  return operation.backing == Backing::kOverlaid || operation.data_file ? 2 : 1;
 }
 
-std::string top_options(const Operation& operation) {
+std::string top_options(const Operation& operation, std::string_view secret) {
   std::string text = "driver=qcow2,file=powercut-0,discard=unmap";
+  if (operation.encrypted) text += fmt::format(",encrypt.key-secret={}", secret);
+  if (operation.data_file) text += ",data-file=powercut-1";
   if (operation.backing == Backing::kOverlaid)
     text += ",backing.driver=qcow2,backing.file=powercut-1";
   return text;
@@ -188,6 +214,7 @@ Task<Result<Edge>> open_image(std::string options, bool writable, bool for_check
 
 Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigned seed) {
   make_backings(shape);
+  make_secrets();
   Prepared prepared{.bytes = {},
                     .history = History(operation.size(shape), backed_sectors(operation, shape))};
   prepared.bytes.resize(disks_of(operation));
@@ -198,6 +225,10 @@ Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigne
     disks.push_back(std::make_shared<MemoryDisk>(0));
     NodePtr node = make_memory_node(ground_name(i), disks[i]);
     grounds.add(node);
+    if (i == 1 && operation.data_file) {
+      disks[i]->resize(operation.size(shape));
+      continue;
+    }
     auto formatted = run([&] { return format(*node, operation, shape, i == 0); });
     PLATTER_TRY(formatted);
   }

@@ -35,7 +35,7 @@ class Grounds {
 std::string ground_name(unsigned disk);
 unsigned disks_of(const Operation& operation);
 // Options that open the image (or the image that backs it) over these nodes.
-std::string top_options(const Operation& operation);
+std::string top_options(const Operation& operation, std::string_view secret = kOldKey);
 std::string base_options();
 Task<Result<Edge>> open_image(std::string options, bool writable, bool for_check = false);
 

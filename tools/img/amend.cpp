@@ -14,6 +14,7 @@ struct AmendArguments {
   CommonOptions common;
   std::string filename;
   std::optional<std::string> options;
+  bool force = false;
 };
 
 Result<Options> parse_amend_options(const DriverType& format, std::string_view text) {
@@ -32,7 +33,8 @@ Result<Options> parse_amend_options(const DriverType& format, std::string_view t
   return parsed;
 }
 
-Task<Result<void>> amend_node(BlockNode& node, Options options, bool show_progress) {
+Task<Result<void>> amend_node(BlockNode& node, Options options, bool force,
+                              bool show_progress) {
   AmendAbility* const ability = node.driver().amender();
   const auto given_size = options.take_size("size");
   PLATTER_CO_TRY(given_size);
@@ -53,7 +55,7 @@ Task<Result<void>> amend_node(BlockNode& node, Options options, bool show_progre
   progress.start();
   const std::function<void(std::uint64_t, std::uint64_t)> report_progress =
       [&progress](std::uint64_t done, std::uint64_t total) { progress.update(done, total); };
-  auto amended = co_await ability->amend(std::move(options), report_progress);
+  auto amended = co_await ability->amend(std::move(options), force, report_progress);
   PLATTER_CO_TRY(amended);
   if (size != 0 && !downgrade) {
     auto resized = co_await resize();
@@ -80,7 +82,7 @@ Task<int> amend(AmendArguments arguments) {
   } else {
     auto options = parse_amend_options(node.type(), *arguments.options);
     if (options) {
-      auto amending = amend_node(node, std::move(*options),
+      auto amending = amend_node(node, std::move(*options), arguments.force,
                                  arguments.common.progress && !arguments.common.quiet);
       amended = co_await amending;
     } else {
@@ -126,6 +128,7 @@ int run_amend(int argc, char** argv) {
   while (const std::optional<Option> option = arguments.next()) {
     if (option->id == 'h') return print_help();
     if (common.take(*option).failed) return 1;
+    amend_arguments.force = amend_arguments.force || option->id == kForce;
     if (option->id == 'o' && !add_create_options(amend_arguments.options, option->value)) return 1;
   }
   if (arguments.failed()) return 1;

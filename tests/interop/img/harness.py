@@ -3,8 +3,8 @@ directory of its own, and compares what they print, how they exit, and what imag
 
 A case is a list of steps. A step is a list of words for the image tool; a step that begins with
 "io" is given to qemu-io, one that begins with "sh" to a shell, and one that begins with "peer" is
-run with qemu-img on both sides: these three only set the stage, as does "both", which is for `platter io`
-on the one side and qemu-io on the other. "marks" compares what bitmaps hold (bitmap_marks.py). "limit" before a step's words runs it
+run with qemu-img on both sides, one that begins with "ours" with `platter` on both: these only set the
+stage, as does "both", which is for `platter io` on the one side and qemu-io on the other. "marks" compares what bitmaps hold (bitmap_marks.py). "limit" before a step's words runs it
 where files may not grow beyond 512,000 bytes.
 """
 import os
@@ -52,6 +52,10 @@ class Harness:
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
         text = re.sub(r"Run completed in \d+\.\d{3} seconds\.", "Run completed.", text)
         text = re.sub(r"#block\d+", "#block", text)
+        # Of a LUKS image: what is random, and what was measured.
+        text = re.sub(r'"(iters|master-key-iters)": \d+', r'"\1": N', text)
+        text = re.sub(r"(iters): \d+", r"\1: N", text)
+        text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
         text = re.sub(r"qemu-img version .*\n(Copyright.*\n)?", "VERSION\n", text)
         return text
 
@@ -61,6 +65,8 @@ class Harness:
             command = ["sh", "-c", step[1]]
         elif stage == "io":
             command = [self.peer_io] + step[1:]
+        elif stage == "ours":
+            command = [self.ours] + step[1:]
         elif stage == "peer":
             command = [self.peer] + step[1:]
         elif stage == "both":
@@ -116,7 +122,7 @@ class Harness:
             directories.append(directory)
         for step in steps:
             results = [self.run(side, step, directories[side]) for side in (OURS, THEIRS)]
-            if step[:1] and step[0] in ("sh", "io", "peer", "both"):
+            if step[:1] and step[0] in ("sh", "io", "peer", "ours", "both"):
                 for result in results:
                     if result[0] != 0:
                         self.fail(name, f"{step} exits {result[0]}: {result[2]}")

@@ -12,6 +12,7 @@ import bench_cases  # noqa: E402
 import bitmap_cases  # noqa: E402
 import encryption_cases  # noqa: E402
 import harness  # noqa: E402
+import key_slot_cases  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 import stream_cases  # noqa: E402
@@ -27,6 +28,7 @@ try:
     bitmap_cases.run(run)
     encryption_cases.run(run)
     stream_cases.run(run)
+    key_slot_cases.run(run)
     status = run.finish()
 finally:
     run.close()

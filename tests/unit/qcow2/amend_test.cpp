@@ -20,7 +20,7 @@ constexpr std::size_t kCluster = 65536;
 
 Task<Result<void>> amend(BlockNode& node, std::string_view text) {
   const std::function<void(std::uint64_t, std::uint64_t)> silent;
-  return node.driver().amender()->amend(options(text), silent);
+  return node.driver().amender()->amend(options(text), false, silent);
 }
 
 Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {

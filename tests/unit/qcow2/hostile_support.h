@@ -59,6 +59,13 @@ class Hostile : public ::testing::Test {
     auto plan = plan_create(parsed, size);
     ASSERT_OK(plan);
     header_ = plan->header;
+    if (plan->encryption.method == CryptMethod::kLuks) {
+      const auto key = plan->encryption.key();
+      ASSERT_OK(key);
+      auto volume = crypto::make_luks_volume(plan->encryption.luks, key->span());
+      ASSERT_OK(volume);
+      plan->encryption_header = std::move(volume->area);
+    }
     const NodePtr node = make_memory_node("image", disk_);
     ASSERT_OK(run([&] { return write_image(*node, *plan); }));
   }
@@ -114,8 +121,9 @@ class Hostile : public ::testing::Test {
     }
     co_return said;
   }
-  static Task<std::string> open_and_look() {
+  static Task<std::string> open_and_look(Options options) {
     OpenRequest request;
+    request.options = std::move(options);
     request.filename = "memory:hostile";
     request.format = "qcow2";
     request.flags.no_backing = true;
@@ -127,11 +135,12 @@ class Hostile : public ::testing::Test {
     co_return said;
   }
 
-  // What was said, with the bounds asserted.
-  std::string outcome() {
+  // What was said, with the bounds asserted. `options`: to open it with.
+  std::string outcome(std::string_view options = {}) {
     const double start = cpu_seconds();
     const std::uint64_t memory = peak_memory();
-    const std::string said = run([] { return open_and_look(); });
+    const std::string said =
+        run([&] { return open_and_look(*Options::parse_keyval(options)); });
     EXPECT_LT(cpu_seconds() - start, kSeconds);
     if (!kSanitized) {
       EXPECT_LT(peak_memory() - memory, 64 * kMiB + disk_->allocated());
