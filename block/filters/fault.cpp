@@ -34,32 +34,28 @@ class FaultDriver : public Driver {
     co_return decision.afterwards;
   }
 
+  // As in QEMU a packed write does not announce its beginning.
   Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) override {
-    Decision decision;
-    auto judged = co_await judge(fault_op::kWrite, offset, iov.size(), decision);
-    PLATTER_CO_TRY(judged);
-    Buffer bad;
-    if (decision.corrupt && !iov.empty()) {
-      bad = Buffer(iov.size());
-      iov.copy_to(bad.data());
-      invert_first(bad.iov());
-      iov = bad.iov();
+    if (!flags.compressed) {
+      auto begun = points_->announce(FaultEvent::kPwritev);
+      co_await begun;
     }
-    if (decision.length != 0) {
-      auto written = co_await image_->write(offset, iov.first(decision.length), flags);
-      PLATTER_CO_TRY(written);
-    }
-    co_return decision.afterwards;
+    auto writing = write_judged(offset, iov, flags);
+    auto written = co_await writing;
+    auto done = points_->announce(FaultEvent::kPwritevDone);
+    co_await done;
+    co_return written;
   }
 
   Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
                                      ZeroFlags flags) override {
-    Decision decision;
-    auto judged = co_await judge(fault_op::kWriteZeroes, offset, length, decision);
-    PLATTER_CO_TRY(judged);
-    auto zeroed = co_await image_->write_zeroes(offset, decision.length, flags);
-    PLATTER_CO_TRY(zeroed);
-    co_return decision.afterwards;
+    auto begun = points_->announce(FaultEvent::kPwritevZero);
+    co_await begun;
+    auto zeroing = zero_judged(offset, length, flags);
+    auto zeroed = co_await zeroing;
+    auto done = points_->announce(FaultEvent::kPwritevDone);
+    co_await done;
+    co_return zeroed;
   }
 
   Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override {
@@ -114,6 +110,33 @@ class FaultDriver : public Driver {
     Result<void> afterwards;
     bool corrupt = false;
   };
+
+  Task<Result<void>> write_judged(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+    Decision decision;
+    auto judged = co_await judge(fault_op::kWrite, offset, iov.size(), decision);
+    PLATTER_CO_TRY(judged);
+    Buffer bad;
+    if (decision.corrupt && !iov.empty()) {
+      bad = Buffer(iov.size());
+      iov.copy_to(bad.data());
+      invert_first(bad.iov());
+      iov = bad.iov();
+    }
+    if (decision.length != 0) {
+      auto written = co_await image_->write(offset, iov.first(decision.length), flags);
+      PLATTER_CO_TRY(written);
+    }
+    co_return decision.afterwards;
+  }
+
+  Task<Result<void>> zero_judged(std::uint64_t offset, std::uint64_t length, ZeroFlags flags) {
+    Decision decision;
+    auto judged = co_await judge(fault_op::kWriteZeroes, offset, length, decision);
+    PLATTER_CO_TRY(judged);
+    auto zeroed = co_await image_->write_zeroes(offset, decision.length, flags);
+    PLATTER_CO_TRY(zeroed);
+    co_return decision.afterwards;
+  }
 
   // Halts at breakpoints, waits out delays, and says what becomes of the request.
   Task<Result<void>> judge(std::uint32_t operation, std::uint64_t offset, std::uint64_t length,

@@ -260,6 +260,11 @@ def cases_of(fmt):
         yield Case(f"random {seed}", random_script(seed), fmt=fmt)
     yield Case("breakpoints", BREAK_RAW if fmt == "raw" else BREAK, fmt=fmt, options=["--image-opts"], stderr=True,
                image=f"driver={fmt},file.driver=blkdebug,file.image.driver=file,file.image.filename=disk")
+    for event in ("pwritev", "pwritev_zero", *(["pwritev_done"] if fmt == "qcow2" else [])):
+        yield Case(f"error at {event}", ["write 0 64k", "write 0 64k", "write -z 128k 4k", "write -z -u 1M 64k", "write 0 4k"],
+                   fmt=fmt, options=["--image-opts"], stderr=True,
+                   image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
+                         "file.inject-error.0.once=on,file.image.driver=file,file.image.filename=disk")
     yield Case("breakpoints by name", ["aio_write 0 64k", "aio_flush", "break write_aio A", "aio_write 0 64k",
                                        "wait_break A", "resume A", "aio_flush"], fmt=fmt, image="blkdebug::disk")
 

@@ -76,6 +76,23 @@ TEST_F(Fault, StatesTellTheSecondEventFromTheFirst) {
   EXPECT_EQ(write_code(), EIO);  // armed until another event arms others
 }
 
+TEST_F(Fault, WritesAndZeroesAnnounceThemselves) {
+  points_->add({.event = FaultEvent::kPwritev, .count = 1, .error = EIO});
+  EXPECT_EQ(write_code(), EIO);
+  EXPECT_EQ(write_code(), 0);
+  EXPECT_EQ(points_->announced(FaultEvent::kPwritev), 2U);
+  EXPECT_EQ(points_->announced(FaultEvent::kPwritevDone), 2U);
+  points_->add({.event = FaultEvent::kPwritevZero, .count = 1, .error = ENOSPC});
+  const auto zero = [&] {
+    const Result<void> zeroed = run([&] { return node_->write_zeroes(0, 4096); });
+    return zeroed ? 0 : zeroed.error().code();
+  };
+  EXPECT_EQ(zero(), ENOSPC);
+  EXPECT_EQ(zero(), 0);
+  EXPECT_EQ(points_->announced(FaultEvent::kPwritevZero), 2U);
+  EXPECT_EQ(points_->announced(FaultEvent::kPwritevDone), 4U);
+}
+
 TEST_F(Fault, AnArmedEventGivesWayToAnother) {
   points_->add({.event = FaultEvent::kL2Load, .count = 0, .error = EIO});
   points_->add({.event = FaultEvent::kL2Update, .count = 1, .error = ENOSPC});
