@@ -41,7 +41,10 @@ bool ClusterWriter::changed(ClusterUnits& units, UnitMask which, std::uint64_t g
       break;
     case Change::kZero:
     case Change::kZeroUnmap:
-      zeroes = which & ~(clear & ~(units.allocated | units.zero));
+      // Whoever does not want space given back gets clusters that are known to be zero, as with
+      // QEMU; the others nothing where nothing shows through.
+      zeroes = which;
+      if (change == Change::kZeroUnmap) zeroes &= ~(clear & ~(units.allocated | units.zero));
       // Version 2 has no zero clusters; nothing there reads as zeroes where nothing shows through.
       if (!zero_bits && clear != kAllUnits) return false;
       if (!zero_bits) zeroes = 0;
@@ -122,9 +125,11 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
     // node shows through.
     const BlockNode* backing = core_.backing();
-    if (l1_offset(tables_.l1(l1_index)) == 0 &&
+    const bool makes_entries =
+        change == Change::kHide || (change == Change::kZero && g.version >= 3);
+    if (l1_offset(tables_.l1(l1_index)) == 0 && !makes_entries &&
         (change == Change::kDiscardFully || !backing ||
-         (change != Change::kDiscard && change != Change::kHide && offset >= backing->size()))) {
+         (change != Change::kDiscard && offset >= backing->size()))) {
       offset = std::min(end, (l1_index + 1) * g.l2_coverage());
       continue;
     }

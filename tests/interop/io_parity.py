@@ -301,6 +301,10 @@ def only_qcow2():
     yield Case("packed", packed)
     state = ["write -b 0 512", "write -b -P 9 1M 1024", "read -b -P 9 1M 1024", "read -b -P 0xcd 0 512",
              "read -b -P 0 64k 512", "read -b 3 512", "read -b 0 600", "map", "read -P 0 0 4M", "length"]
+    yield Case("zeroes of whole clusters", ["write -z 0 64k", "map", "write -z 128k 128k", "map", "write -P 3 512k 64k", "write -z 512k 64k",
+                                            "map", "discard 0 64k", "map", "write -z 1M 3M", "map", "read -P 0 0 4M"])
+    yield Case("zeroes of whole clusters, old version", ["write -z 0 64k", "map", "write -P 3 512k 64k", "write -z 512k 64k", "map"],
+               create="compat=0.10")
     yield Case("vm state", state)
     yield Case("vm state, small clusters", state, create="cluster_size=512")
     yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
