@@ -6,6 +6,8 @@ namespace platter {
 Task<Result<void>> MappedDriver::do_copy_from(BlockNode& source, std::uint64_t source_offset,
                                               std::uint64_t offset, std::uint64_t length,
                                               CopyFlags flags) {
+  // What lies below is not what is read: the bytes must pass through memory.
+  if (transform_ != nullptr) co_return fail_errno(ENOTSUP);
   auto ticket = co_await admit();
   if (notes_changes()) {
     auto announced = co_await announce_change(offset, length);

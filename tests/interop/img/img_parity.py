@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import amend_cases  # noqa: E402
 import bench_cases  # noqa: E402
 import bitmap_cases  # noqa: E402
+import encrypted_chain_cases  # noqa: E402
 import encryption_cases  # noqa: E402
 import harness  # noqa: E402
 import key_slot_cases  # noqa: E402
@@ -29,6 +30,7 @@ try:
     encryption_cases.run(run)
     stream_cases.run(run)
     key_slot_cases.run(run)
+    encrypted_chain_cases.run(run)
     status = run.finish()
 finally:
     run.close()
