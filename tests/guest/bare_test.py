@@ -37,8 +37,9 @@ def compare_with_table(raw, console):
     print(f"-- {written} of {len(table)} sectors hold the guest's last writes", flush=True)
 
 
-def run(bench, disk, cpus, queues, operations, seed):
+def run(bench, disk, cpus, queues, operations, seed, *more):
     console, _ = bench.run_guest(
+        *more,
         "--kernel", bench.options.guest, "--memory", "32M", "--cpus", str(cpus),
         "--disk", f"{disk},queues={queues},bus=virtio-{bench.options.bus}",
         "--append", f"cpus={cpus} queues={queues} operations={operations} seed={seed}")
@@ -71,6 +72,26 @@ def main():
             bench.call("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x5a 30M 1M", copy)
         if digest(base) != before:
             fail("the base image changed")
+
+        # An encrypted disk, and a throw-away overlay on it.
+        encrypted, copy = bench.path("encrypted.qcow2"), bench.path("decrypted.raw")
+        secret = ("--object", "secret,id=key,data=passphrase")
+        bench.img("create", "-q", *secret, "-f", "qcow2", "-o",
+                  "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=50", encrypted, "32M")
+        disk = f"{encrypted},format=qcow2,encrypt.key-secret=key"
+        before = digest(encrypted)
+        run(bench, disk + ",snapshot=on", 2, 2, 100, 3, *secret)
+        if digest(encrypted) != before:
+            fail("snapshot=on changed the encrypted image")
+        console = run(bench, disk, 2, 4, 300, 5, *secret)
+        name = f"driver=qcow2,encrypt.key-secret=key,file.filename={encrypted}"
+        bench.call("qemu-img", "check", "-q", *secret, "--image-opts", name)
+        bench.call("qemu-img", "convert", *secret, "--image-opts", "-O", "raw", name, copy)
+        compare_with_table(copy, console)
+        _, errors = bench.run_guest("--kernel", bench.options.guest, "--disk",
+                                    f"{encrypted},format=qcow2", expect=1)
+        if "encrypt.key-secret" not in errors:
+            fail("a disk without its key is refused without naming it")
 
         # snapshot=on leaves the file as it was.
         empty = bench.path("empty.raw")
