@@ -324,6 +324,9 @@ std::string Qcow2Driver::backing_format() const {
 
 Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
+  // The data file would not read as the disk does any more.
+  if (!filename.empty() && core_.header.data_file_raw())
+    co_return fail(EINVAL, "an image with data_file_raw has no backing file");
   auto guard = co_await core_.header_mutex.lock();
   const Header before = core_.header;
   core_.header.backing_file = std::move(filename);

@@ -166,6 +166,8 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> grow_l1(std::uint64_t entries);
   void shrink_l1(std::uint64_t entries);
   Task<Result<void>> set_size(std::uint64_t size, Bitmaps::Change& bitmaps);
+  Task<Result<void>> grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps);
+  Task<Result<void>> take_back_space(std::uint64_t from, std::uint64_t to);
   Task<Result<void>> clear_tail(std::uint64_t from);
   Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode);
   Task<Result<void>> cut_file();

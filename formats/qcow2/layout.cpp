@@ -321,6 +321,9 @@ Result<std::vector<std::byte>> encode_header(const Header& header, std::uint64_t
       header.version < 3 ? kHeaderV2Size : kHeaderWrittenSize + header.unknown_fields.size();
   BackingName name{.offset = std::max(name_offset, fields + area.size()),
                    .size = static_cast<std::uint32_t>(header.backing_file.size())};
+  if (header.backing_file.size() > kMaxBackingNameBytes)
+    return fail(EINVAL, "Backing file name too long: {} bytes, at most {}",
+                header.backing_file.size(), kMaxBackingNameBytes);
   const std::uint64_t end = name.offset + header.backing_file.size();
   if (end > cluster.size()) {
     return fail(ENOSPC,

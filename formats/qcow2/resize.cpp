@@ -49,9 +49,20 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     co_return cut;
   }
   if (needed > tables_.l1_size()) {
-    auto grown = co_await grow_l1(needed);
-    if (!grown) co_return forward_error(grown, "Failed to grow the L1 table");
+    auto longer = co_await grow_l1(needed);
+    if (!longer) co_return forward_error(longer, "Failed to grow the L1 table");
   }
+  auto grown = co_await grow_to(request, bitmaps);
+  if (!grown) {
+    auto undone = co_await take_back_space(old_size, request.size);
+    // What is left over then is only space.
+    static_cast<void>(undone);
+  }
+  co_return grown;
+}
+
+Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps) {
+  const std::uint64_t old_size = size();
   auto cleared = co_await clear_tail(old_size);
   PLATTER_CO_TRY(cleared);
   auto data_grown = co_await resize_data_file(request);
@@ -64,6 +75,20 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   PLATTER_CO_TRY(settled);
   auto sized = co_await set_size(request.size, bitmaps);
   co_return sized;
+}
+
+// Gives back what lies behind the disk's end.
+Task<Result<void>> Qcow2Driver::take_back_space(std::uint64_t from, std::uint64_t to) {
+  const std::uint64_t first = align_up(from, core_.geometry.cluster_size());
+  const std::uint64_t end = align_up(to, core_.geometry.cluster_size());
+  if (first < end) {
+    auto discarded = co_await writer_.discard(first, end - first, Discard::kAlways, true);
+    PLATTER_CO_TRY(discarded);
+  }
+  auto settled = co_await settle();
+  PLATTER_CO_TRY(settled);
+  auto cut = co_await cut_file();
+  co_return cut;
 }
 
 Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size, Bitmaps::Change& bitmaps) {
@@ -179,7 +204,6 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
 Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
                                             Preallocation mode) {
   const Geometry& g = core_.geometry;
-  std::uint64_t host_end = 0;
   BlockNode& data = core_.data_node();
   // The cluster at the disk's old end keeps what it holds.
   if (const std::uint64_t whole = align_up(offset, g.cluster_size()); whole != offset) {
@@ -205,21 +229,23 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
         co_return zeroed;
       }
     }
-    // An external data file has its size already.
-    if (!g.external_data) host_end = std::max(host_end, host + plan->length);
+    // The space is there before anything refers to it. An external data file has its size already.
+    if (!g.external_data && host + plan->length > data.size()) {
+      ResizeRequest extend{
+          .size = host + plan->length,
+          .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
+      auto extended = co_await data.resize(extend);
+      if (!extended) {
+        abandon(*plan);
+        co_return forward_error(extended, "Could not preallocate space");
+      }
+    }
     writer_.publish_space(*plan);
   }
   if (transforms() && first < end) {
     // What lies there does not decrypt to zeroes.
     auto zeroed = co_await zero_units(first, end - first, false);
     if (!zeroed) co_return forward_error(zeroed, "Could not preallocate encrypted space");
-  }
-  if (host_end > data.size()) {
-    ResizeRequest extend{
-        .size = host_end,
-        .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
-    auto extended = co_await data.resize(extend);
-    if (!extended) co_return forward_error(extended, "Could not preallocate space");
   }
   co_return {};
 }

@@ -115,10 +115,10 @@ Task<Result<void>> Guest::remove(std::string name) {
   co_return done;
 }
 
-Task<Result<void>> Guest::resize(std::uint64_t size) {
+Task<Result<void>> Guest::resize(std::uint64_t size, Preallocation preallocation) {
   const std::uint64_t old_size = node_->size();
   const std::size_t begin = now();
-  const ResizeRequest request{.size = size};
+  const ResizeRequest request{.size = size, .preallocation = preallocation};
   auto done = co_await node_->resize(request);
   const std::size_t end = end_of(done);
   // What is cut off may be gone before the size says so; what is added reads as zeroes.

@@ -64,6 +64,7 @@ const Operation kOperations[] = {
      .act = several_snapshots,
      .flags_may_lag = true},
     {.name = "ResizeGrow", .prepare = fill_all, .act = grow},
+    {.name = "ResizePreallocated", .prepare = fill_all, .act = grow_preallocated},
     {.name = "ResizeShrink", .prepare = fill_all, .act = shrink},
     {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = is_version_3},
     {.name = "BitmapsResized", .prepare = fill_marked, .act = resize_marked, .fits = is_version_3},

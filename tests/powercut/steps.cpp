@@ -219,6 +219,14 @@ Done grow(Guest& g) {
   TRY_STEP(g.flush());
   co_return {};
 }
+// Past the end of an L2 table, so that space comes in more than one piece where clusters are small.
+Done grow_preallocated(Guest& g) {
+  const std::uint64_t old = g.size();
+  TRY_STEP(g.resize(old + 70 * g.cluster(), Preallocation::kFull));
+  TRY_STEP(g.write(old + g.cluster() - kSector, 2 * kSector));
+  TRY_STEP(g.flush());
+  co_return {};
+}
 Done fill_all(Guest& g) {
   TRY_STEP(fill_some(g));
   TRY_STEP(g.write(g.size() - 10 * g.cluster(), 10 * g.cluster()));

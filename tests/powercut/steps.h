@@ -35,6 +35,7 @@ Done apply(Guest& g);
 Done remove(Guest& g);
 Done several_snapshots(Guest& g);
 Done grow(Guest& g);
+Done grow_preallocated(Guest& g);
 Done fill_all(Guest& g);
 Done shrink(Guest& g);
 Done fill_marked(Guest& g);

@@ -168,6 +168,19 @@ def changes(h, line, io, data, chain, three, rawbase):
                   ["-u", "-b", "base"], ["-t", "foo", "-b", "base"], ["-T", "foo", "-b", "base"]):
         line(f"rebase refused {' '.join(words)}", "rebase", *words, "o", before=other,
              images=[("o", "qcow2")])
+    raw_data = [["peer", "create", "-q", "-f", "qcow2", "-o", "data_file=d,data_file_raw=on", "o", "1M"]]
+    long_name = "n" * 1024
+    for before, words in ((other, ["-u", "-b", long_name, "-F", "raw"]), (raw_data, ["-b", "base", "-F", "raw"]),
+                          (raw_data, ["-u", "-b", "base", "-F", "raw"])):
+        h.case(f"rebase impossible {' '.join(words)[:40]}",
+               rawbase + before + [["rebase", "-f", "qcow2", *words, "o"], info],
+               [] if before is raw_data else [("o", "qcow2")], errors="any")
+    # Where the space ends before the new size.
+    for mode in ("metadata", "falloc", "full"):
+        h.case(f"resize without room, {mode}",
+               [["peer", "create", "-q", "-f", "qcow2", "a", "1M"], ["io", "-c", "write -P 7 0 128k", "a"],
+                ["limit", "resize", f"--preallocation={mode}", "a", "100M"], ["info", "a"]], [("a", "qcow2")],
+               errors="any", outputs="skip")
     h.case("rebase within chain", three + [["rebase", "-b", "a", "-F", "qcow2", "c"], ["map", "c"],
                                            ["info", "c"]], [("c", "qcow2")])
     h.case("rebase chain away", three + [["rebase", "-b", "", "c"], ["info", "c"]], [("c", "qcow2")])

@@ -222,6 +222,16 @@ TEST(Layout, EncryptionPointerNeedsLuks) {
   EXPECT_THAT(parsed.error().message(), HasSubstr("'458753' is not a multiple"));
 }
 
+TEST(Layout, ABackingNameThatNobodyCouldReadIsNotWritten) {
+  Header header = sample();
+  header.backing_file.assign(kMaxBackingNameBytes, 'n');
+  EXPECT_TRUE(encode_header(header));
+  header.backing_file += 'n';
+  auto refused = encode_header(header);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(), "Backing file name too long: 1024 bytes, at most 1023");
+}
+
 TEST(Layout, ClusterSizeIsKnownFromTheFirstBytes) {
   const auto bytes = bytes_of(sample());
   auto size = probe_cluster_size(std::span(bytes).first(32));
