@@ -2,6 +2,7 @@
 
 #include "block/base/checked.h"
 #include "block/exec/buffer.h"
+#include "block/node/foreign_format.h"
 #include "block/node/node.h"
 #include "block/node/registry.h"
 
@@ -30,13 +31,20 @@ Task<Result<void>> BlockNode::check_head(std::uint64_t offset, std::uint64_t len
   } else {
     std::memset(head.data() + offset, 0, change);
   }
-  const DriverType* const looks_like = probe_format(head.span().first(head_size), filename_);
-  if (!looks_like || looks_like == &type_) co_return {};
+  const std::span<const std::byte> start = head.span().first(head_size);
+  const DriverType* const known = probe_format(start, filename_);
+  std::optional<std::string_view> looks_like;
+  if (known && known != &type_) {
+    looks_like = known->name;
+  } else {
+    looks_like = foreign_format(start);
+  }
+  if (!looks_like) co_return {};
   co_return fail(
       EPERM,
       "Refusing to write a '{}' header at the start of '{}', whose format was guessed to be "
       "raw; specify the 'raw' format explicitly to allow it",
-      looks_like->name, filename_);
+      *looks_like, filename_);
 }
 
 }  // namespace platter

@@ -1,4 +1,5 @@
 #include "block/exec/buffer.h"
+#include "block/node/foreign_format.h"
 #include "block/node/graph_access.h"
 #include "block/node/nesting.h"
 #include "block/node/open_state.h"
@@ -53,7 +54,15 @@ Task<Result<const DriverType*>> probe_below(Options& options, const NodeRequest&
   auto read = co_await file->read(0, head.iov());
   if (!read) co_return forward_error(read, "Could not read image for determining its format");
   const DriverType* type = probe_format(head.span(), file->filename());
-  if (!type) type = find_driver("raw");
+  const DriverType* const raw = find_driver("raw");
+  if (!type || type == raw) {
+    // The bytes of a container are nobody's disk.
+    if (const auto foreign = foreign_format(head.span(), file->filename())) {
+      co_return fail(ENOTSUP, "'{}' is a {} image, a format that is not supported",
+                     file->filename(), *foreign);
+    }
+    type = raw;
+  }
   if (!type) co_return fail(ENOENT, "Could not determine image format: No compatible driver found");
   co_return type;
 }
@@ -96,7 +105,13 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
       co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
     }
     auto guessed = co_await probe_below(options, request, flags, file);
-    PLATTER_CO_TRY(guessed);
+    if (!guessed) {
+      if (file) {
+        auto detached = co_await file.detach();
+        static_cast<void>(detached);
+      }
+      co_return forward_error(guessed);
+    }
     type = *guessed;
     probed = true;
     state.preopened = &file;
