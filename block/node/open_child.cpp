@@ -76,9 +76,13 @@ Task<Result<Edge>> OpenContext::open_child(std::string_view name, Permissions pe
 
 Task<Result<Edge>> OpenContext::open_backing(std::string stored_filename,
                                              std::string stored_format) {
+  const std::string* const given = options.peek("backing");
+  if (given && given->empty()) {
+    options.take_string("backing");
+    co_return Edge();
+  }
   if (flags.no_backing) co_return Edge();
   if (const auto reference = options.take_string("backing")) {
-    if (reference->empty()) co_return Edge();
     const Result<NodePtr> node = referenced_node(*reference);
     PLATTER_CO_TRY(node);
     auto edge = co_await attach_child(*this, *node, "backing", Permissions::reader(), false);

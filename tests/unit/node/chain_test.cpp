@@ -63,10 +63,14 @@ TEST(Chain, ABackingFileMayBeDetachedOrReplaced) {
     EXPECT_EQ(read_bytes(**edge, 0, kBlock), filled(kBlock, value));
     EXPECT_OK(close(*edge));
   }
-  auto alone = open("memory:top", "testovl", OpenFlags{.no_backing = true});
-  ASSERT_OK(alone);
-  EXPECT_FALSE((*alone)->backing());
-  EXPECT_OK(close(*alone));
+  for (const char* name :
+       {"memory:top",
+        R"(json:{"driver":"testovl","file":{"driver":"memory","name":"top"},"backing":null})"}) {
+    auto alone = open(name, "testovl", OpenFlags{.no_backing = true});
+    ASSERT_OK(alone);
+    EXPECT_FALSE((*alone)->backing());
+    EXPECT_OK(close(*alone));
+  }
 }
 
 TEST(Chain, LoopsOfOneTwoAndThreeAreRefused) {
