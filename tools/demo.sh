@@ -7,6 +7,8 @@
 #   KEEP=1 tools/demo.sh     keeps the scratch folder
 # PLATTER_GUEST_KERNEL: a Linux kernel for machines whose /dev/kvm emulates ring 0 (see below).
 set -euo pipefail
+# (The name is meant from where the caller stands.)
+if [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then PLATTER_GUEST_KERNEL=$(realpath -m -- "$PLATTER_GUEST_KERNEL"); fi
 cd "$(dirname "$0")/.."
 source_dir=$PWD
 demo=$source_dir/tools/demo
@@ -29,7 +31,7 @@ if [ -n "${KEEP:-}" ]; then say "working in $scratch"; else trap 'rm -rf "$scrat
 cd "$scratch"
 
 step "Looking at this machine"
-kind=$("$platter" run --probe) || die "this machine cannot run guests: $kind"
+kind=$("$platter" run --probe 2>&1) || die "this machine cannot run guests: $kind"
 say "$kind"
 case $kind in
   hardware:*) speed=fast ;;
