@@ -20,5 +20,14 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/PlatterConfigVersion.cmak
 install(FILES ${PROJECT_BINARY_DIR}/PlatterConfig.cmake ${PROJECT_BINARY_DIR}/PlatterConfigVersion.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/Platter)
 
+# The prefix counts from where platter.pc lies: `cmake --install --prefix` may choose another one than
+# the configuration did.
+if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  set(PLATTER_PC_PREFIX "${CMAKE_INSTALL_PREFIX}")
+else()
+  file(RELATIVE_PATH up "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
+  string(REGEX REPLACE "/$" "" up "${up}")
+  set(PLATTER_PC_PREFIX "\${pcfiledir}/${up}")
+endif()
 configure_file(${PROJECT_SOURCE_DIR}/cmake/platter.pc.in ${PROJECT_BINARY_DIR}/platter.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/platter.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -26,6 +26,6 @@ cmake --build "$scratch/cmake" >"$scratch/cmake.log" 2>&1 || { cat "$scratch/cma
 check "$scratch/cmake/hexdump_disk" "the CMake package"
 
 pc=$(dirname "$(find "$scratch/prefix" -name platter.pc)")
-read -ra flags < <(PKG_CONFIG_PATH=$pc pkg-config --define-variable=prefix="$scratch/prefix" --cflags --libs platter)
+read -ra flags < <(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs platter)
 "$cxx" "$source/docs/example/hexdump_disk.cpp" -o "$scratch/by-pkg-config" "${flags[@]}"
 check "$scratch/by-pkg-config" "pkg-config"
