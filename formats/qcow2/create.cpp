@@ -7,6 +7,7 @@
 #include "block/base/bytes.h"
 #include "block/base/checked.h"
 #include "block/node/graph.h"
+#include "block/node/new_file.h"
 #include "formats/qcow2/header_io.h"
 #include "formats/qcow2/storage_io.h"
 
@@ -138,7 +139,48 @@ Task<Result<void>> write_image(BlockNode& file, CreatePlan plan) {
   co_return step;
 }
 
+namespace {
+
+// Makes the empty file and writes the image into it.
+Task<Result<void>> create_at(std::string filename, CreatePlan plan) {
+  const NewFile new_file(filename);
+  const Options none;
+  auto made = co_await create_protocol(filename, 0, none);
+  PLATTER_CO_TRY(made);
+  OpenFlags flags;
+  flags.read_only = false;
+  auto file = co_await open_protocol(filename, flags, "create");
+  if (!file) {
+    new_file.remove();
+    co_return forward_error(file);
+  }
+  auto written = co_await write_image(**file, std::move(plan));
+  auto closed = co_await file->detach();
+  if (written && !closed) written = std::move(closed);
+  if (!written) new_file.remove();
+  co_return written;
+}
+
+Task<Result<void>> create_data_file(const std::string& name, const CreatePlan& plan) {
+  Options options;
+  if (plan.data_preallocation == Preallocation::kFalloc) {
+    options.set("preallocation", "falloc");
+  } else if (plan.data_preallocation == Preallocation::kFull) {
+    options.set("preallocation", "full");
+  }
+  auto created = co_await create_protocol(name, plan.header.size, std::move(options));
+  if (!created) co_return forward_error(created, "Could not create the external data file");
+  co_return created;
+}
+
+}  // namespace
+
 Task<Result<void>> create(CreateRequest request) {
+  // Overlays with a backing format that nobody knows could not be opened again.
+  const std::string* const backing_format = request.options.peek("backing_fmt");
+  if (backing_format && !backing_format->empty() && !find_driver(*backing_format)) {
+    co_return fail(EINVAL, "Parameter 'backing-fmt' does not accept value '{}'", *backing_format);
+  }
   auto plan = plan_create(request.options, request.size);
   PLATTER_CO_TRY(plan);
   if (plan->encryption.method != CryptMethod::kNone) {
@@ -151,31 +193,21 @@ Task<Result<void>> create(CreateRequest request) {
       plan->encryption_header = std::move(volume->area);
     }
   }
-  if (const auto& data_file = plan->header.extensions.data_file) {
-    if (*data_file == request.filename) {
-      co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once",
-                     *data_file);
-    }
-    Options options;
-    if (plan->data_preallocation == Preallocation::kFalloc) {
-      options.set("preallocation", "falloc");
-    } else if (plan->data_preallocation == Preallocation::kFull) {
-      options.set("preallocation", "full");
-    }
-    auto created = co_await create_protocol(*data_file, plan->header.size, std::move(options));
-    if (!created) co_return forward_error(created, "Could not create the external data file");
+  const std::optional<std::string> data_file = plan->header.extensions.data_file;
+  if (!data_file) {
+    auto created = co_await create_at(std::move(request.filename), std::move(*plan));
+    co_return created;
   }
-  const Options none;
-  auto made = co_await create_protocol(request.filename, 0, none);
-  PLATTER_CO_TRY(made);
-  OpenFlags flags;
-  flags.read_only = false;
-  auto file = co_await open_protocol(request.filename, flags, "create");
-  PLATTER_CO_TRY(file);
-  auto written = co_await write_image(**file, std::move(*plan));
-  auto closed = co_await file->detach();
-  if (!written) co_return written;
-  co_return closed;
+  if (*data_file == request.filename) {
+    co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once",
+                   *data_file);
+  }
+  const NewFile new_data_file(*data_file);
+  auto created = co_await create_data_file(*data_file, *plan);
+  PLATTER_CO_TRY(created);
+  created = co_await create_at(std::move(request.filename), std::move(*plan));
+  if (!created) new_data_file.remove();
+  co_return created;
 }
 
 namespace {

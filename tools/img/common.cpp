@@ -1,5 +1,7 @@
 #include "tools/img/common.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -195,12 +197,31 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
   co_return opened;
 }
 
+namespace {
+
+// Whether `name`, as someone at `overlay` would write it, is the file `below`.
+bool names_file(BlockNode& overlay, BlockNode& below, const std::string& name) {
+  if (below.filename() == name || below.driver().exact_filename() == name) return true;
+  const BackingAbility* reference = overlay.driver().backing_reference();
+  if (reference != nullptr && reference->backing_filename() == name) return true;
+  const Result<std::string> full = resolve_backing(overlay.filename(), name);
+  return full && same_file(*full, below.filename());
+}
+
+}  // namespace
+
+bool same_file(const std::string& a, const std::string& b) {
+  if (a == b) return true;
+  struct stat first {};
+  struct stat second {};
+  return stat(std::string(local_path(a)).c_str(), &first) == 0 &&
+         stat(std::string(local_path(b)).c_str(), &second) == 0 &&
+         first.st_dev == second.st_dev && first.st_ino == second.st_ino;
+}
+
 BlockNode* find_in_chain(BlockNode& top, const std::string& name) {
   for (BlockNode* node = &top; node->backing() != nullptr; node = node->backing()) {
-    BlockNode* below = node->backing();
-    if (below->filename() == name || below->driver().exact_filename() == name) return below;
-    const BackingAbility* reference = node->driver().backing_reference();
-    if (reference != nullptr && reference->backing_filename() == name) return below;
+    if (names_file(*node, *node->backing(), name)) return node->backing();
   }
   return nullptr;
 }

@@ -99,8 +99,10 @@ struct OpenSpec {
 // An image for reading or, unless flags.read_only, for writing. Errors name the image.
 Task<Result<Edge>> open_image(OpenSpec spec);
 
-// The image below `top` that is called `name`, as stored in the image above it or in full; nullptr:
-// there is none.
+// Whether two names stand for one file of this machine, by whatever path.
+bool same_file(const std::string& a, const std::string& b);
+// The image below `top` that is called `name`: as stored in the image above it, in full, or by any
+// other path of that file, relative ones taken from the image above it; nullptr: there is none.
 BlockNode* find_in_chain(BlockNode& top, const std::string& name);
 
 // Reports a failed Result's error and gives 1.

@@ -1,7 +1,8 @@
 // convert: the command line.
 #include "tools/img/convert.h"
 
-#include <charconv>
+#include <cerrno>
+#include <cstdlib>
 
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
@@ -30,15 +31,17 @@ std::optional<std::uint64_t> parse_sparse(std::string_view text) {
 
 // -m.
 std::optional<unsigned> parse_in_flight(std::string_view text) {
-  unsigned number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || number < 1 ||
-      number > kMostInFlight) {
+  // As C writes numbers: 0x10 is 16, 010 is 8.
+  const std::string spelled(text);
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long number = std::strtoul(spelled.c_str(), &end, 0);
+  if (errno != 0 || spelled.empty() || *end != '\0' || number < 1 || number > kMostInFlight) {
     report("Invalid number of coroutines. Allowed number of coroutines is between 1 and {}",
            kMostInFlight);
     return std::nullopt;
   }
-  return number;
+  return static_cast<unsigned>(number);
 }
 
 // What of the command line contradicts itself, without looking at any file.

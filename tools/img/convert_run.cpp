@@ -7,6 +7,7 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "block/node/new_file.h"
 #include "tools/img/cancel.h"
 #include "tools/img/convert.h"
 #include "tools/img/half_made.h"
@@ -30,6 +31,8 @@ class Conversion {
     const Result<void> checked = check_target(options);
     PLATTER_CO_TRY(checked);
     if (!arguments_.no_create) {
+      const Result<void> backing = co_await check_backing(options);
+      PLATTER_CO_TRY(backing);
       const Result<void> created = co_await create_target(std::move(options));
       PLATTER_CO_TRY(created);
     }
@@ -62,6 +65,9 @@ class Conversion {
       const Result<void> closed = co_await source.detach();
       if (result && !closed) result = closed;
     }
+    if (!result) {
+      for (const NewFile& file : new_files_) file.remove();
+    }
     co_return result;
   }
 
@@ -71,6 +77,7 @@ class Conversion {
   Result<void> check_bitmaps();
   Task<Result<void>> copy_bitmap(BitmapAbility& from, BitmapAbility& to, BitmapInfo bitmap);
   Task<Result<void>> copy_bitmaps();
+  Task<Result<void>> check_backing(const Options& options);
   Task<Result<void>> create_target(Options options);
   Task<Result<void>> open_target();
   Task<Result<void>> copy_all();
@@ -80,6 +87,7 @@ class Conversion {
   std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
   std::uint64_t total_ = 0;
   Edge target_;
+  std::vector<NewFile> new_files_;  // made for the target
   Progress progress_;
   Options key_secrets_;  // of the target
   std::optional<std::string> backing_;  // the target's, as given
@@ -230,16 +238,45 @@ Result<void> Conversion::check_target(Options& options) {
   return {};
 }
 
+// That the target could be opened on its backing file, before anything old is overwritten for it.
+Task<Result<void>> Conversion::check_backing(const Options& options) {
+  const std::string* const format = options.peek("backing_fmt");
+  // (An unknown format is refused by the target's own.)
+  if (!backing_ || format == nullptr || find_driver(*format) == nullptr) co_return {};
+  const auto in_context = [&](const auto& failed) {
+    return forward_error(failed, "Could not open '{}': Could not open backing file",
+                         arguments_.target);
+  };
+  const Result<std::string> full = resolve_backing(arguments_.target, *backing_);
+  if (!full) co_return in_context(full);
+  if (same_file(*full, arguments_.target)) {
+    co_return fail(EINVAL,
+                   "{}: Trying to create an image with the same filename as the backing file",
+                   arguments_.target);
+  }
+  OpenSpec spec;
+  spec.filename = *full;
+  spec.format = *format;
+  spec.flags.no_io = true;
+  spec.flags.force_share = true;
+  Result<Edge> opened = co_await open_image(std::move(spec));
+  if (!opened) co_return in_context(opened);
+  co_return co_await opened->detach();
+}
+
 Task<Result<void>> Conversion::create_target(Options options) {
   const std::string format = arguments_.target_format.value_or("raw");
   const Result<std::optional<std::uint64_t>> wanted = options.take_size("size");
   PLATTER_CO_TRY(wanted);
   const std::uint64_t size = std::max(wanted->value_or(total_), total_);
+  std::vector<NewFile> new_files{NewFile(arguments_.target)};
+  if (const std::string* name = options.peek("data_file")) new_files.emplace_back(*name);
   const Result<void> created =
       co_await create_image(format, arguments_.target, size, std::move(options));
   if (!created) {
     co_return forward_error(created, "{}: error while converting {}", arguments_.target, format);
   }
+  new_files_ = std::move(new_files);
   co_return {};
 }
 

@@ -53,7 +53,9 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
   OpenSpec spec;
   spec.filename = *full;
   spec.format = format;
+  // Only its size is of interest here: another process may be writing it.
   spec.flags.no_io = true;
+  spec.flags.force_share = true;
   Result<Edge> opened = co_await open_image(std::move(spec));
   if (!opened) {
     // The node names the file once more than is of use here.
@@ -74,6 +76,13 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
                    detected);
   }
   co_return size;
+}
+
+// Whether the new image would overwrite its own backing file, by whatever path it is named.
+bool is_itself(const std::string& filename, const std::string& backing) {
+  if (backing == filename) return true;
+  const Result<std::string> full = resolve_backing(filename, backing);
+  return full && same_file(*full, filename);
 }
 
 Task<Result<void>> create(CreateArguments arguments) {
@@ -97,7 +106,7 @@ Task<Result<void>> create(CreateArguments arguments) {
   }
   if (arguments.backing_format) {
     if (known->find("backing_fmt") == nullptr) {
-      co_return fail(ENOTSUP, "Backing format not supported for file format '{}'",
+      co_return fail(ENOTSUP, "Backing file format not supported for file format '{}'",
                      arguments.format);
     }
     options.set("backing_fmt", *arguments.backing_format);
@@ -107,7 +116,7 @@ Task<Result<void>> create(CreateArguments arguments) {
   const std::string* backing_format = options.peek("backing_fmt");
   if (backing != nullptr && backing->empty())
     co_return fail(EINVAL, "Expected backing file name, got empty string");
-  if (backing != nullptr && *backing == arguments.filename) {
+  if (backing != nullptr && is_itself(arguments.filename, *backing)) {
     co_return fail(EINVAL,
                    "Error: Trying to create an image with the same filename as the backing file");
   }

@@ -2,7 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
+#include <cerrno>
+#include <cstdlib>
 
 #include "tools/img/common.h"
 
@@ -49,9 +50,16 @@ Result<std::string> canonical_value(const CreateOption& option, const std::strin
       return fail(EINVAL, "Parameter '{}' expects a non-negative number below 2^64", option.name);
     }
     case CreateOption::Type::kNumber: {
-      std::uint64_t number = 0;
-      const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-      if (error == std::errc() && end == value.data() + value.size()) return std::to_string(number);
+      // As C writes numbers: 0x10 is 16, 010 is 8.
+      char* end = nullptr;
+      errno = 0;
+      const unsigned long long number = std::strtoull(value.c_str(), &end, 0);
+      if (!value.empty() && *end == '\0' && end == value.data() + value.size()) {
+        if (errno == 0) return std::to_string(number);
+        if (errno == ERANGE) {
+          return fail(ERANGE, "Value '{}' is too large for parameter '{}'", value, option.name);
+        }
+      }
       return fail(EINVAL, "Parameter '{}' expects a number", option.name);
     }
     case CreateOption::Type::kBool:
@@ -145,9 +153,12 @@ Result<CreateOptions> create_options(const std::string& format, const std::strin
   result.all.assign(result.format->create_options.begin(), result.format->create_options.end());
   if (filename.empty()) return result;
   result.protocol = protocol_for(filename);
-  if (result.protocol == nullptr || result.protocol->create == nullptr) {
+  if (result.protocol == nullptr) {
+    return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(filename));
+  }
+  if (result.protocol->create == nullptr) {
     return fail(ENOTSUP, "Protocol driver '{}' does not support image creation",
-                result.protocol == nullptr ? "?" : std::string(result.protocol->name));
+                result.protocol->name);
   }
   for (const CreateOption& option : result.protocol->create_options) {
     if (result.find(option.name) == nullptr) result.all.push_back(option);

@@ -42,7 +42,7 @@ Task<Result<void>> keep_contents(BlockNode& top, BlockNode* after, bool in_chain
 // The image below `top` that `filename` names in full; nullptr: none.
 BlockNode* in_chain(BlockNode& top, const std::string& filename) {
   for (BlockNode* node = top.backing(); node != nullptr; node = node->backing()) {
-    if (node->filename() == filename) return node;
+    if (same_file(node->filename(), filename)) return node;
   }
   return nullptr;
 }

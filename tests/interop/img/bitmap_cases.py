@@ -89,9 +89,11 @@ def verbs(h, line, made, broken):
                          ["peer", "create", "-q", "-f", "qcow2", "has", "10M"], ["peer", "bitmap", "--add", "has", "c"],
                          ["peer", "create", "-q", "r", "10M"],
                          ["peer", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "v2", "10M"]]
+        # (Of a target that cannot hold bitmaps, qemu-img leaves the beginnings.)
+        looked_at = "raw" not in words and "compat=0.10" not in words
         h.case(f"bitmap convert {words}",
                before + [["convert", "--bitmaps", *words.split()]] +
-               ([] if "raw" in words else [["info", "-f", "qcow2", words.split()[-1]]]))
+               ([["info", "-f", "qcow2", words.split()[-1]]] if looked_at else []))
     h.case("bitmap convert into a larger one", made + [["peer", "create", "-q", "-f", "qcow2", "x", "20M"],
                                                        ["convert", "-n", "--bitmaps", "-O", "qcow2", "a", "x"],
                                                        ["info", "x"]])

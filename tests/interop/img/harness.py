@@ -4,8 +4,9 @@ directory of its own, and compares what they print, how they exit, and what imag
 A case is a list of steps. A step is a list of words for the image tool; a step that begins with
 "io" is given to qemu-io, one that begins with "sh" to a shell, and one that begins with "peer" is
 run with qemu-img on both sides, one that begins with "ours" with `platter` on both: these only set the
-stage, as does "both", which is for `platter io` on the one side and qemu-io on the other. "marks" compares what bitmaps hold (bitmap_marks.py). "limit" before a step's words runs it
-where files may not grow beyond 512,000 bytes.
+stage, as does "both", which is for `platter io` on the one side and qemu-io on the other. "marks" compares what bitmaps hold
+(bitmap_marks.py). "shell" gives one line of arguments to the image tool through a shell. "limit" before
+a step's words runs it where files may not grow beyond 512,000 bytes.
 """
 import os
 import re
@@ -77,6 +78,8 @@ class Harness:
         elif stage == "limit":
             command = ["sh", "-c", 'ulimit -f 1000; exec "$0" "$@"',
                        self.ours if side == OURS else self.peer] + step[1:]
+        elif stage == "shell":
+            command = ["sh", "-c", "exec $0 " + step[1], self.ours if side == OURS else self.peer]
         else:
             command = [self.ours if side == OURS else self.peer] + step
         try:

@@ -31,7 +31,8 @@ def create(h, line, rawbase, data):
     for words in ([], ["-q"], ["-o", "compat=0.10"], ["-o", "compat=1.1"], ["-o", "compat=v3"],
                   ["-o", "cluster_size=512"], ["-o", "cluster_size=2M"], ["-o", "cluster_size=4k"],
                   ["-o", "lazy_refcounts=on"], ["-o", "lazy_refcounts"], ["-o", "nolazy_refcounts"],
-                  ["-o", "refcount_bits=1"], ["-o", "refcount_bits=64"],
+                  ["-o", "refcount_bits=1"], ["-o", "refcount_bits=64"], ["-o", "refcount_bits=0x10"],
+                  ["-o", "refcount_bits=010"],
                   ["-o", "compression_type=zstd"], ["-o", "preallocation=metadata"],
                   ["-o", "preallocation=falloc"], ["-o", "preallocation=full"],
                   ["-o", "nocow=off"], ["-o", "cluster_size=1M,lazy_refcounts=on,refcount_bits=8"],
@@ -44,6 +45,8 @@ def create(h, line, rawbase, data):
                [("x", "qcow2")])
     for words in (["-o", "cluster_size=3"], ["-o", "cluster_size=4M"], ["-o", "cluster_size=foo"],
                   ["-o", "lazy_refcounts=foo"], ["-o", "refcount_bits=7"], ["-o", "refcount_bits=x"],
+                  ["-o", "refcount_bits=0x"], ["-o", "refcount_bits=16k"], ["-o", "refcount_bits="],
+                  ["-o", "refcount_bits=99999999999999999999"],
                   ["-o", "compat=2"], ["-o", "compression_type=foo"], ["-o", "preallocation=foo"],
                   ["-o", "compat=0.10,lazy_refcounts=on"], ["-o", "compat=0.10,refcount_bits=8"],
                   ["-o", "compat=0.10,compression_type=zstd"], ["-o", "foo=bar"], ["-F", "raw"],
@@ -73,6 +76,10 @@ def create(h, line, rawbase, data):
                   ["-b", "base", "-F", "qcow2"]):
         line(f"overlay refused {' '.join(words)}", "create", "-f", "qcow2", *words, "x", before=rawbase,
              errors="any")
+    for words in (["create", "-f", "qcow2", "-u", "-b", "nofile", "-F", "foo", "x", "1M"],
+                  ["convert", "-O", "qcow2", "-B", "base", "-F", "foo", "a", "x"],
+                  ["convert", "-O", "qcow2", "-B", "nofile", "-F", "raw", "a", "x"]):
+        h.case(f"backing of no use {' '.join(words)}", rawbase + data + [words])
     line("overlay of itself", "create", "-f", "qcow2", "-b", "x", "-F", "qcow2", "x", "1M")
     line("create over old", "create", "-f", "qcow2", "a", "3M", before=data, images=[("a", "qcow2")])
 
@@ -107,6 +114,11 @@ def looks(h, line, data, chain, three, packed, snaps):
                   ["--image-opts", "driver=qcow2,file.driver=raw,file.offset=0,file.file.filename=a"]):
         line(f"info {' '.join(words)}", "info", *words, before=data,
              errors="exact", outputs="skip" if "raw" in words[-1] else "exact")
+    alone = '{"driver":"qcow2","backing":%s,"file":{"driver":"file","filename":"b"}}'
+    for verb in (["info"], ["check"], ["snapshot", "-l"], ["map"], ["rebase", "-u", "-b", "a", "-F", "qcow2"]):
+        line(f"backing null {verb[0]}", *verb, "json:" + alone % "null", before=chain,
+             outputs="skip" if verb == ["info"] else "exact")  # (how the image is called)
+    line("backing of another kind info", "info", "json:" + alone % '"node"', before=chain)
     line("info missing backing", "info", "b", before=chain + [["sh", "rm a"]])
     line("info chain missing backing", "info", "--backing-chain", "b", before=chain + [["sh", "rm a"]],
          errors="any")
@@ -190,6 +202,16 @@ def changes(h, line, io, data, chain, three, rawbase):
                chain + [["commit", *words, "b"], ["map", "a"], ["info", "b"],
                         ["map", "b"]], [("a", "qcow2"), ("b", "qcow2")])
     h.case("commit grows", three + [["commit", "c"], ["info", "b"]], [("b", "qcow2"), ("c", "qcow2")])
+    # The base by other names: in full, by another path, from a directory of its own.
+    for name in ("$PWD/a", "./a", "$PWD/../$(basename $PWD)/a", "link"):
+        for verb, rest in (("commit -b", "c"), ("rebase -F qcow2 -b", "c")):
+            h.case(f"{verb} {name}", three + [["sh", "ln -s a link"],
+                                              ["shell", f"{verb} {name} {rest}"], ["map", "c"]],
+                   [("a", "qcow2"), ("c", "qcow2")])
+    deep = three + [["sh", "mkdir d; mv a b c d"]]
+    for name in ("a", "$PWD/d/a"):
+        h.case(f"commit -b {name} in directory", deep + [["shell", f"commit -b {name} d/c"]],
+               [("d/a", "qcow2"), ("d/c", "qcow2")])
     h.case("commit to bottom", three + [["commit", "-b", "a", "c"], ["info", "a"]], [("a", "qcow2")])
     h.case("commit to raw", rawbase + [["peer", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
                                         "raw", "o", "6M"], io("o", "write -P 3 5M 64k", "write -z 0 64k"),

@@ -1,0 +1,119 @@
+// Images that stand on others: what making them needs of the file below, and what is left when it
+// comes to nothing.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "tools/img/commands.h"
+#include "tools/img/common.h"
+#include "unit/qcow2/engine_support.h"
+
+namespace platter::img {
+namespace {
+
+using namespace qcow2::testing;  // NOLINT: helpers of these tests
+namespace fs = std::filesystem;
+
+int call(int (*verb)(int, char**), std::vector<std::string> words) {
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  optind = 0;
+  return verb(static_cast<int>(words.size()), argv.data());
+}
+
+class BackingNames : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "platter-backing-XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    dir_ = name;
+    ASSERT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", at("base"), "1M"}), 0);
+    std::ofstream(at("source")) << std::string(65536, 's');
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+  std::string at(const char* name) const { return dir_ + "/" + name; }
+  std::string contents(const char* name) const {
+    std::ifstream file(at(name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  std::string dir_;
+};
+
+TEST_F(BackingNames, AnOverlayIsMadeWhileItsBaseIsInUse) {
+  auto executor = Executor::create();
+  ASSERT_TRUE(executor);
+  OpenRequest request;
+  request.filename = at("base");
+  request.format = "qcow2";
+  request.flags.read_only = false;
+  request.permissions = Permissions::writer();
+  auto user = (*executor)->block_on([&] { return open_node(request); });
+  ASSERT_TRUE(user);
+  EXPECT_EQ(
+      call(run_create, {"create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", at("top")}), 0);
+  EXPECT_TRUE(fs::exists(at("top")));
+  auto closed = (*executor)->block_on([&] { return user->detach(); });
+  EXPECT_TRUE(closed);
+}
+
+TEST_F(BackingNames, AnImageDoesNotOverwriteItsOwnBase) {
+  const std::string before = contents("base");
+  for (const std::string& name :
+       {at("base"), at("./base"), at("../") + fs::path(dir_).filename().string() + "/base"}) {
+    EXPECT_EQ(
+        call(run_create, {"create", "-q", "-f", "qcow2", "-b", at("base"), "-F", "qcow2", name}),
+        1);
+    EXPECT_EQ(call(run_convert,
+                   {"convert", "-O", "qcow2", "-B", at("base"), "-F", "qcow2", at("source"), name}),
+              1);
+    EXPECT_EQ(contents("base"), before);
+  }
+}
+
+TEST_F(BackingNames, ABaseOfNoUseIsSeenBeforeTheTargetIsTouched) {
+  std::ofstream(at("old")) << "old contents";
+  for (const auto& [base, format] :
+       {std::pair{"nofile", "raw"}, {"source", "qcow2"}, {"base", "foo"}}) {
+    for (const char* target : {"old", "new"}) {
+      EXPECT_EQ(call(run_convert, {"convert", "-O", "qcow2", "-B", base, "-F", format, at("source"),
+                                   at(target)}),
+                1);
+    }
+    EXPECT_EQ(contents("old"), "old contents");
+    EXPECT_FALSE(fs::exists(at("new")));
+  }
+}
+
+// The target cannot be written: its size is beyond what the process may have.
+TEST_F(BackingNames, AFileThatCouldNotBeFinishedGoesIfItIsNew) {
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+  const auto ignored = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{.rlim_cur = 300 << 10, .rlim_max = old.rlim_max};
+  std::ofstream(at("old")) << "old contents";
+  std::ofstream(at("big")) << std::string(300 << 10, 'b');
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  for (const char* target : {"old", "new"}) {
+    EXPECT_EQ(call(run_convert, {"convert", "-O", "qcow2", at("big"), at(target)}), 1);
+    EXPECT_EQ(call(run_create,
+                   {"create", "-q", "-f", "qcow2", "-o", "preallocation=full", at(target), "1M"}),
+              1);
+    EXPECT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", "-o",
+                                "preallocation=full,data_file=" + at("data"), at(target), "1M"}),
+              1);
+  }
+  EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &old), 0);
+  std::signal(SIGXFSZ, ignored);
+  EXPECT_TRUE(fs::exists(at("old")));
+  EXPECT_FALSE(fs::exists(at("new")));
+  EXPECT_FALSE(fs::exists(at("data")));
+}
+
+}  // namespace
+}  // namespace platter::img
