@@ -115,13 +115,13 @@ Result<void> take_backing(Options& options, bool data_file_raw, Preallocation pr
     }
     return {};
   }
+  if (data_file_raw) {
+    return fail(EINVAL, "Backing file and data-file-raw cannot be used at the same time");
+  }
   if (preallocation != Preallocation::kOff && !header.extended_l2()) {
     return fail(EINVAL,
                 "Backing file and preallocation can only be used at the same time if extended_l2 "
                 "is on");
-  }
-  if (data_file_raw) {
-    return fail(EINVAL, "Backing file and data-file-raw cannot be used at the same time");
   }
   if (header.backing_file.size() > kMaxBackingNameBytes) {
     return fail(EINVAL, "Backing file name too long: {} bytes, at most {}",

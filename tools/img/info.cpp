@@ -158,6 +158,7 @@ std::optional<std::string> name_with_options(const OpenSpec& spec, BlockNode& no
     const std::string_view last = std::string_view(key).substr(key.rfind('.') + 1);
     if (is_runtime_option(key.starts_with("file.") ? std::string_view(key).substr(5) : key))
       continue;
+    if (key == "backing" && value.empty()) continue;  // it is opened without one in any case
     options.set(key, value);
     if (last != "driver" && last != "filename" && key != "file") plain = false;
   }

@@ -123,7 +123,10 @@ std::optional<SnapshotName> parse_snapshot_name(std::string_view text) {
 Task<Result<void>> load_snapshot(BlockNode& node, SnapshotName name) {
   SnapshotAbility* snapshots = node.driver().snapshots();
   if (snapshots == nullptr) {
-    co_return fail(ENOTSUP, "Failed to load snapshot: Block driver does not support snapshots");
+    co_return fail(ENOTSUP,
+                   "Failed to load snapshot: Block format '{}' used by device '' does not support "
+                   "temporarily loading internal snapshots",
+                   node.driver_name());
   }
   const std::vector<SnapshotInfo> list = snapshots->list();
   const auto find = [&](const auto& matches) {

@@ -80,6 +80,13 @@ def create(h, line, rawbase, data):
                   ["convert", "-O", "qcow2", "-B", "base", "-F", "foo", "a", "x"],
                   ["convert", "-O", "qcow2", "-B", "nofile", "-F", "raw", "a", "x"]):
         h.case(f"backing of no use {' '.join(words)}", rawbase + data + [words])
+    line("overlay with a raw data file", "create", "-f", "qcow2", "-o", "data_file=df,data_file_raw=on",
+         "-b", "base", "-F", "raw", "x", "1M", before=rawbase)
+    line("convert snapshot of raw", "convert", "-l", "s1", "base", "x", before=rawbase)
+    for words in (["create", "foo:x", "1M"], ["convert", "base", "foo:x"]):
+        line(f"unknown protocol {words[0]}", *words, before=rawbase)
+    for number in ("0x8", "010", "0x11", "8x", "-1", ""):
+        line(f"convert -m {number}", "convert", "-m", number, "base", "x", before=rawbase)
     line("overlay of itself", "create", "-f", "qcow2", "-b", "x", "-F", "qcow2", "x", "1M")
     line("create over old", "create", "-f", "qcow2", "a", "3M", before=data, images=[("a", "qcow2")])
 
