@@ -308,11 +308,13 @@ Task<Result<void>> Qcow2Driver::check_now(const CheckRequest& request,
                                           Result<CheckResult>* result) {
   Header header = core_.header;
   *result = co_await check_image(*core_.file, header, request);
-  if (*result && (request.fix_leaks || request.fix_errors)) {
-    auto guard = co_await core_.header_mutex.lock();
-    core_.header = header;
-    if ((*result)->corruptions == 0) needs_repair_ = false;
-  }
+  if (!request.fix_leaks && !request.fix_errors) co_return {};
+  auto guard = co_await core_.header_mutex.lock();
+  // As far as a repair came, it is on disk. What the header leads to is there in any case; whether
+  // the header is, nobody knows after a failure.
+  if (!*result && header != core_.header) core_.header_unsure.store(true);
+  core_.header = std::move(header);
+  if (*result && (*result)->corruptions == 0) needs_repair_ = false;
   co_return {};
 }
 

@@ -60,8 +60,9 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   const bool references = !slices.empty() || !l1.empty();
   Result<void> result;
   if (core_.header_unsure.load()) {
+    result = co_await barrier();
     auto guard = co_await core_.header_mutex.lock();
-    result = co_await core_.publish_header();
+    if (result) result = co_await core_.publish_header();
   }
   // With lazy refcounts the counts on disk are about to become too low.
   if (result && lazy_ && (references || !unlinked.empty()))

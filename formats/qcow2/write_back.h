@@ -12,7 +12,8 @@
 //      -- barrier --
 //   5. what lost its last reference before that moment leaves "settling" (host_clusters.h)
 //
-// When an earlier header write may or may not have reached the disk, the header comes first of all.
+// When an earlier header write may or may not have reached the disk, the header comes first of all,
+// behind a barrier for what it leads to.
 // A barrier is a flush of the file. So no reference is on disk before the data it shows and the
 // count that keeps it, and nothing is reused before the loss of its references is on disk. Requests
 // that change metadata meanwhile go on; their changes are the next write-back's.
