@@ -22,6 +22,7 @@
 #include "formats/qcow2/core.h"
 #include "formats/qcow2/host_clusters.h"
 #include "formats/qcow2/l2_tables.h"
+#include "formats/qcow2/refcount_map.h"
 
 namespace platter::qcow2 {
 
@@ -51,6 +52,10 @@ class ClusterWriter {
   // Whole units lose their data, and clusters without any their space. `full` (whole clusters): nothing is left, the backing node shows through;
   // otherwise they read as zeroes, in version 2 only if there is no backing node.
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full);
+
+  // cluster_flags.cpp: says "refcount is one" again of what shares nothing any more. `single`: the
+  // clusters whose count is exactly one, as far as the flag may be missing there.
+  Task<Result<void>> regain(const RefcountMap& single);
 
   // Whether some claim is held. mutex.
   bool idle() const { return claims_.empty(); }
@@ -103,6 +108,11 @@ class ClusterWriter {
   // mutex: changes entries from `offset` on; where it has stopped.
   std::uint64_t apply(TableCache::Slice& slice, std::uint64_t offset, std::uint64_t end,
                       Change change, Discard why);
+  // regain() for one L1 entry; false: its table has been replaced meanwhile.
+  Task<Result<bool>> regain_table(std::uint64_t l1_index, const RefcountMap& single);
+  // mutex: for some entries of a table, ours alone or not; gives a claim that must end first.
+  Claim* regain_entries(TableCache::Slice& slice, std::uint64_t offset, std::uint64_t count,
+                        bool ours, const RefcountMap& single);
   // Hands a range of an external data file on, if it is to be.
   bool passes_on(Change change, Discard why) const;
   Task<Result<void>> pass_on(std::uint64_t offset, std::uint64_t end, Change change);

@@ -229,11 +229,40 @@ Task<Result<void>> Qcow2Driver::end_writing() {
   co_return {};
 }
 
+Result<void> Qcow2Driver::may_operate() const {
+  if (!core_.writable) return fail(EROFS, "the image is read-only");
+  if (core_.poisoned.load())
+    return fail(EIO, "the image is corrupt and is not written to any more");
+  return {};
+}
+
+Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>()>& work) {
+  const Result<void> may = may_operate();
+  PLATTER_CO_TRY(may);
+  auto alone = co_await operations_.lock();
+  const bool lazy = write_back_.lazy();
+  write_back_.set_lazy(false);  // counts are on disk before a header that shows what they count
+  began_ = false;
+  Result<void> result;
+  {
+    auto nothing_freed = co_await clusters_.stop_reaping();
+    auto working = work();
+    result = co_await working;
+  }
+  if (began_ && !lazy && !needs_repair_) {
+    auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
+    if (result) result = std::move(cleaned);
+  }
+  write_back_.set_lazy(lazy);
+  auto reaping = clusters_.reap(HostClusters::Wait::kNo);
+  co_await reaping;
+  co_return result;
+}
+
 Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void>>()>& work,
                                             bool reload) {
-  if (!core_.writable) co_return fail(EROFS, "the image is read-only");
-  if (core_.poisoned.load())
-    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  const Result<void> may = may_operate();
+  PLATTER_CO_TRY(may);
   auto alone = co_await operations_.lock();
   auto holding = hold();
   co_await holding;
@@ -247,13 +276,12 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
     auto settled = co_await settle();
     if (result) result = std::move(settled);
   } else if (result) {
-    auto nothing_freed = co_await clusters_.stop_reaping();
     began_ = false;
     {
+      auto nothing_freed = co_await clusters_.stop_reaping();
       auto working = work();
       result = co_await working;
     }
-    nothing_freed.unlock();
     if (result && began_ && !lazy && !needs_repair_) {
       result = co_await core_.set_incompatible(incompatible::kDirty, false);
     }

@@ -139,7 +139,12 @@ class Qcow2Driver final : public MappedDriver,
   // when `work` then fails after it began to change counts (`began_` is set), the image stays
   // marked dirty, so that its next opening repairs it.
   Task<Result<void>> exclusively(const std::function<Task<Result<void>>()>& work, bool reload);
+  // Runs `work` while requests go on; one at a time. Nothing is freed meanwhile but by `work`. It
+  // sets needs_repair_ when it leaves counts and flags that disagree.
+  Task<Result<void>> alongside(const std::function<Task<Result<void>>()>& work);
+  // Before counts or the flags "refcount is one" change on disk: an interruption is repaired.
   Task<Result<void>> begin_changing_counts();
+  Result<void> may_operate() const;
   Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();

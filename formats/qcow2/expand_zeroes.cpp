@@ -4,8 +4,8 @@
 #include <map>
 
 #include "block/base/bytes.h"
-#include "formats/qcow2/bulk_refcounts.h"
 #include "formats/qcow2/driver.h"
+#include "formats/qcow2/refcount_map.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -69,14 +69,15 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   auto counted = co_await write_back_.commit(true);
   PLATTER_CO_TRY(counted);
 
-  BulkRefcounts counts(core_, refcounts_);
+  RefcountMap more(0);  // references to new clusters beyond the first
+  RefcountMap lost(0);  // to old ones
+  bool overflow = false;
   std::size_t place = 0;
   std::uint64_t used = 0;
   const auto next_host = [&] {
     if (used == places[place].count()) ++place, used = 0;
     return places[place].host() + (used++ << g.cluster_bits);
   };
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> lost;  // host clusters, and how often
   std::vector<std::pair<std::uint64_t, Buffer>> changed;
   for (const auto& [offset, times] : references) {
     Buffer bytes(g.cluster_size());
@@ -85,15 +86,17 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
     for (std::size_t at = 0; at < bytes.size(); at += 8) {
       const auto word = load_be<std::uint64_t>(bytes.data() + at);
       if (!is_zero_cluster(word)) continue;
-      if ((word & kOffsetMask) != 0) lost.emplace_back(g.cluster_index(word & kOffsetMask), times);
+      if (const std::uint64_t host = word & kOffsetMask; host != 0) {
+        const std::uint64_t cluster = g.cluster_index(host);
+        if (host >= core_.file->size() || refcounts_.block(g.reftable_index(cluster)) == 0)
+          co_return fail(kCorrupt, "a table refers to offset {:#x}, which nothing counts", host);
+        lost.add(cluster, times, ~std::uint64_t{0}, overflow);
+      }
       std::uint64_t now = 0;
       if (fill) {
         const std::uint64_t host = next_host();
         now = data_entry(host, times == 1);
-        for (std::uint64_t more = 1; more < times; ++more) {
-          auto raised = co_await counts.change(g.cluster_index(host), 1, +1);
-          PLATTER_CO_TRY(raised);
-        }
+        if (times > 1) more.set(g.cluster_index(host), times - 1);
       }
       store_be(bytes.data() + at, now);
     }
@@ -101,8 +104,8 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   }
   auto began = co_await begin_changing_counts();
   PLATTER_CO_TRY(began);
-  auto written = co_await counts.write();
-  if (written) written = co_await core_.file->flush();
+  auto written = co_await clusters_.raise(more);
+  if (written) written = co_await write_back_.commit(true);
   for (const auto& [offset, bytes] : changed) {
     if (written) written = co_await core_.file->write(offset, bytes.iov());
   }
@@ -112,13 +115,9 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
     std::lock_guard lock(core_.mutex);
     for (Reservation& one : places) one.link();
   }
-  for (const auto& [cluster, times] : lost) {
-    for (std::uint64_t i = 0; written && i < times; ++i) {
-      written = co_await counts.change(cluster, 1, -1);
-    }
-  }
-  if (written) written = co_await counts.write();
-  co_return written;
+  auto lowered = co_await clusters_.lower(lost, Discard::kOther);
+  if (lowered) lowered = co_await write_back_.commit(true);
+  co_return lowered;
 }
 
 }  // namespace platter::qcow2

@@ -192,9 +192,23 @@ Task<void> HostClusters::reap_passed() {
   }
 }
 
+HostClusters::ReapingStop::~ReapingStop() {
+  if (!owner_) return;
+  std::lock_guard lock(owner_->core_.mutex);
+  --owner_->reapers_;
+}
+
+Task<HostClusters::ReapingStop> HostClusters::stop_reaping() {
+  {
+    std::lock_guard lock(core_.mutex);
+    ++reapers_;
+  }
+  auto guard = co_await reaping_.lock();
+  co_return ReapingStop(*this, std::move(guard));
+}
+
 Task<void> HostClusters::reap_run(ClusterRun run) {
   const std::uint64_t end = run.first + run.count;
-  const bool punches = core_.discard_passes[static_cast<std::size_t>(run.discard)];
   for (std::uint64_t at = run.first; at < end;) {
     const std::uint64_t slice = refcounts_.slice_of(at);
     const std::uint64_t chunk_end = std::min(end, (slice + 1) * refcounts_.slice_clusters());
@@ -206,7 +220,7 @@ Task<void> HostClusters::reap_run(ClusterRun run) {
       at = chunk_end;
       continue;
     }
-    std::vector<ClusterRun> last;  // whose count is to become 0
+    std::vector<ClusterRun> last;
     {
       std::lock_guard lock(core_.mutex);
       for (; at < chunk_end; ++at) {
@@ -214,45 +228,48 @@ Task<void> HostClusters::reap_run(ClusterRun run) {
         if (count == 0) continue;  // tables that refer to a free cluster
         if (count > 1) {
           refcounts_.set(at, count - 1);
-          continue;
-        }
-        if (core_.geometry.cluster_index(packed_cursor) == at) packed_cursor = 0;
-        if (!last.empty() && last.back().first + last.back().count == at) {
-          ++last.back().count;
         } else {
-          last.push_back({.first = at, .count = 1, .stage = run.stage});
+          note_last(last, at);
         }
       }
-      if (!punches) {
-        for (ClusterRun& one : last) {
-          one.move_to(ClusterStage::kFree);
-          for (std::uint64_t c = one.first; c < one.first + one.count; ++c) {
-            refcounts_.set(c, 0);
-            mark_free(c);
-          }
-        }
-        continue;
-      }
-      for (ClusterRun& one : last) one.move_to(ClusterStage::kPunching);
     }
-    for (ClusterRun& one : last) {
+    auto freeing = free_last(std::move(last), run.discard);
+    co_await freeing;
+  }
+}
+
+void HostClusters::note_last(std::vector<ClusterRun>& last, std::uint64_t cluster) {
+  if (core_.geometry.cluster_index(packed_cursor) == cluster) packed_cursor = 0;
+  if (!last.empty() && last.back().first + last.back().count == cluster) {
+    ++last.back().count;
+  } else {
+    last.push_back({.first = cluster, .count = 1, .stage = ClusterStage::kQuarantined});
+  }
+}
+
+Task<void> HostClusters::free_last(std::vector<ClusterRun> last, Discard why) {
+  const bool punches = core_.discard_passes[static_cast<std::size_t>(why)];
+  for (ClusterRun& one : last) {
+    Result<void> punched;
+    if (punches) {
+      one.move_to(ClusterStage::kPunching);
       PLATTER_FAULT(*core_.file, FaultEvent::kClusterPunch);
       // The file need not have its last cluster in full.
       const std::uint64_t from = one.first << core_.geometry.cluster_bits;
       const std::uint64_t file_end = core_.file->size();
       const std::uint64_t length =
           std::min(one.count << core_.geometry.cluster_bits, file_end - std::min(from, file_end));
-      auto punched = co_await core_.file->discard(from, length);
-      std::lock_guard lock(core_.mutex);
-      if (!punched && punched.error().code() != ENOTSUP && punched.error().code() != EOPNOTSUPP) {
-        if (!punch_error_) punch_error_ = punched.error().in("could not give back freed space");
-        continue;
-      }
-      one.move_to(ClusterStage::kFree);
-      for (std::uint64_t c = one.first; c < one.first + one.count; ++c) {
-        refcounts_.set(c, 0);
-        mark_free(c);
-      }
+      punched = co_await core_.file->discard(from, length);
+    }
+    std::lock_guard lock(core_.mutex);
+    if (!punched && punched.error().code() != ENOTSUP && punched.error().code() != EOPNOTSUPP) {
+      if (!punch_error_) punch_error_ = punched.error().in("could not give back freed space");
+      continue;
+    }
+    one.move_to(ClusterStage::kFree);
+    for (std::uint64_t c = one.first; c < one.first + one.count; ++c) {
+      refcounts_.set(c, 0);
+      mark_free(c);
     }
   }
 }

@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "formats/qcow2/core.h"
+#include "formats/qcow2/refcount_map.h"
 #include "formats/qcow2/refcounts.h"
 
 namespace platter::qcow2 {
@@ -126,15 +127,39 @@ class HostClusters {
   bool has_unlinked() const { return !unlinked_.empty() || !quarantined_.empty(); }
   std::uint64_t unlinked_clusters() const { return unlinked_clusters_; }
 
-  // Frees what has left quarantine. With kNo, not if somebody is at it: a slow punch holds up
-  // nobody else. An error of punching is kept for take_error().
+  // Frees what has left quarantine. With kNo, not if somebody is at it, or it has been stopped: a
+  // slow punch holds up nobody else. An error of punching is kept for take_error().
   enum class Wait : std::uint8_t { kNo, kYes };
   Task<void> reap(Wait wait);
   // For tests: the file can have no more clusters than this.
   void limit_clusters(std::uint64_t count) { most_clusters_ = count; }
   Result<void> take_error();
-  // While the guard lives nothing is freed.
-  AsyncMutex::LockAwaiter stop_reaping() { return reaping_.lock(); }
+  // While it lives nothing is freed, but by who has it.
+  class [[nodiscard]] ReapingStop {
+   public:
+    ReapingStop(HostClusters& owner, AsyncMutex::Guard guard)
+        : owner_(&owner), guard_(std::move(guard)) {}
+    ReapingStop(ReapingStop&& other) noexcept
+        : owner_(std::exchange(other.owner_, nullptr)), guard_(std::move(other.guard_)) {}
+    ~ReapingStop();
+
+   private:
+    HostClusters* owner_;
+    AsyncMutex::Guard guard_;
+  };
+  Task<ReapingStop> stop_reaping();
+
+  // host_counts.cpp: changes of very many counts, with reaping stopped and requests running; the
+  // map says how often each cluster is meant. A piece of a slice changes at once.
+  // All counts go up, or, after an error, none: EINVAL where one would pass the maximum.
+  Task<Result<void>> raise(const RefcountMap& more);
+  // Whether no count is lower than the map says.
+  Task<Result<void>> may_lower(const RefcountMap& less);
+  // Counts go down, and what nobody refers to any more is free: no table on disk may refer to it.
+  // After an error some counts have stayed.
+  Task<Result<void>> lower(const RefcountMap& less, Discard why);
+  // Leaves in the map those clusters whose count is exactly one, once each.
+  Task<Result<void>> keep_single(RefcountMap& map);
 
   // mutex: the end of what tables were made in without writing them: the file must reach it before
   // anything refers to them on disk. 0: nothing.
@@ -187,6 +212,12 @@ class HostClusters {
   bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
   Task<void> reap_passed();
   Task<void> reap_run(ClusterRun run);
+  Task<Result<TableCache::Pin>> load_counts(std::uint64_t cluster);
+  Task<Result<void>> lower_below(std::uint64_t end, const RefcountMap& less, Discard why);
+  // mutex: adds a cluster whose last reference has gone.
+  void note_last(std::vector<ClusterRun>& last, std::uint64_t cluster);
+  // Hands the space of such clusters back, if that is wanted, and frees them.
+  Task<void> free_last(std::vector<ClusterRun> last, Discard why);
 
   Core& core_;
   Refcounts& refcounts_;
@@ -204,7 +235,7 @@ class HostClusters {
   std::vector<ClusterRun> unlinked_;
   std::uint64_t unlinked_clusters_ = 0;
   std::deque<ClusterRun> quarantined_;
-  unsigned reapers_ = 0;
+  unsigned reapers_ = 0;  // and who has stopped them
   std::uint64_t unwritten_end_ = 0;
   std::optional<Error> punch_error_;
   std::optional<std::uint64_t> conflict_;  // metadata that counts as free

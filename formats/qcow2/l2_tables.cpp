@@ -123,9 +123,10 @@ std::uint64_t L2Tables::locate(std::uint64_t slice) const {
 
 bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_write,
                           Mapping& mapping) const {
+  const bool in_place = for_write && ours(offset);
   const TableCache::Slice* slice = cache_.peek(slice_of(offset));
   if (slice) [[likely]]
-    return answer(*slice, offset, length, for_write, mapping);
+    return answer(*slice, offset, length, in_place, mapping);
   const Geometry& g = core_.geometry;
   std::uint64_t i = g.l1_index(offset);
   if (i < l1_.size() && l1_offset(l1(i)) != 0) return false;
@@ -138,7 +139,7 @@ bool L2Tables::try_lookup(std::uint64_t offset, std::uint64_t length, bool for_w
 }
 
 bool L2Tables::answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
-                      bool for_write, Mapping& mapping) const {
+                      bool ours, Mapping& mapping) const {
   const Geometry& g = core_.geometry;
   const std::uint64_t in_cluster = g.in_cluster(offset);
   mapping = Mapping{};
@@ -161,7 +162,8 @@ bool L2Tables::answer(const TableCache::Slice& slice, std::uint64_t offset, std:
   } else {
     answer_clusters(slice, whole.word, state, offset, length, mapping);
   }
-  return !for_write || !mapping.in_place || g.external_data ||
+  mapping.in_place = mapping.in_place && ours;
+  return !mapping.in_place || g.external_data ||
          !core_.metadata.overlaps(mapping.host_offset, mapping.length);
 }
 
@@ -231,10 +233,11 @@ Task<Result<Mapping>> L2Tables::lookup(std::uint64_t offset, std::uint64_t lengt
   while (true) {
     Mapping mapping;
     if (try_lookup(offset, length, for_write, mapping)) co_return mapping;
+    const bool in_place = for_write && ours(offset);
     auto pin = co_await cache_.load(slice_of(offset));
     PLATTER_CO_TRY(pin);
     TableCache::Slice* slice = pin->get();
-    if (slice && answer(*slice, offset, length, for_write, mapping)) co_return mapping;
+    if (slice && answer(*slice, offset, length, in_place, mapping)) co_return mapping;
     // No table where one was a moment ago is not wrong; a table at a wrong place or a wrong entry
     // is.
     const std::uint64_t i = core_.geometry.l1_index(offset);
@@ -288,6 +291,23 @@ L2Entry L2Tables::entry(const TableCache::Slice& slice, std::uint64_t index) con
     const L2Entry both{slice.word(index * 2), slice.word(index * 2 + 1)};
     if (slice.version.load() == before) return both;
   }
+}
+
+void L2Tables::set_copied(TableCache::Slice& slice, std::uint64_t index, bool copied) {
+  const std::uint64_t size = core_.geometry.l2_entry_size();
+  const std::uint64_t i = index * (size / 8);
+  const std::uint64_t word = slice.word(i);
+  slice.set_word_quietly(i, copied ? word | kCopied : word & ~kCopied);
+  cache_.mark_dirty(slice, index * size, 8);
+}
+
+std::vector<std::uint64_t> L2Tables::freeze() {
+  std::vector<std::uint64_t> entries(l1_.size());
+  for (std::uint64_t i = 0; i < l1_.size(); ++i) {
+    entries[i] = l1(i) & ~kCopied;
+    if (entries[i] != l1(i)) set_l1(i, entries[i]);
+  }
+  return entries;
 }
 
 void L2Tables::set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry) {

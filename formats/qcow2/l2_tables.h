@@ -2,6 +2,10 @@
 //
 // try_lookup() is the path of every request: it takes no lock. The caller holds an InFlight ticket.
 //
+// "Refcount is one" in an L2 entry counts only where the L1 entry says it of the table, too. So
+// freeze() makes all of the disk shared by changing L1 alone. What is found in a table that is not
+// ours alone is never changed, and its copy starts without these flags.
+//
 // Threads: lookups from any executor; "mutex" members need Core::mutex.
 #pragma once
 
@@ -58,6 +62,15 @@ class L2Tables {
   // mutex: sets the entry of a table that is ours alone.
   void set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry);
 
+  // mutex: says in an entry whether its cluster's count is one. Requests may go by the change at
+  // once, or a little later.
+  void set_copied(TableCache::Slice& slice, std::uint64_t index, bool copied);
+  // mutex: whether the table of an L1 entry is being made or copied; made() tells its end.
+  bool being_made(std::uint64_t i) const { return making_.contains(i); }
+  ConditionQueue& made() { return made_; }
+  // mutex, with no request running: from now on no table is ours alone. Gives the L1 entries.
+  std::vector<std::uint64_t> freeze();
+
   // L1, mutex for changes; reads anywhere.
   std::uint64_t l1_size() const { return l1_.size(); }
   std::uint64_t l1(std::uint64_t i) const { return l1_.load(i); }
@@ -87,9 +100,16 @@ class L2Tables {
   Task<Result<void>> stream_l1(std::uint64_t offset, std::uint64_t entries,
                                const std::function<void(std::uint64_t, std::uint64_t)>& take);
   std::uint64_t locate(std::uint64_t slice) const;
+  // Whether the table for `offset` is ours alone. Asked before the slice is looked for: what is
+  // found in the slice is then at least as new.
+  bool ours(std::uint64_t offset) const {
+    const std::uint64_t i = core_.geometry.l1_index(offset);
+    return i < l1_.size() && l1_copied(l1_.load(i));
+  }
   // Answer from a slice; false: the entry needs attention (wrong, or a write onto metadata).
-  bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
-              bool for_write, Mapping& mapping) const;
+  // `ours`: asked for a write, and the table is ours alone.
+  bool answer(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length, bool ours,
+              Mapping& mapping) const;
   // The two kinds of entries, if not compressed.
   void answer_clusters(const TableCache::Slice& slice, std::uint64_t word,
                        const ClusterState& state, std::uint64_t offset, std::uint64_t length,
@@ -98,6 +118,10 @@ class L2Tables {
                     Mapping& mapping) const;
   Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
   Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
+  // mutex: no cluster in the slice is ours alone.
+  void disown(TableCache::Slice& slice);
+  // Until the file has all of a table.
+  Task<Result<void>> written_back(std::uint64_t l1_index);
 
   Core& core_;
   HostClusters& clusters_;

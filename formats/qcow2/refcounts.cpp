@@ -62,6 +62,13 @@ void Refcounts::set(std::uint64_t cluster, std::uint64_t value) {
   cache_.mark_dirty(*slice, (index << core_.geometry.refcount_order) / 8, 1);
 }
 
+void Refcounts::mark_changed(TableCache::Slice& slice, std::uint64_t first, std::uint64_t end) {
+  const unsigned order = core_.geometry.refcount_order;
+  const std::uint64_t index = first & (slice_clusters() - 1);
+  const std::uint64_t from = (index << order) / 8;
+  cache_.mark_dirty(slice, from, ((index + (end - first) - 1) << order) / 8 - from + 1);
+}
+
 void Refcounts::add_block(std::uint64_t i, std::uint64_t host) {
   table_[i] = host;
   dirty_.insert(i / kPiece);

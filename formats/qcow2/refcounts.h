@@ -30,6 +30,9 @@ class Refcounts {
   // The slice must be in memory and the value fit.
   void set(std::uint64_t cluster, std::uint64_t value);
 
+  // The counts of [first, end), which the slice has, were changed in its bytes.
+  void mark_changed(TableCache::Slice& slice, std::uint64_t first, std::uint64_t end);
+
   // Slices: each counts the same number of clusters.
   std::uint64_t slice_of(std::uint64_t cluster) const { return cluster >> slice_bits_; }
   std::uint64_t slice_clusters() const { return std::uint64_t{1} << slice_bits_; }

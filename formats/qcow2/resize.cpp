@@ -9,9 +9,6 @@ namespace platter::qcow2 {
 Task<Result<void>> Qcow2Driver::do_resize(ResizeRequest request) {
   if (request.size % kSector != 0)
     co_return fail(EINVAL, "The new size must be a multiple of {}", kSector);
-  if (!snapshots_.table().empty() && core_.geometry.version < 3) {
-    co_return fail(ENOTSUP, "Can't resize a v2 image which has snapshots");
-  }
   if (request.size < size() && request.preallocation != Preallocation::kOff) {
     co_return fail(EINVAL, "Preallocation can't be used for shrinking an image");
   }
@@ -24,6 +21,8 @@ Task<Result<void>> Qcow2Driver::do_resize(ResizeRequest request) {
 
 Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   const Geometry& g = core_.geometry;
+  if (!snapshots_.table().empty() && g.version < 3)
+    co_return fail(ENOTSUP, "Can't resize a v2 image which has snapshots");
   const std::uint64_t old_size = size();
   const std::uint64_t needed = g.l1_entries_for(request.size);
   Bitmaps::Change bitmaps;

@@ -1,20 +1,29 @@
-// Taking, applying and removing internal snapshots. Each runs inside Qcow2Driver::exclusively():
-// requests are held back, the file is as memory has it, and tables are loaded anew afterwards.
+// Taking, removing and applying internal snapshots. Requests go on while one is taken or removed;
+// one is applied inside Qcow2Driver::exclusively().
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 
-#include "formats/qcow2/bulk_refcounts.h"
 #include "formats/qcow2/driver.h"
+#include "formats/qcow2/references.h"
 #include "formats/qcow2/snapshots.h"
 
 namespace platter::qcow2 {
 
 struct Snapshots::NewTables {
+  std::vector<Snapshot> snapshots;
   Reservation table_place;  // of the snapshot table
   std::vector<std::byte> table;
   std::uint64_t table_offset = 0;  // 0: no snapshots
   Reservation l1_place;
-  std::uint64_t l1_place_offset = 0;
+  std::uint64_t l1_offset = 0;
+  std::uint64_t l1_bytes = 0;
+};
+
+struct Snapshots::Frozen {
+  std::vector<std::uint64_t> l1;
+  RefcountMap references{0};
+  bool raised = false;  // the counts say so
 };
 
 namespace {
@@ -32,21 +41,6 @@ std::unexpected<Error> no_data_file() {
   return fail(ENOTSUP, "an image with an external data file has no internal snapshots");
 }
 
-Task<void> punch(BlockNode& file, unsigned cluster_bits, std::vector<BulkRefcounts::Run> runs) {
-  std::sort(runs.begin(), runs.end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (std::size_t i = 0; i < runs.size();) {
-    std::uint64_t end = runs[i].first + runs[i].count;
-    const std::uint64_t first = runs[i++].first;
-    while (i < runs.size() && runs[i].first == end) end += runs[i++].count;
-    // Whoever uses the clusters next writes all of each, so that a failure costs space only.
-    const std::uint64_t stop = std::min(end << cluster_bits, file.size());
-    if (first << cluster_bits >= stop) break;
-    auto discarded = co_await file.discard(first << cluster_bits, stop - (first << cluster_bits));
-    static_cast<void>(discarded);
-  }
-}
-
 }  // namespace
 
 // Shared steps -----------------------------------------------------------------------------------
@@ -61,11 +55,21 @@ std::string Snapshots::free_id() const {
   return std::to_string(highest + 1);
 }
 
-Task<Result<void>> Snapshots::place_table(const std::vector<Snapshot>& snapshots,
-                                          NewTables& tables) {
-  tables.table_offset = 0;
-  if (snapshots.empty()) co_return {};
-  auto bytes = encode_snapshot_table(snapshots);
+Task<Result<void>> Snapshots::place_l1(std::size_t entries, NewTables& tables) {
+  tables.l1_bytes = entries * 8;
+  if (entries == 0) co_return {};
+  const std::uint64_t clusters = driver_.core_.geometry.clusters_for(tables.l1_bytes);
+  auto place = co_await driver_.clusters_.reserve_exactly(clusters);
+  PLATTER_CO_TRY(place);
+  tables.l1_place = std::move(*place);
+  tables.l1_offset = tables.l1_place.host();
+  co_return {};
+}
+
+Task<Result<void>> Snapshots::place_table(std::vector<Snapshot> snapshots, NewTables& tables) {
+  tables.snapshots = std::move(snapshots);
+  if (tables.snapshots.empty()) co_return {};
+  auto bytes = encode_snapshot_table(tables.snapshots);
   PLATTER_CO_TRY(bytes);
   tables.table = std::move(*bytes);
   const std::uint64_t clusters = driver_.core_.geometry.clusters_for(tables.table.size());
@@ -91,17 +95,60 @@ Task<Result<void>> Snapshots::write_l1(std::uint64_t offset,
   co_return written;
 }
 
-Task<Result<void>> Snapshots::switch_header(Header header) {
+Task<Result<void>> Snapshots::switch_header(const std::function<void(Header&)>& change) {
   Core& core = driver_.core_;
   auto settled = co_await core.file->flush();
   PLATTER_CO_TRY(settled);
   auto guard = co_await core.header_mutex.lock();
   const Header before = core.header;
-  header.incompatible_features = before.incompatible_features;
-  core.header = std::move(header);
+  change(core.header);
   auto written = co_await core.publish_header();
-  if (!written) core.header = before;
+  if (written) co_return {};
+  core.header.nb_snapshots = before.nb_snapshots;
+  core.header.snapshots_offset = before.snapshots_offset;
+  core.header.l1_table_offset = before.l1_table_offset;
+  core.header.l1_size = before.l1_size;
+  core.header.size = before.size;
   co_return written;
+}
+
+Task<Result<void>> Snapshots::switch_table(const NewTables& tables) {
+  const std::function<void(Header&)> change = [&tables](Header& header) {
+    header.nb_snapshots = static_cast<std::uint32_t>(tables.snapshots.size());
+    header.snapshots_offset = tables.table_offset;
+  };
+  auto switched = co_await switch_header(change);
+  co_return switched;
+}
+
+void Snapshots::take_over(NewTables& tables) {
+  Core& core = driver_.core_;
+  std::lock_guard lock(core.mutex);
+  core.metadata.add(tables.l1_offset, tables.l1_bytes);
+  core.metadata.add(tables.table_offset, tables.table.size());
+  if (tables.l1_place) tables.l1_place.link();
+  if (tables.table_place) tables.table_place.link();
+  snapshots_ = std::move(tables.snapshots);
+  bytes_ = tables.table.size();
+}
+
+Task<Result<void>> Snapshots::give_up(NewTables& tables) {
+  // Should the new header have reached the disk after all, the old one must be there again before
+  // the new tables' places are used for anything else.
+  auto settled = co_await driver_.write_back_.commit(false);
+  if (!settled && driver_.core_.header_unsure.load()) {
+    std::lock_guard lock(driver_.core_.mutex);
+    if (tables.l1_place) tables.l1_place.link();
+    if (tables.table_place) tables.table_place.link();
+  }
+  co_return settled;
+}
+
+Task<Result<void>> Snapshots::regain(RefcountMap& references) {
+  auto done = co_await driver_.clusters_.keep_single(references);
+  if (done) done = co_await driver_.writer_.regain(references);
+  if (done) done = co_await driver_.write_back_.commit(false);
+  co_return done;
 }
 
 // Taking -----------------------------------------------------------------------------------------
@@ -116,133 +163,155 @@ Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_second
   if (driver_.core_.data_file) co_return no_data_file();
   const auto work = [this, &snapshot] { return create_now(snapshot); };
   const std::function<Task<Result<void>>()> named(work);
-  auto done = co_await driver_.exclusively(named, true);
+  auto done = co_await driver_.alongside(named);
   co_return done;
 }
 
 Task<Result<void>> Snapshots::create_now(Snapshot snapshot) {
-  Core& core = driver_.core_;
-  const Geometry& g = core.geometry;
   NewTables tables;
-  std::vector<std::uint64_t> l1(driver_.tables_.l1_size());
-  for (std::size_t i = 0; i < l1.size(); ++i) l1[i] = driver_.tables_.l1(i);
-  if (!l1.empty()) {
-    auto place = co_await driver_.clusters_.reserve_exactly(g.clusters_for(l1.size() * 8));
-    PLATTER_CO_TRY(place);
-    tables.l1_place = std::move(*place);
-    tables.l1_place_offset = tables.l1_place.host();
-  }
+  auto step = co_await place_l1(driver_.tables_.l1_size(), tables);
+  PLATTER_CO_TRY(step);
   snapshot.id = free_id();
   snapshot.disk_size = driver_.size();
-  snapshot.l1_table_offset = tables.l1_place_offset;
-  snapshot.l1_size = static_cast<std::uint32_t>(l1.size());
+  snapshot.l1_table_offset = tables.l1_offset;
+  snapshot.l1_size = static_cast<std::uint32_t>(driver_.tables_.l1_size());
   std::vector<Snapshot> all = snapshots_;
-  all.push_back(snapshot);
-  auto placed = co_await place_table(all, tables);
-  PLATTER_CO_TRY(placed);
-  auto counted = co_await driver_.write_back_.commit(true);
-  PLATTER_CO_TRY(counted);
+  all.push_back(std::move(snapshot));
+  step = co_await place_table(std::move(all), tables);
+  PLATTER_CO_TRY(step);
+  // So that few tables have to be written between freezing and their first change.
+  step = co_await driver_.write_back_.commit(false);
+  PLATTER_CO_TRY(step);
+  step = co_await driver_.begin_changing_counts();
+  PLATTER_CO_TRY(step);
 
-  // Nothing on disk but the new tables' space has changed so far.
-  BulkRefcounts counts(core, driver_.refcounts_);
-  auto raised = co_await counts.count(l1, +1);
-  PLATTER_CO_TRY(raised);
-  const Snapshots::OldTable old = old_table();
-  auto began = co_await driver_.begin_changing_counts();
-  PLATTER_CO_TRY(began);
-  auto written = co_await counts.write();
-  if (written) written = co_await core.file->flush();
-  if (written) written = co_await counts.mark_copied(l1);
-  if (written) written = co_await write_l1(tables.l1_place_offset, l1);
-  if (written) written = co_await write_l1(driver_.tables_.l1_table_offset(), l1);
-  if (written) written = co_await write_table(tables);
-  PLATTER_CO_TRY(written);
-  Header header = core.header;
-  header.nb_snapshots = static_cast<std::uint32_t>(all.size());
-  header.snapshots_offset = tables.table_offset;
-  auto switched = co_await switch_header(std::move(header));
-  PLATTER_CO_TRY(switched);
-  {
-    std::lock_guard lock(core.mutex);
-    if (tables.l1_place) tables.l1_place.link();
-    tables.table_place.link();
-  }
-  auto lowered = co_await counts.change(old.first, old.clusters, -1);
-  if (lowered) lowered = co_await counts.write();
-  if (lowered) lowered = co_await core.file->flush();
-  co_return lowered;
+  Frozen frozen;
+  auto freezing = freeze(frozen);
+  co_await freezing;
+  step = co_await publish(frozen, tables);
+  if (step) co_return {};
+  auto undone = co_await unfreeze(frozen, tables);
+  if (!undone) driver_.needs_repair_ = true;
+  co_return step;
 }
 
-Snapshots::OldTable Snapshots::old_table() const {
-  const Geometry& g = driver_.core_.geometry;
-  return {g.cluster_index(driver_.core_.header.snapshots_offset), g.clusters_for(bytes_)};
+Task<void> Snapshots::freeze(Frozen& frozen) {
+  auto holding = driver_.hold();
+  co_await holding;
+  {
+    std::lock_guard lock(driver_.core_.mutex);
+    frozen.l1 = driver_.tables_.freeze();
+  }
+  driver_.release();
+}
+
+Task<Result<void>> Snapshots::publish(Frozen& frozen, NewTables& tables) {
+  Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
+  // From here on the file has the frozen tables.
+  auto step = co_await driver_.write_back_.commit(false);
+  if (step) {
+    step = co_await count_references(core, driver_.refcounts_, frozen.l1, frozen.references);
+  }
+  // A flag that is missing harms nobody; one that is wrong would.
+  if (step) step = co_await clear_copied_in_file(core, frozen.l1);
+  if (step) step = co_await core.file->flush();
+  PLATTER_CO_TRY(step);
+  step = co_await driver_.clusters_.raise(frozen.references);
+  PLATTER_CO_TRY(step);
+  frozen.raised = true;
+  step = co_await write_l1(tables.l1_offset, frozen.l1);
+  if (step) step = co_await write_table(tables);
+  if (step) step = co_await driver_.write_back_.commit(false);
+  const std::uint64_t old_offset = core.header.snapshots_offset;
+  const std::uint64_t old_bytes = bytes_;
+  if (step) step = co_await switch_table(tables);
+  PLATTER_CO_TRY(step);
+  take_over(tables);
+  std::lock_guard lock(core.mutex);
+  core.metadata.remove(old_offset, old_bytes);
+  driver_.clusters_.unlink(g.cluster_index(old_offset), g.clusters_for(old_bytes),
+                           Discard::kSnapshot);
+  co_return {};
+}
+
+Task<Result<void>> Snapshots::unfreeze(Frozen& frozen, NewTables& tables) {
+  auto step = co_await give_up(tables);
+  PLATTER_CO_TRY(step);
+  if (frozen.raised) {
+    step = co_await driver_.clusters_.lower(frozen.references, Discard::kNever);
+  } else {
+    frozen.references.clear();
+    step = co_await count_references(driver_.core_, driver_.refcounts_, frozen.l1,
+                                     frozen.references);
+  }
+  PLATTER_CO_TRY(step);
+  step = co_await regain(frozen.references);
+  co_return step;
 }
 
 // Removing ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::remove(std::string id_or_name) {
   if (driver_.core_.data_file) co_return no_data_file();
-  const Result<std::size_t> which = find(id_or_name);
-  PLATTER_CO_TRY(which);
-  const std::size_t index = *which;
-  const auto work = [this, index] { return remove_now(index); };
+  const auto work = [this, &id_or_name] { return remove_now(id_or_name); };
   const std::function<Task<Result<void>>()> named(work);
-  auto done = co_await driver_.exclusively(named, true);
+  auto done = co_await driver_.alongside(named);
   co_return done;
 }
 
-Task<Result<void>> Snapshots::remove_now(std::size_t which) {
+Task<Result<void>> Snapshots::remove_now(std::string id_or_name) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
-  const Snapshot snapshot = snapshots_[which];
+  const Result<std::size_t> which = find(id_or_name);
+  PLATTER_CO_TRY(which);
+  const Snapshot snapshot = snapshots_[*which];
   const Result<void> valid = validate_snapshot_l1(snapshot, core.header, core.file->size());
   PLATTER_CO_TRY(valid);
-  auto gone = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
-  PLATTER_CO_TRY(gone);
-  std::vector<std::uint64_t> l1(driver_.tables_.l1_size());
-  for (std::size_t i = 0; i < l1.size(); ++i) l1[i] = driver_.tables_.l1(i);
+  auto l1 = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
+  PLATTER_CO_TRY(l1);
   std::vector<Snapshot> rest = snapshots_;
-  rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(which));
-  const OldTable old = old_table();
+  rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(*which));
   NewTables tables;
-  auto placed = co_await place_table(rest, tables);
-  PLATTER_CO_TRY(placed);
-  auto counted = co_await driver_.write_back_.commit(true);
-  PLATTER_CO_TRY(counted);
-
+  auto step = co_await place_table(std::move(rest), tables);
+  PLATTER_CO_TRY(step);
   // What would be wrong with the counts is found before anything is changed.
-  BulkRefcounts counts(core, driver_.refcounts_);
-  auto lowered = co_await counts.count(*gone, -1);
-  PLATTER_CO_TRY(lowered);
-  lowered = co_await counts.change(g.cluster_index(snapshot.l1_table_offset),
-                                   g.clusters_for(std::uint64_t{snapshot.l1_size} * 8), -1);
-  PLATTER_CO_TRY(lowered);
-  lowered = co_await counts.change(old.first, old.clusters, -1);
-  PLATTER_CO_TRY(lowered);
+  RefcountMap references(0);
+  step = co_await count_references(core, driver_.refcounts_, *l1, references);
+  PLATTER_CO_TRY(step);
+  const std::uint64_t l1_bytes = std::uint64_t{snapshot.l1_size} * 8;
+  const std::uint64_t old_offset = core.header.snapshots_offset;
+  const std::uint64_t old_bytes = bytes_;
+  step = count_clusters(core, driver_.refcounts_, references,
+                        g.cluster_index(snapshot.l1_table_offset), g.clusters_for(l1_bytes));
+  PLATTER_CO_TRY(step);
+  step = count_clusters(core, driver_.refcounts_, references, g.cluster_index(old_offset),
+                        g.clusters_for(old_bytes));
+  PLATTER_CO_TRY(step);
+  step = co_await driver_.clusters_.may_lower(references);
+  PLATTER_CO_TRY(step);
 
-  auto written = co_await driver_.begin_changing_counts();
-  if (written) written = co_await write_table(tables);
-  PLATTER_CO_TRY(written);
-  Header header = core.header;
-  header.nb_snapshots = static_cast<std::uint32_t>(rest.size());
-  header.snapshots_offset = tables.table_offset;
-  auto switched = co_await switch_header(std::move(header));
-  PLATTER_CO_TRY(switched);
+  step = co_await driver_.begin_changing_counts();
+  if (step) step = co_await write_table(tables);
+  if (step) step = co_await driver_.write_back_.commit(false);
+  if (step) step = co_await switch_table(tables);
+  if (!step) {
+    auto settled = co_await give_up(tables);
+    static_cast<void>(settled);
+    co_return step;
+  }
+  take_over(tables);
   {
     std::lock_guard lock(core.mutex);
-    if (tables.table_place) tables.table_place.link();
+    core.metadata.remove(old_offset, old_bytes);
+    core.metadata.remove(snapshot.l1_table_offset, l1_bytes);
   }
-  written = co_await counts.mark_copied(l1);
-  if (written) written = co_await write_l1(driver_.tables_.l1_table_offset(), l1);
-  if (written) written = co_await core.file->flush();
-  if (written) written = co_await counts.write();
-  if (written) written = co_await core.file->flush();
-  PLATTER_CO_TRY(written);
-  if (core.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)]) {
-    auto punching = punch(*core.file, g.cluster_bits, counts.take_freed());
-    co_await punching;
-  }
-  co_return {};
+  // Nothing on disk names the snapshot any more.
+  step = co_await driver_.clusters_.lower(references, Discard::kSnapshot);
+  auto regained = co_await regain(references);
+  if (step) step = std::move(regained);
+  if (!step) driver_.needs_repair_ = true;
+  co_return step;
 }
 
 // Applying ---------------------------------------------------------------------------------------
@@ -251,19 +320,20 @@ Task<Result<void>> Snapshots::apply(std::string id_or_name) {
   // The disk would change without its bitmaps showing it.
   if (!driver_.bitmaps_.empty()) co_return fail(EBUSY, "Device has active dirty bitmaps");
   if (driver_.core_.data_file) co_return no_data_file();
-  const Result<std::size_t> which = find(id_or_name);
-  PLATTER_CO_TRY(which);
-  const std::size_t index = *which;
-  const auto work = [this, index] { return apply_now(index); };
+  const auto work = [this, &id_or_name] { return apply_now(id_or_name); };
   const std::function<Task<Result<void>>()> named(work);
   auto done = co_await driver_.exclusively(named, true);
   co_return done;
 }
 
-Task<Result<void>> Snapshots::apply_now(std::size_t which) {
+// The disk shows what the snapshot has, and so nothing of it is the disk's alone: no flag says so,
+// and counts are too high at worst.
+Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
-  const Snapshot& snapshot = snapshots_[which];
+  const Result<std::size_t> which = find(id_or_name);
+  PLATTER_CO_TRY(which);
+  const Snapshot& snapshot = snapshots_[*which];
   const Result<void> valid = validate_snapshot_l1(snapshot, core.header, core.file->size());
   PLATTER_CO_TRY(valid);
   auto l1 = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
@@ -272,51 +342,45 @@ Task<Result<void>> Snapshots::apply_now(std::size_t which) {
   for (std::size_t i = 0; i < old.size(); ++i) old[i] = driver_.tables_.l1(i);
   const std::uint64_t size = snapshot.disk_size.value_or(core.header.size);
   std::vector<std::uint64_t> shown = *l1;
+  for (std::uint64_t& entry : shown) entry = l1_entry(l1_offset(entry), false);
   shown.resize(std::max<std::uint64_t>({shown.size(), old.size(), g.l1_entries_for(size)}), 0);
   if (shown.size() * 8 > kMaxL1Bytes) co_return fail(EFBIG, "the L1 table would be too large");
+  RefcountMap more(0);
+  RefcountMap less(0);
+  auto step = co_await count_references(core, driver_.refcounts_, shown, more);
+  if (step) step = co_await count_references(core, driver_.refcounts_, old, less);
+  if (step) {
+    step = count_clusters(core, driver_.refcounts_, less,
+                          g.cluster_index(core.header.l1_table_offset),
+                          g.clusters_for(core.header.l1_table_bytes()));
+  }
+  PLATTER_CO_TRY(step);
   NewTables tables;
-  if (!shown.empty()) {
-    auto place = co_await driver_.clusters_.reserve_exactly(g.clusters_for(shown.size() * 8));
-    PLATTER_CO_TRY(place);
-    tables.l1_place = std::move(*place);
-    tables.l1_place_offset = tables.l1_place.host();
+  step = co_await place_l1(shown.size(), tables);
+  if (step) step = co_await driver_.clusters_.may_lower(less);
+  if (step) step = co_await clear_copied_in_file(core, shown);
+  if (step) step = co_await driver_.clusters_.raise(more);
+  PLATTER_CO_TRY(step);
+  step = co_await write_l1(tables.l1_offset, shown);
+  if (step) step = co_await driver_.write_back_.commit(true);
+  const std::function<void(Header&)> change = [&](Header& header) {
+    header.l1_table_offset = tables.l1_offset;
+    header.l1_size = static_cast<std::uint32_t>(shown.size());
+    header.size = size;
+  };
+  if (step) step = co_await switch_header(change);
+  if (!step) {
+    auto settled = co_await give_up(tables);
+    if (settled) settled = co_await driver_.clusters_.lower(more, Discard::kNever);
+    co_return step;
   }
-  auto counted = co_await driver_.write_back_.commit(true);
-  PLATTER_CO_TRY(counted);
-
-  BulkRefcounts counts(core, driver_.refcounts_);
-  auto raised = co_await counts.count(*l1, +1);
-  PLATTER_CO_TRY(raised);
-  auto written = co_await driver_.begin_changing_counts();
-  if (written) written = co_await counts.write();
-  if (written) written = co_await core.file->flush();
-  // Not written before the old tables are out of use.
-  if (written) written = co_await counts.count(old, -1);
-  if (written) {
-    written = co_await counts.change(g.cluster_index(core.header.l1_table_offset),
-                                     g.clusters_for(std::uint64_t{core.header.l1_size} * 8), -1);
-  }
-  if (written) written = co_await counts.mark_copied(shown);
-  if (written) written = co_await write_l1(tables.l1_place_offset, shown);
-  PLATTER_CO_TRY(written);
-  Header header = core.header;
-  header.l1_table_offset = tables.l1_place_offset;
-  header.l1_size = static_cast<std::uint32_t>(shown.size());
-  header.size = size;
-  auto switched = co_await switch_header(std::move(header));
-  PLATTER_CO_TRY(switched);
   if (tables.l1_place) {
     std::lock_guard lock(core.mutex);
     tables.l1_place.link();
   }
-  written = co_await counts.write();
-  if (written) written = co_await core.file->flush();
-  PLATTER_CO_TRY(written);
-  if (core.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)]) {
-    auto punching = punch(*core.file, g.cluster_bits, counts.take_freed());
-    co_await punching;
-  }
-  co_return {};
+  step = co_await driver_.clusters_.lower(less, Discard::kSnapshot);
+  if (step) step = co_await driver_.write_back_.commit(true);
+  co_return step;
 }
 
 }  // namespace platter::qcow2

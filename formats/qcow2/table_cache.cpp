@@ -164,6 +164,14 @@ void TableCache::mark_dirty(Slice& slice, std::uint64_t offset, std::uint64_t le
   }
 }
 
+bool TableCache::unwritten(std::uint64_t first, std::uint64_t count) const {
+  for (std::uint64_t i = first; i < first + count; ++i) {
+    const Slice* const slice = peek(i);
+    if (slice && (slice->dirty != 0 || slice->writing != 0)) return true;
+  }
+  return false;
+}
+
 std::vector<TableCache::WriteBack> TableCache::take_dirty() {
   std::vector<WriteBack> batch;
   batch.reserve(dirty_.size());

@@ -66,6 +66,12 @@ class TableCache {
       auto* words = reinterpret_cast<std::uint64_t*>(data.data());
       std::atomic_ref(words[i]).store(detail::swap_if(value, std::endian::big));
     }
+    // For a change that concerns nobody who has not the mutex before another store has said so.
+    void set_word_quietly(std::uint64_t i, std::uint64_t value) {
+      auto* words = reinterpret_cast<std::uint64_t*>(data.data());
+      std::atomic_ref(words[i]).store(detail::swap_if(value, std::endian::big),
+                                      std::memory_order_relaxed);
+    }
   };
 
   class [[nodiscard]] Pin {
@@ -130,12 +136,16 @@ class TableCache {
 
   // Loads a slice if it is not here; an empty Pin when locate() says there is none.
   Task<Result<Pin>> load(std::uint64_t index);
+  // Writes back what is dirty.
+  Task<Result<void>> clean() { return clean_(); }
 
   // With the mutex:
   // A slice that has just come into being at `host` and reads as zeroes there.
   Slice* add_zeroed(std::uint64_t index, std::uint64_t host);
   void mark_dirty(Slice& slice, std::uint64_t offset, std::uint64_t length);
   bool has_dirty() const { return !dirty_.empty(); }
+  // Whether the file lacks changes of a slice in [first, first + count).
+  bool unwritten(std::uint64_t first, std::uint64_t count) const;
   std::vector<WriteBack> take_dirty();
   // The copies were not written after all: their slices are dirty again.
   void put_back(std::vector<WriteBack> batch);

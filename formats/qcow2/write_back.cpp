@@ -39,6 +39,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   std::vector<L2Tables::L1Piece> l1;
   std::vector<ClusterRun> unlinked;
   bool moved = false;
+  const bool lazy = lazy_.load();
   std::uint64_t l1_offset = 0;
   std::uint64_t end = 0;
   Refcounts::Place place;
@@ -46,7 +47,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
     co_return fail(EIO, "the image is corrupt and is not written to any more");
   {
     std::lock_guard lock(core_.mutex);
-    if (!lazy_) {
+    if (!lazy) {
       counts = refcounts_.cache().take_dirty();
       table = refcounts_.take_dirty_table(moved);
     }
@@ -65,7 +66,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
     if (result) result = co_await core_.publish_header();
   }
   // With lazy refcounts the counts on disk are about to become too low.
-  if (result && lazy_ && (references || !unlinked.empty()))
+  if (result && lazy && (references || !unlinked.empty()))
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();

@@ -21,6 +21,7 @@
 // Threads: any executor. Several who ask at once share one write-back.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "formats/qcow2/core.h"
@@ -40,9 +41,8 @@ class WriteBack {
   Task<Result<void>> commit(bool flush_always);
 
   // Lazy refcounts: the counts stay in memory until the image is closed, and the dirty bit says so.
-  // Before first use.
-  void set_lazy(bool lazy) { lazy_ = lazy; }
-  bool lazy() const { return lazy_; }
+  void set_lazy(bool lazy) { lazy_.store(lazy); }
+  bool lazy() const { return lazy_.load(); }
   // The header's autoclear bits that we do not know go before the next write-back writes anything.
   void clear_autoclear_first() { clear_autoclear_ = true; }
 
@@ -54,7 +54,7 @@ class WriteBack {
   L2Tables& tables_;
   Refcounts& refcounts_;
   HostClusters& clusters_;
-  bool lazy_ = false;
+  std::atomic<bool> lazy_{false};
   bool clear_autoclear_ = false;
   AsyncMutex running_;
   std::atomic<std::uint64_t> asked_{0};

@@ -74,7 +74,8 @@ Task<Result<void>> Guest::snapshot(std::string name) {
   record.size = size();
   auto done = co_await node_->driver().snapshots()->create(name, 1, 0);
   record.created_end = end_of(done);
-  note_durable(done, record.created_end);
+  // What others did meanwhile need not be durable.
+  if (done) history_.note_flush(record.created_begin, record.created_end);
   history_.snapshots().push_back(std::move(record));
   co_return done;
 }
@@ -111,7 +112,7 @@ Task<Result<void>> Guest::remove(std::string name) {
     record.removed_begin = begin;
     record.removed_end = end;
   }
-  note_durable(done, end);
+  if (done) history_.note_flush(begin, end);
   co_return done;
 }
 

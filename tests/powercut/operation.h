@@ -47,8 +47,8 @@ struct Operation {
     kRebuilt,  // the refcount table is, too
   } kind = Kind::kUsual;
   bool (*fits)(const Shape&) = nullptr;  // null: every shape
-  // Version 2 has no dirty bit: while a snapshot operation changes counts, flags may disagree with
-  // counts that are too high, which harms nothing and goes with the leaks.
+  // Version 2 has no dirty bit: while a snapshot is taken or removed, flags may be missing, which
+  // harms nothing and goes with the leaks.
   bool flags_may_lag = false;
   // LUKS, opened with the passphrase kOldKey unless the operation changes that. Its metadata alone
   // lies in the clear.

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "powercut/meanwhile.h"
 #include "powercut/operation.h"
 #include "powercut/steps.h"
 
@@ -54,10 +55,18 @@ const Operation kOperations[] = {
      .clusters = 4096 + 1024,
      .fits = counts_can_grow},
     {.name = "SnapshotCreate", .prepare = fill_and_snap, .act = snap, .flags_may_lag = true},
-    {.name = "SnapshotApply", .prepare = fill_snap_and_change, .act = apply, .flags_may_lag = true},
+    {.name = "SnapshotCreateWhileWriting",
+     .prepare = fill_snap_and_change,
+     .act = snapshot_while_writing,
+     .flags_may_lag = true},
+    {.name = "SnapshotApply", .prepare = fill_snap_and_change, .act = apply},
     {.name = "SnapshotDelete",
      .prepare = fill_snap_and_change,
      .act = remove,
+     .flags_may_lag = true},
+    {.name = "SnapshotDeleteWhileWriting",
+     .prepare = fill_snap_and_change,
+     .act = remove_while_writing,
      .flags_may_lag = true},
     {.name = "SeveralSnapshots",
      .prepare = fill_snap_and_change,

@@ -5,6 +5,7 @@
 #include "block/adapters/memory.h"
 #include "block/base/bytes.h"
 #include "block/crypto/secret.h"
+#include "block/filters/fault.h"
 #include "block/node/open_state.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/layout.h"
@@ -274,11 +275,13 @@ Result<Recording> record(const Operation& operation, const Shape& shape, unsigne
   for (unsigned i = 0; i < disks_of(operation); ++i) {
     auto disk = std::make_shared<MemoryDisk>(0);
     disk->write(0, IoVec(std::span(recording.before[i])));
-    auto logging = run([&] {
-      return make_write_log_node(ground_name(i), make_memory_node("", disk), recording.log, i);
-    });
+    auto logging =
+        run([&] { return make_write_log_node("", make_memory_node("", disk), recording.log, i); });
     PLATTER_TRY(logging);
-    grounds.add(std::move(*logging));
+    // For operations that halt one request and go on with others.
+    auto halting = run([&] { return make_fault_node(ground_name(i), std::move(*logging)); });
+    PLATTER_TRY(halting);
+    grounds.add(std::move(*halting));
   }
   auto done = perform(operation, shape, recording.history, recording.log.get(), seed);
   PLATTER_TRY(done);

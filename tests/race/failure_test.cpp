@@ -101,6 +101,11 @@ Task<Result<void>> apply_snapshot(BlockNode& node) {
   auto applied = co_await node.driver().snapshots()->apply("s");
   co_return applied;
 }
+Task<Result<void>> remove_snapshot(BlockNode& node) {
+  if (node.driver().snapshots()->list().empty()) co_return {};
+  auto removed = co_await node.driver().snapshots()->remove("s");
+  co_return removed;
+}
 Task<Result<void>> grow_disk(BlockNode& node) {
   ResizeRequest request{.size = std::uint64_t{64} << 20};
   auto grown = co_await node.resize(request);
@@ -138,6 +143,7 @@ const Operation kOperations[] = {
     {"discard and zero", "cluster_size=4k", with_snapshot, discard_and_zero},
     {"taking a snapshot", "cluster_size=4k", with_snapshot, take_snapshot, true},
     {"applying a snapshot", "cluster_size=4k", with_snapshot, apply_snapshot, true},
+    {"removing a snapshot", "cluster_size=4k", with_snapshot, remove_snapshot, true},
     {"growing the disk", "cluster_size=4k", nothing, grow_disk, true},
     {"changing bitmaps", "cluster_size=4k", with_bitmap, change_bitmaps, true},
     {"growing a disk that has a bitmap", "cluster_size=4k", with_bitmap, grow_disk, true},
