@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what is missing, builds, and runs every test:
 #   release     everything: unit, race, interop, guest, powercut
-#   asan        address and undefined-behaviour sanitizers over the tests that run in one process
+#   asan        address and undefined-behaviour sanitizers: all but what only repeats it with much
+#               more data or other programs' work (img_parity, hostile, install, Linux guests)
 #   tsan        the thread sanitizer over everything that uses more than one thread
 #   fuzz        each fuzz target for a short while, from its kept corpus
 # and closes with one line that sums them up.
@@ -60,8 +61,8 @@ for part in "${parts[@]}"; do
       run release -j "$jobs"
       ;;
     asan)
-      build asan unit_tests race_tests powercut_tests
-      run asan -j "$jobs" -L 'unit|race|powercut'
+      build asan unit_tests race_tests powercut_tests interop_tests guest_tests
+      run asan -j "$jobs" -L 'unit|race|powercut|interop|guest'
       ;;
     tsan)
       build tsan race_tests

@@ -18,7 +18,7 @@ using platter::testing::bytes_of;
 
 constexpr std::uint64_t kSize = 128 << 10;
 constexpr std::uint64_t kPiece = 512;  // what data is compared by
-constexpr unsigned kOneIn = kSanitized ? 6 : 1;  // of all lies
+constexpr unsigned kOneIn = kSanitized ? 12 : 1;  // of all lies
 
 // One number somewhere in the image.
 struct Field {

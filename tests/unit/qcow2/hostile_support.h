@@ -10,10 +10,12 @@
 
 #include "block/node/node.h"
 #include "unit/qcow2/image_support.h"
+#include "unit/sanitized.h"
 
 namespace platter::qcow2::testing {
 
 using ::testing::HasSubstr;
+using platter::testing::kSanitized;
 
 inline constexpr std::uint64_t kMiB = 1 << 20;
 inline constexpr std::uint64_t kRefcountTable = 0x10000;
@@ -22,14 +24,6 @@ inline constexpr std::uint64_t kL1 = 0x30000;
 inline constexpr std::uint64_t kL2 = 0x40000;
 inline constexpr std::uint64_t kData = 0x50000;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-inline constexpr bool kSanitized =
-    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-inline constexpr bool kSanitized = false;
-#endif
 #if defined(NDEBUG)
 inline constexpr double kSeconds = kSanitized ? 60 : 2;  // 1 on the machines we know
 #else
