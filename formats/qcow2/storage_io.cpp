@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "block/base/bytes.h"
 
@@ -18,7 +17,7 @@ Task<Result<void>> read_padded(BlockNode& file, std::uint64_t offset, std::span<
     auto read = co_await file.read(offset, iov);
     PLATTER_CO_TRY(read);
   }
-  std::memset(out.data() + there, 0, out.size() - there);
+  std::fill(out.begin() + static_cast<std::ptrdiff_t>(there), out.end(), std::byte{0});
   co_return Result<void>{};
 }
 
