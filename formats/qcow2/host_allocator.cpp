@@ -275,6 +275,11 @@ Task<Result<void>> HostClusters::scan(std::uint64_t slice) {
   co_return {};
 }
 
+bool HostClusters::frontier_reads_zero() {
+  std::lock_guard lock(core_.mutex);
+  return reads_zero(frontier_);
+}
+
 Task<Result<void>> HostClusters::write_zeroes_at(std::uint64_t first, std::uint64_t count) {
   const unsigned bits = core_.geometry.cluster_bits;
   auto written = co_await core_.file->write_zeroes(first << bits, count << bits);
@@ -286,7 +291,7 @@ Task<Result<void>> HostClusters::make_block(std::uint64_t index) {
   const unsigned bits = core_.geometry.cluster_bits;
   const std::uint64_t cluster = frontier_;
   PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAlloc);
-  const bool zero = reads_zero(cluster);
+  const bool zero = frontier_reads_zero();
   if (!zero) {
     auto written = co_await write_zeroes_at(cluster, 1);
     PLATTER_CO_TRY(written);
@@ -334,7 +339,7 @@ Task<Result<void>> HostClusters::grow_table() {
     }
   }
   if (first + blocks + table_clusters > limit()) co_return fail_errno(ENOSPC);
-  if (!reads_zero(first)) {
+  if (!frontier_reads_zero()) {
     auto written = co_await write_zeroes_at(first, blocks);
     PLATTER_CO_TRY(written);
   }

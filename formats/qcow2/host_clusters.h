@@ -192,6 +192,7 @@ class HostClusters {
   void release_owned(ClusterRun run);
   void mark_free(std::uint64_t cluster);
   std::uint64_t limit() const;  // clusters that the file can have
+  bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
 
   // All below under preparing_.
   Task<Result<Reservation>> reserve_locked(std::uint64_t count);
@@ -209,7 +210,8 @@ class HostClusters {
   Task<Result<void>> make_block(std::uint64_t index);
   Task<Result<void>> grow_table();
   Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
-  bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
+  // Holds mutex for a moment: try_reserve() moves zero_from_ without preparing_.
+  bool frontier_reads_zero();
   Task<void> reap_passed();
   Task<void> reap_run(ClusterRun run);
   Task<Result<TableCache::Pin>> load_counts(std::uint64_t cluster);

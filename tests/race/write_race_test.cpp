@@ -1,4 +1,9 @@
 // C6, C7, C8: writes that meet in one cluster, packed neighbours, eviction of what is dirty.
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "block/exec/executor_thread.h"
 #include "race/race_support.h"
 
 namespace platter::qcow2 {
@@ -193,6 +198,68 @@ Task<void> growth_beside_a_write(const MemoryImage& image) {
 TEST(Growth, OfTheFileForATableNeverCutsDataOff) {
   MemoryImage image("growth", 1 << 20, "");
   run([&] { return growth_beside_a_write(image); });
+}
+
+Task<void> write_in_order(BlockNode& node, std::uint64_t from, std::uint64_t to) {
+  for (std::uint64_t offset = from; offset < to; offset += 512) {
+    auto written = co_await fill(node, offset, 512, 1);
+    CO_OK(written);
+  }
+}
+
+Task<void> write_and_discard(BlockNode& node, std::uint64_t from, std::uint64_t to, int times) {
+  for (int i = 0; i < times; ++i) {
+    for (std::uint64_t offset = from; offset < to; offset += 512) {
+      auto written = co_await fill(node, offset, 512, 2);
+      CO_OK(written);
+    }
+    auto discarded = co_await node.discard(from, to - from);
+    CO_OK(discarded);
+    auto flushed = co_await node.flush();  // frees the clusters: they are holes from here on
+    CO_OK(flushed);
+  }
+}
+
+// One queue makes a refcount block for every 64 clusters at the end of the file, and is held as it
+// begins one, while others fill the holes that they left. The thread sanitizer sees what they share.
+TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
+  constexpr std::uint64_t kSize = 4 << 20;
+  MemoryImage image("blocks", kSize, "cluster_size=512,refcount_bits=64");
+  auto main = ExecutorThread::start();
+  ASSERT_TRUE(main);
+  Executor& executor = (*main)->executor();
+  auto opened = run_blocking(executor, [&] { return open_watched(image, "discard=unmap"); });
+  ASSERT_TRUE(opened) << opened.error().message();
+  BlockNode& node = *opened->node;
+  {
+    std::vector<std::unique_ptr<ExecutorThread>> queues;
+    for (int i = 0; i < 4; ++i) {
+      auto queue = ExecutorThread::start();
+      ASSERT_TRUE(queue);
+      queues.push_back(std::move(*queue));
+    }
+    opened->points->suspend("block", FaultEvent::kRefblockAlloc);
+    std::vector<std::thread> waiters;
+    for (std::uint64_t i = 0; i < queues.size(); ++i) {
+      waiters.emplace_back([&, i] {
+        const std::uint64_t own = i * (kSize / 4);
+        run_blocking(queues[i]->executor(), [&] {
+          return i == 0 ? write_in_order(node, own, own + kSize / 4)
+                        : write_and_discard(node, own, own + 4096, 100);
+        });
+      });
+    }
+    for (int i = 0; i < 16; ++i) {
+      if (i != 0) opened->points->suspend("block", FaultEvent::kRefblockAlloc);
+      run_blocking(executor, [&] { return opened->points->wait_suspended("block"); });
+      EXPECT_TRUE(opened->points->resume("block"));
+    }
+    for (std::thread& waiter : waiters) waiter.join();
+  }
+  const auto leaks = run_blocking(executor, [&] { return leaks_of(node); });
+  EXPECT_EQ(leaks, 0u);
+  auto closed = run_blocking(executor, [&] { return opened->node.detach(); });
+  EXPECT_TRUE(closed) << (closed ? "" : closed.error().message());
 }
 
 }  // namespace
