@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The bare guest's workload on a raw image and on a qcow2 clone, and its result on the host."""
 
+import os
 import re
 import struct
 
@@ -8,7 +9,8 @@ from guestlib import Bench, digest, fail
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
-ZERO, DISCARDED = 0, 0xFFFFFFFF
+ZERO, DISCARDED, LAST_WORDS = 0, 0xFFFFFFFF, 0x1A57
+POWER_OFF = "GUEST PASS\npower-off by ACPI: port 1540 value 8192\n"
 
 
 def pattern(sector, generation):
@@ -33,6 +35,10 @@ def compare_with_table(raw, console):
                 generation = struct.unpack("<I", data[:4])[0]
             if data != (bytes(512) if generation == ZERO else pattern(sector, generation)):
                 fail(f"sector {sector} does not hold what the guest wrote (generation {expected})")
+        file.seek(-512, os.SEEK_END)
+        last = file.tell() // 512
+        if file.read() != pattern(last, LAST_WORDS):
+            fail("what was written after the last flush did not survive the power-off")
     written = sum(1 for expected in table if expected not in (ZERO, DISCARDED))
     print(f"-- {written} of {len(table)} sectors hold the guest's last writes", flush=True)
 
@@ -43,8 +49,8 @@ def run(bench, disk, cpus, queues, operations, seed, *more):
         "--kernel", bench.options.guest, "--memory", "32M", "--cpus", str(cpus),
         "--disk", f"{disk},queues={queues},bus=virtio-{bench.options.bus}",
         "--append", f"cpus={cpus} queues={queues} operations={operations} seed={seed}")
-    if "GUEST PASS" not in console:
-        fail("the guest did not pass")
+    if not console.endswith(POWER_OFF):
+        fail("the guest did not pass, or did not find the switch")
     return console
 
 

@@ -19,19 +19,22 @@ constexpr std::uint64_t kFirmwareEnd = 4 * kGiB;
 constexpr std::uint64_t kLegacyFirmwareEnd = kMiB;
 constexpr std::uint64_t kMaxLegacyFirmware = 256 * kKiB;
 
-constexpr std::uint32_t kE820Ram = 1;
+constexpr std::uint32_t kE820Ram = 1, kE820Reserved = 2;
 constexpr std::uint32_t kPvhMagic = 0x336ec578;
+constexpr std::uint64_t kTableMemory = 0xe0000;  // ACPI and MultiProcessor tables, up to 1 MiB
 constexpr std::uint64_t kPvhMapAddress = kStartInfoAddress + 0x100;
 constexpr std::uint64_t kPvhModuleAddress = kStartInfoAddress + 0x80;
 
 struct MapEntry {
   std::uint64_t address;
   std::uint64_t size;
+  std::uint32_t type = kE820Ram;
 };
 
-// RAM as the kernel should see it: without the top of the first MiB, where tables and holes are.
-std::vector<MapEntry> usable_ram(const Memory& memory) {
+// Memory as the kernel should see it: the top of the first MiB has holes and tables.
+std::vector<MapEntry> memory_map(const Memory& memory) {
   std::vector<MapEntry> map{{0, kBaseMemoryEnd},
+                            {kTableMemory, kHighMemory - kTableMemory, kE820Reserved},
                             {kHighMemory, memory.low_ram_size() - kHighMemory}};
   if (memory.high_ram_size() != 0) map.push_back({kHighRamBase, memory.high_ram_size()});
   return map;
@@ -121,14 +124,14 @@ Result<EntryState> load_elf(const Memory& memory, const KernelRequest& request,
   // hvm_start_info version 1, its module list and its memory map (Xen's public arch-x86/hvm).
   std::array<std::byte, 56> start{};
   Writer writer(start);
-  const auto map = usable_ram(memory);
+  const auto map = memory_map(memory);
   writer.le(kPvhMagic);
   writer.le(std::uint32_t{1});
   writer.le(std::uint32_t{0});
   writer.le(std::uint32_t{initrd ? 1U : 0U});
   writer.le(initrd ? kPvhModuleAddress : std::uint64_t{0});
   writer.le(kCommandLineAddress);
-  writer.le(std::uint64_t{0});  // no ACPI
+  writer.le(request.acpi_root);
   writer.le(kPvhMapAddress);
   writer.le(static_cast<std::uint32_t>(map.size()));
   writer.le(std::uint32_t{0});
@@ -147,7 +150,7 @@ Result<EntryState> load_elf(const Memory& memory, const KernelRequest& request,
   for (const MapEntry& entry : map) {
     entries.le(entry.address);
     entries.le(entry.size);
-    entries.le(kE820Ram);
+    entries.le(entry.type);
     entries.le(std::uint32_t{0});
   }
   written = memory.write(kPvhMapAddress, table);
@@ -185,15 +188,16 @@ Result<EntryState> load_bzimage(const Memory& memory, const KernelRequest& reque
     store_le(page.data() + 0x218, static_cast<std::uint32_t>(loaded->address));
     store_le(page.data() + 0x21c, static_cast<std::uint32_t>(loaded->size));
   }
+  store_le(page.data() + 0x70, request.acpi_root);
   page[0x210] = std::byte{0xff};  // type_of_loader: one without a number
   store_le(page.data() + 0x228, static_cast<std::uint32_t>(kCommandLineAddress));
-  const auto map = usable_ram(memory);
+  const auto map = memory_map(memory);
   page[0x1e8] = static_cast<std::byte>(map.size());
   Writer entries(std::span<std::byte>(page).subspan(0x2d0));
   for (const MapEntry& entry : map) {
     entries.le(entry.address);
     entries.le(entry.size);
-    entries.le(kE820Ram);
+    entries.le(entry.type);
   }
   auto written = memory.write(kZeroPageAddress, page);
   PLATTER_TRY(written);

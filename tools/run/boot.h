@@ -32,6 +32,7 @@ struct KernelRequest {
   std::string kernel;
   std::optional<std::string> initrd;
   std::string command_line;
+  std::uint64_t acpi_root = 0;  // where the ACPI root pointer lies; 0 when there is none
 };
 
 // Guest-physical places the loader uses, all in the first 640 KiB (free at entry by both protocols).

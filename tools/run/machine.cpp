@@ -23,7 +23,7 @@ namespace platter::run {
 namespace {
 
 // ISA interrupts that nothing else here uses, for virtio-mmio devices.
-constexpr std::array<unsigned, 8> kMmioInterrupts{5, 6, 7, 9, 12, 14, 15, 3};
+constexpr std::array<unsigned, 8> kMmioInterrupts{5, 6, 7, 12, 14, 15, 3, 13};
 constexpr int kFullPortWait = 20;  // milliseconds
 constexpr std::uint32_t kStorageClass = 0x010000;
 
@@ -137,7 +137,7 @@ Result<void> Machine::add_disks() {
     auto added = add_disk(disk);
     PLATTER_TRY(added);
   }
-  return vm_->set_level_triggered(PciHost::kInterruptMask);
+  return vm_->set_level_triggered(PciHost::kInterruptMask | 1U << kAcpiInterrupt);
 }
 
 Result<void> Machine::add_disk(const DiskOptions& options) {
@@ -181,15 +181,18 @@ Result<void> Machine::connect_pci(Disk& disk) {
 }
 
 Result<void> Machine::connect_mmio(Disk& disk) {
-  if (mmio_count_ >= kMmioInterrupts.size()) {
+  const std::size_t number = mmio_devices_.size();
+  if (number >= kMmioInterrupts.size()) {
     return fail(ENOSPC, "more than {} virtio-mmio disks", kMmioInterrupts.size());
   }
-  const unsigned gsi = kMmioInterrupts[mmio_count_];
-  const std::uint64_t base = kMmioBase + mmio_count_ * kMmioStride;
-  ++mmio_count_;
+  const unsigned gsi = kMmioInterrupts[number];
+  const std::uint64_t base = kMmioBase + number * kMmioStride;
+  mmio_devices_.push_back({static_cast<std::uint32_t>(base),
+                           static_cast<std::uint32_t>(virtio::MmioTransport::kSize), gsi});
   auto line = EdgeLine::create(*vm_, gsi);
   PLATTER_TRY(line);
   disk.line = std::move(*line);
+  disk.base = base;
   disk.mmio = std::make_unique<virtio::MmioTransport>(*disk.device, *platform_, *disk.line, base);
   mmio_arguments_ += fmt::format(" virtio_mmio.device={:#x}@{:#x}:{}", virtio::MmioTransport::kSize,
                                  base, gsi);
@@ -210,6 +213,10 @@ Result<void> Machine::load() {
   return vm_->map(memory_);
 }
 
+AcpiTables Machine::acpi() const {
+  return acpi_tables({.cpus = options_.cpus, .mmio = mmio_devices_});
+}
+
 Result<void> Machine::load_for_firmware() {
   auto entry = load_firmware(memory_, options_.firmware);
   PLATTER_TRY(entry);
@@ -221,6 +228,7 @@ Result<void> Machine::load_for_firmware() {
   std::string boot_order;
   for (const Disk& disk : disks_) {
     if (disk.pci) boot_order += fmt::format("/pci@i0cf8/scsi@{:x}/disk@0,0\n", disk.slot);
+    if (disk.mmio) boot_order += fmt::format("/virtio-mmio@{:016x}/disk@0,0\n", disk.base);
   }
   boot_order.push_back('\0');
   auto added = fw_cfg_->add_file("bootorder", boot_order);
@@ -234,11 +242,19 @@ Result<void> Machine::load_for_firmware() {
     added = fw_cfg_->add_file_number("etc/sercon-port", Serial::kCom1);
     PLATTER_TRY(added);
   }
+  AcpiTables tables = acpi();
+  added = fw_cfg_->add_file(kTableLoaderFile, acpi_loader_script(tables));
+  PLATTER_TRY(added);
+  added = fw_cfg_->add_file(kAcpiRootFile, std::move(tables.root));
+  PLATTER_TRY(added);
+  added = fw_cfg_->add_file(kAcpiTablesFile, std::move(tables.tables));
+  PLATTER_TRY(added);
   return ports_.add(FwCfg::kBase, FwCfg::kPorts, "firmware configuration", fw_cfg_);
 }
 
 Result<void> Machine::load_for_kernel() {
-  KernelRequest request{*options_.kernel, options_.initrd, options_.append + mmio_arguments_};
+  KernelRequest request{*options_.kernel, options_.initrd, options_.append + mmio_arguments_,
+                        kAcpiRootAddress};
   auto entry = load_kernel(memory_, request);
   PLATTER_TRY(entry);
   entry_ = *entry;
@@ -251,6 +267,15 @@ Result<void> Machine::load_for_kernel() {
   auto written = memory_.write(kMpTableAddress, mp_table(options_.cpus, interrupts));
   PLATTER_TRY(written);
   written = memory_.write(kMpPointerAddress, mp_floating_pointer(kMpTableAddress));
+  PLATTER_TRY(written);
+  AcpiTables tables = acpi();
+  place_acpi_tables(tables, kAcpiTablesAddress);
+  if (tables.tables.size() > kAcpiEnd - kAcpiTablesAddress) {
+    return fail(ENOSPC, "{} bytes of ACPI tables do not fit", tables.tables.size());
+  }
+  written = memory_.write(kAcpiRootAddress, tables.root);
+  PLATTER_TRY(written);
+  written = memory_.write(kAcpiTablesAddress, tables.tables);
   PLATTER_TRY(written);
   return pci_host_->assign_resources();
 }

@@ -13,6 +13,7 @@
 
 #include "block/base/error.h"
 #include "block/exec/executor_thread.h"
+#include "tools/run/acpi.h"
 #include "tools/run/boot.h"
 #include "tools/run/bus.h"
 #include "tools/run/console.h"
@@ -57,6 +58,7 @@ class Machine {
     std::unique_ptr<virtio::PciTransport> pci;    // one of these
     std::unique_ptr<virtio::MmioTransport> mmio;  // two
     unsigned slot = 0;                            // of pci
+    std::uint64_t base = 0;                       // of mmio
   };
 
   explicit Machine(const RunOptions& options) : options_(options) {}
@@ -70,6 +72,7 @@ class Machine {
   Result<void> load();
   Result<void> load_for_firmware();
   Result<void> load_for_kernel();
+  AcpiTables acpi() const;
   Result<void> add_vcpus();
   void watch();
   void stop_devices();
@@ -92,7 +95,7 @@ class Machine {
   std::vector<Disk> disks_;
   std::shared_ptr<PciHost> pci_host_;
   std::string mmio_arguments_;  // for the kernel command line
-  unsigned mmio_count_ = 0;
+  std::vector<AcpiMmioDevice> mmio_devices_;
   EntryState entry_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
 };

@@ -16,7 +16,7 @@ constexpr std::uint32_t kMemoryAndMaster = 0x6;
 // always; the registers only keep what firmware writes, and say that RAM is there already.
 constexpr unsigned kFirstPam = 0x59, kLastPam = 0x5f, kSmram = 0x72;
 constexpr std::byte kPamRamPresent{0x10};
-constexpr std::uint64_t kResetControl = 1;  // port 0xcf9
+constexpr std::uint64_t kResetControl = PciHost::kResetPort - PciHost::kBase;
 constexpr unsigned kResetCpu = 0x04;
 
 }  // namespace

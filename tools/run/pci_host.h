@@ -29,6 +29,9 @@ class PciHost final : public BusDevice, private virtio::PciListener {
   static constexpr std::uint16_t kBase = 0xcf8;
   static constexpr std::uint64_t kPorts = 8;
   static constexpr unsigned kSlots = 32;
+  // The reset control register, and what resets when it is written there.
+  static constexpr std::uint16_t kResetPort = 0xcf9;
+  static constexpr std::uint8_t kResetValue = 0x06;
   // Where assign_resources() puts BARs: above every RAM bank, below the I/O APIC.
   static constexpr std::uint32_t kWindow = 0xe0000000;
   static constexpr std::uint32_t kWindowEnd = 0xfec00000;

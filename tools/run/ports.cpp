@@ -6,7 +6,7 @@
 #include <mutex>
 #include <string_view>
 
-#include "block/base/bytes.h"
+#include "tools/run/power.h"
 
 namespace platter::run {
 namespace {
@@ -15,7 +15,6 @@ constexpr std::uint8_t kKeyboardPulseReset = 0xfe;
 // There is no keyboard controller but for its reset line. "Output buffer full" that never empties
 // makes drivers give up at once, and "input buffer empty" lets a reset through without a wait.
 constexpr std::uint8_t kKeyboardAbsent = 0xfd;
-constexpr std::uint16_t kSleepEnable = 1U << 13;
 constexpr std::byte kDebugPortIsThere{0xe9};
 constexpr std::string_view kShutdown = "Shutdown";
 
@@ -83,17 +82,8 @@ Result<void> add_legacy_ports(Bus& ports, Control& control, std::function<void(s
             if (debug) debug(data[0]);
           }));
   PLATTER_TRY(added);
-  added = ports.add(kPowerControl, 2, "power management",
-                    std::make_shared<CallbackDevice>(
-                        [](std::uint64_t, std::span<std::byte> data) {
-                          std::ranges::fill(data, std::byte{0});
-                        },
-                        [&control](std::uint64_t offset, std::span<const std::byte> data) {
-                          const unsigned value =
-                              data.size() >= 2 ? load_le<std::uint16_t>(data.data())
-                                               : static_cast<unsigned>(first(data)) << (8 * offset);
-                          if ((value & kSleepEnable) != 0) control.end(EndReason::kPowerOff);
-                        }));
+  added = ports.add(Power::kEvents, Power::kPorts, "power management",
+                    std::make_shared<Power>(control));
   PLATTER_TRY(added);
   return ports.add(kBochsShutdown, 1, "shutdown port", std::make_shared<BochsShutdown>(control));
 }

@@ -17,7 +17,6 @@ namespace platter::run {
 inline constexpr std::uint16_t kKeyboardCommand = 0x64;
 inline constexpr std::uint16_t kSystemControlA = 0x92;
 inline constexpr std::uint16_t kDebugPort = 0x402;
-inline constexpr std::uint16_t kPowerControl = 0x604;  // PM1a control, where QEMU's machines have it
 inline constexpr std::uint16_t kBochsShutdown = 0x8900;
 
 // `control` outlives the bus. `debug` gets the bytes written to port 0x402; it may be empty.

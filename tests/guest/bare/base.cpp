@@ -4,7 +4,7 @@ namespace {
 
 constexpr u64 kLocalApic = 0xfee00000, kIoApic = 0xfec00000;
 constexpr u64 kTrampoline = 0x8000;
-constexpr u16 kSerial = 0x3f8, kPowerControl = 0x604;
+constexpr u16 kSerial = 0x3f8;
 constexpr u32 kTaskStateSize = 104 + 8192 + 1;  // with a bitmap of all ports
 
 struct alignas(16) TaskState {
@@ -20,7 +20,6 @@ alignas(16) u64 idt[0x60 * 2];
 volatile u32 interrupt_counts[32];
 extern u64 gdt[];
 extern u8 ring0_stacks[], interrupt_stubs[], exception_stubs[], trampoline[], trampoline_end[];
-extern u64 start_info;
 
 // Ring 0: interrupt gates, and task states whose port bitmap lets ring 3 use every port.
 void set_up_tables() {
@@ -92,10 +91,6 @@ void Line::print() {
   asm volatile("rep outsb" : "+S"(from), "+c"(count) : "d"(kSerial) : "memory");
   __atomic_store_n(&console_lock, 0, __ATOMIC_RELEASE);
   length = 0;
-}
-
-void power_off() {
-  for (;;) out16(kPowerControl, 1U << 13);
 }
 
 void give_up(const char* why, u64 a, u64 b) {

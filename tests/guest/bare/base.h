@@ -38,8 +38,11 @@ struct Line {
 
 // Says why and switches the machine off.
 [[noreturn]] void give_up(const char* why, u64 a = 0, u64 b = 0);
+// Switches the machine off as its ACPI tables say (acpi.cpp).
 [[noreturn]] void power_off();
 
+// What the loader left: hvm_start_info.
+extern "C" u64 start_info;
 // The kernel command line, and the number after "NAME=" in it, or `otherwise`.
 const char* command_line();
 u64 argument(const char* name, u64 otherwise);

@@ -12,6 +12,7 @@ constexpr u32 kStripeSectors = 4096;
 // What a sector holds: the pattern of a generation from 1 on, or:
 constexpr u32 kZero = 0;
 constexpr u32 kDiscarded = 0xffffffff;  // some old pattern of this sector, or zeroes
+constexpr u32 kLastWords = 0x1a57;  // a generation that no request uses
 constexpr u64 kWordsInSector = kSectorSize / 8;
 
 u32 contents[kMaxQueues][kStripeSectors] __attribute__((aligned(4096)));
@@ -190,6 +191,9 @@ void write_table() {
     run_alone(0, Operation::kWrite, first + number * kTableSectors, kTableSectors);
   }
   run_alone(0, Operation::kFlush, 0, 0);
+  // The last sector is written after the last flush: switching off has to take it along.
+  fill(disk.queues[0].slots[0].data, disk.sectors - 1, kLastWords);
+  run_alone(0, Operation::kWrite, disk.sectors - 1, 1);
   Line line;
   line << "table: queues " << u64{disk.queue_count} << " stripe " << u64{kStripeSectors}
        << " sector " << first;

@@ -14,6 +14,7 @@
 #include "tools/run/mptable.h"
 #include "tools/run/pci_host.h"
 #include "tools/run/ports.h"
+#include "tools/run/power.h"
 #include "tools/run/probe.h"
 #include "tools/run/serial.h"
 #include "tools/run/vm.h"
@@ -146,9 +147,9 @@ struct PortsTest : testing::Test {
 };
 
 TEST_F(PortsTest, PowerOffNeedsSleepEnable) {
-  out(kPowerControl, {std::byte{1}, std::byte{0}});
+  out(Power::kControl, {std::byte{1}, std::byte{0}});
   EXPECT_FALSE(control->ended());
-  out(kPowerControl, {std::byte{0}, std::byte{0x20}});
+  out(Power::kControl, {std::byte{0}, std::byte{0x20}});
   EXPECT_EQ(control->reason(), EndReason::kPowerOff);
 }
 
