@@ -93,7 +93,7 @@ Task<Result<CheckResult>> Checker::run() {
   if (file_clusters() > most) {
     co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(), most);
   }
-  auto snapshots = co_await read_snapshot_table(file_, header_, false);
+  auto snapshots = co_await read_snapshot_table(file_, header_, false, TableBounds::kAnywhere);
   PLATTER_CO_TRY(snapshots);
   snapshots_ = std::move(snapshots->snapshots);
   snapshot_table_bytes_ = snapshots->bytes;
@@ -103,7 +103,11 @@ Task<Result<CheckResult>> Checker::run() {
   PLATTER_CO_TRY(step);
   step = co_await count_references(request_.fix_errors);
   PLATTER_CO_TRY(step);
-  // Repairing by a count that is not complete would free what is in use.
+  // Repairing by a count that is not complete would free what is in use; so would forgetting what
+  // a table that is gone told of, while a longer copy of the file may still be found.
+  if (fixing && cut_off_) {
+    co_return fail(EIO, "the file was cut off within its L1 or snapshot table: nothing was repaired");
+  }
   if (fixing && result_.check_errors != 0) {
     co_return fail(EIO, "{} places could not be checked: nothing was repaired", result_.check_errors);
   }

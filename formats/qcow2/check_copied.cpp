@@ -9,6 +9,34 @@
 
 namespace platter::qcow2 {
 
+// Of a cluster that the file does not hold (any more), whose references the passes before have not
+// compared. Refcount blocks that were read are kept, up to a bound: hostile tables may ask for all of
+// them in turn. Nothing when the bound is reached.
+Task<Result<std::optional<std::uint64_t>>> Checker::stored_refcount(std::uint64_t cluster) {
+  constexpr std::size_t kMaxBytes = std::size_t{8} << 20;
+  const std::uint64_t index = cluster >> g_.refblock_bits();
+  const std::uint64_t block =
+      index < refcount_table_.size() ? refcount_table_[index] & kRefTableOffsetMask : 0;
+  if (block == 0 || g_.in_cluster(block) != 0 || g_.cluster_index(block) >= file_clusters()) {
+    co_return 0;
+  }
+  auto found = outside_blocks_.find(block);
+  if (found == outside_blocks_.end()) {
+    if ((outside_blocks_.size() + 1) << g_.cluster_bits > kMaxBytes) co_return std::nullopt;
+    std::vector<std::byte> bytes(g_.cluster_size());
+    auto read = co_await read_padded(file_, block, bytes);
+    if (!read) co_return forward_error(read, "could not read the refcount block at {:#x}", block);
+    found = outside_blocks_.emplace(block, std::move(bytes)).first;
+  }
+  co_return refcount_get(g_, found->second.data(), g_.refblock_index(cluster));
+}
+
+Task<Result<std::optional<std::uint64_t>>> Checker::refcount_now(std::uint64_t cluster) {
+  if (cluster < counts_.clusters()) co_return counts_.get(cluster);
+  auto stored = co_await stored_refcount(cluster);
+  co_return stored;
+}
+
 Task<Result<void>> Checker::check_copied() {
   // Everything has the flag, every count is one, and the disk agrees: nothing can be wrong.
   if (all_copied_ && !shared_ && !uncounted_ && !mismatch_) co_return Result<void>{};
@@ -23,7 +51,10 @@ Task<Result<void>> Checker::check_copied() {
     std::uint64_t& entry = (*l1)[i];
     const std::uint64_t table = l1_offset(entry);
     if (table == 0) continue;
-    const std::uint64_t refcount = counts_.get(g_.cluster_index(table));
+    auto looked_up = co_await refcount_now(g_.cluster_index(table));
+    PLATTER_CO_TRY(looked_up);
+    if (!*looked_up) continue;
+    const std::uint64_t refcount = **looked_up;
     if ((refcount == 1) != l1_copied(entry)) {
       say("{} OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={}",
           fix ? "Repairing" : "ERROR", i, entry, refcount);
@@ -76,7 +107,20 @@ Task<Result<void>> Checker::check_copied() {
       const std::uint64_t host = entry & kOffsetMask;
       if ((entry & kCompressedBit) != 0) continue;
       if (host == 0 && !(g_.external_data && (entry & kCopied) != 0)) continue;
-      const std::uint64_t refcount = g_.external_data ? 1 : counts_.get(g_.cluster_index(host));
+      std::uint64_t refcount = 1;
+      if (const std::uint64_t cluster = g_.cluster_index(host); !g_.external_data) {
+        if (cluster < counts_.clusters()) [[likely]] {
+          refcount = counts_.get(cluster);
+        } else {
+          auto looked_up = co_await stored_refcount(cluster);
+          if (!looked_up) {
+            outcome = forward_error(looked_up);
+            break;
+          }
+          if (!*looked_up) continue;
+          refcount = **looked_up;
+        }
+      }
       if ((refcount == 1) == ((entry & kCopied) != 0)) continue;
       say("{} OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", fix ? "Repairing" : "ERROR",
           entry, refcount);

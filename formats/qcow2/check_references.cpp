@@ -41,7 +41,10 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
 
 Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
                                                            std::uint64_t entries, Active active) {
-  if (!count(offset, entries * 8)) co_return std::vector<std::uint64_t>{};
+  if (!count(offset, entries * 8)) {
+    cut_off_ = cut_off_ || active == Active::kYes;
+    co_return std::vector<std::uint64_t>{};
+  }
   auto l1 = co_await read_table(file_, "L1 table", offset, entries);
   if (!l1) {
     say("ERROR: I/O error in check_refcounts_l1");
@@ -332,7 +335,7 @@ Task<Result<void>> Checker::count_references(bool fix) {
   PLATTER_CO_TRY(step);
   step = co_await count_snapshots();
   PLATTER_CO_TRY(step);
-  count(header_.snapshots_offset, snapshot_table_bytes_);
+  if (!count(header_.snapshots_offset, snapshot_table_bytes_)) cut_off_ = true;
   count(header_.refcount_table_offset, header_.refcount_table_bytes());
   if (header_.extensions.encryption) {
     count(header_.extensions.encryption->offset, header_.extensions.encryption->length);

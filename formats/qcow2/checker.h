@@ -6,7 +6,9 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -78,6 +80,8 @@ class Checker {
 
   // check_copied.cpp: compares the "refcount is one" flags of the active tables.
   Task<Result<void>> check_copied();
+  Task<Result<std::optional<std::uint64_t>>> refcount_now(std::uint64_t cluster);
+  Task<Result<std::optional<std::uint64_t>>> stored_refcount(std::uint64_t cluster);
 
   BlockNode& file_;
   Header& header_;
@@ -90,6 +94,7 @@ class Checker {
   std::uint64_t snapshot_table_bytes_ = 0;
   std::uint64_t highest_cluster_ = 0;
   std::uint64_t lines_ = 0;
+  std::unordered_map<std::uint64_t, std::vector<std::byte>> outside_blocks_;  // by offset
   std::unordered_set<std::uint64_t> overflowed_;  // clusters that have been reported
   bool l2_repeated_ = false;
   bool need_rebuild_ = false;
@@ -99,6 +104,7 @@ class Checker {
   bool all_copied_ = true;
   bool shared_ = false;
   bool uncounted_ = false;
+  bool cut_off_ = false;  // a table that no other table tells of ends beyond the file
 };
 
 }  // namespace platter::qcow2

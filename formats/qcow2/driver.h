@@ -198,6 +198,7 @@ class Qcow2Driver final : public MappedDriver,
   std::atomic<std::int64_t> last_shed_{0};  // seconds of the steady clock
   AsyncMutex operations_;                   // resizes, snapshots, checks: one at a time
   bool began_ = false;                      // under operations_
+  TableBounds bounds_ = TableBounds::kInFile;  // immutable after open
   bool needs_repair_ = false;               // under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;

@@ -224,7 +224,7 @@ Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint6
   header.refcount_table_clusters = in.be<std::uint32_t>();
   header.nb_snapshots = in.be<std::uint32_t>();
   header.snapshots_offset = in.be<std::uint64_t>();
-  if (!in.ok()) return fail(EINVAL, "qcow2 header too short: the file has {} bytes", file_size);
+  if (!in.ok()) return fail(EINVAL, "qcow2 header too short: the file has {} bytes", first_cluster.size());
 
   std::uint32_t header_length = kHeaderV2Size;
   if (header.version >= 3) {

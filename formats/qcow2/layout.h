@@ -95,6 +95,9 @@ struct Header {
 // that its first cluster can be read. Checks magic, version and cluster_bits.
 Result<std::uint64_t> probe_cluster_size(std::span<const std::byte> head);
 
+// Whether a table that lies beyond the end of the file is refused, or left for the checker to count.
+enum class TableBounds : bool { kInFile, kAnywhere };
+
 // Parses and validates a header. `first_cluster` is the first cluster, or the whole file when that
 // is shorter; `file_size` in bytes bounds every table. Unknown incompatible features are refused
 // with the names the image gives them; the dirty and corrupt bits are left for the caller to judge.

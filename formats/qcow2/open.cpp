@@ -107,13 +107,16 @@ Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
       context.flags.read_only ? Permissions::reader() : Permissions::writer();
   auto file = co_await context.open_child("file", rights);
   PLATTER_CO_TRY(file);
-  auto header = co_await read_header(**file);
+  // (What a file that was cut off has lost, the checker is to tell.)
+  const TableBounds bounds = context.flags.check ? TableBounds::kAnywhere : TableBounds::kInFile;
+  auto header = co_await read_header(**file, bounds);
   PLATTER_CO_TRY(header);
   const Geometry geometry = geometry_of(*header);
   auto options = take_runtime_options(context.options, geometry, header->l1_size);
   PLATTER_CO_TRY(options);
   auto driver = std::make_unique<Qcow2Driver>(geometry, *options);
   driver->core_.file = std::move(*file);
+  driver->bounds_ = bounds;
   auto started = co_await driver->start(context, std::move(*header));
   PLATTER_CO_TRY(started);
   std::unique_ptr<Driver> result = std::move(driver);
@@ -201,7 +204,7 @@ Task<Result<void>> Qcow2Driver::load_tables() {
   auto tables = co_await tables_.open(
       {.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
   PLATTER_CO_TRY(tables);
-  auto snapshots = co_await snapshots_.open();
+  auto snapshots = co_await snapshots_.open(bounds_);
   PLATTER_CO_TRY(snapshots);
   if (core_.writable) {
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);

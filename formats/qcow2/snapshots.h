@@ -34,7 +34,7 @@ class Snapshots final : public SnapshotAbility {
  public:
   explicit Snapshots(Qcow2Driver& driver) : driver_(driver) {}
 
-  Task<Result<void>> open();
+  Task<Result<void>> open(TableBounds bounds);
 
   std::vector<SnapshotInfo> list() const override;
   Task<Result<void>> create(std::string name, std::uint64_t date_seconds,

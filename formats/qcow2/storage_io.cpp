@@ -21,7 +21,7 @@ Task<Result<void>> read_padded(BlockNode& file, std::uint64_t offset, std::span<
   co_return Result<void>{};
 }
 
-Task<Result<Header>> read_header(BlockNode& file) {
+Task<Result<Header>> read_header(BlockNode& file, TableBounds bounds) {
   constexpr std::uint64_t kUsual = 65536;
   const std::uint64_t size = file.size();
   Buffer head(std::min(size, kUsual));
@@ -38,7 +38,8 @@ Task<Result<Header>> read_header(BlockNode& file) {
     auto read = co_await file.read(0, iov);
     if (!read) co_return forward_error(read, "could not read the qcow2 header");
   }
-  co_return parse_header(head.span(), size);
+  // (Above kMaxHostOffset nothing can lie in any file.)
+  co_return parse_header(head.span(), bounds == TableBounds::kInFile ? size : kMaxHostOffset);
 }
 
 Task<Result<std::vector<std::uint64_t>>> read_table(BlockNode& file, std::string_view name,
@@ -52,7 +53,7 @@ Task<Result<std::vector<std::uint64_t>>> read_table(BlockNode& file, std::string
 }
 
 Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header,
-                                                 bool keep_unknown) {
+                                                 bool keep_unknown, TableBounds bounds) {
   constexpr std::size_t kWindow = std::size_t{1} << 20;
   static_assert(kWindow > kMaxSnapshotEntryBytes);
   SnapshotTable table;
@@ -61,7 +62,9 @@ Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& h
   while (!parser.done()) {
     const std::uint64_t offset = header.snapshots_offset + parser.table_bytes();
     const std::uint64_t size = file.size();
-    const std::uint64_t left = offset < size ? size - offset : 0;
+    const std::uint64_t left = bounds == TableBounds::kAnywhere ? kWindow + 1
+                               : offset < size                 ? size - offset
+                                                               : 0;
     const bool last = left <= kWindow;
     if (window.size() == 0) window = Buffer(kWindow);
     const std::span<std::byte> bytes = window.span().first(std::min<std::uint64_t>(left, kWindow));

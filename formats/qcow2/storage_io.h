@@ -26,7 +26,7 @@ namespace platter::qcow2 {
 Task<Result<void>> read_padded(BlockNode& file, std::uint64_t offset, std::span<std::byte> out);
 
 // Reads and validates the header.
-Task<Result<Header>> read_header(BlockNode& file);
+Task<Result<Header>> read_header(BlockNode& file, TableBounds bounds = TableBounds::kInFile);
 
 // A table of 64-bit entries in host byte order. The caller has bounded `entries`.
 Task<Result<std::vector<std::uint64_t>>> read_table(BlockNode& file, std::string_view name,
@@ -37,7 +37,9 @@ struct SnapshotTable {
   std::uint64_t bytes = 0;  // that the table takes in the file
 };
 // `keep_unknown`: with the extra data that we do not know, for who may write the table again.
-Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header, bool keep_unknown);
+// `bounds`: with kAnywhere, what the file does not hold of the table reads as zeroes.
+Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header, bool keep_unknown,
+                                                TableBounds bounds = TableBounds::kInFile);
 
 // The bitmap directory of an image whose header has the bitmaps extension.
 Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file, const Header& header);

@@ -17,6 +17,7 @@ import key_slot_cases  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 import stream_cases  # noqa: E402
+import truncation_cases  # noqa: E402
 
 os.environ["TZ"] = "UTC"
 os.environ["LC_ALL"] = "C.UTF-8"
@@ -31,6 +32,7 @@ try:
     stream_cases.run(run)
     key_slot_cases.run(run)
     encrypted_chain_cases.run(run)
+    truncation_cases.run(run)
     status = run.finish()
 finally:
     run.close()

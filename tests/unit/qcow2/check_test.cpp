@@ -322,6 +322,28 @@ TEST(Check, OneTableReferencedFromEverywhereIsReadOnce) {
   EXPECT_LE(checked.lines.size(), 100001U);
 }
 
+// What lies beyond the file is one error, whatever flag its entry has: the stored refcount agrees.
+TEST(Check, ReferencesBeyondTheFileAreCountedOnce) {
+  Image image = preallocated();
+  const std::uint64_t last = kData + 15 * 0x10000;
+  ASSERT_OK(run([&] { return image.node->resize({.size = last}); }));
+  const Checked checked = check(image);
+  ASSERT_OK(checked.result);
+  EXPECT_EQ(checked.result->corruptions, 1U) << checked.text();
+  EXPECT_EQ(checked.result->leaks, 0U);
+}
+
+TEST(Check, CutOffL1TableIsAnErrorAndNothingIsFreed) {
+  Image image = preallocated();
+  ASSERT_OK(run([&] { return image.node->resize({.size = kL1}); }));
+  Checked checked = check(image);
+  ASSERT_OK(checked.result);
+  EXPECT_EQ(checked.result->corruptions, 1U) << checked.text();
+  checked = check(image, true, true);
+  ASSERT_FALSE(checked.result);
+  EXPECT_THAT(checked.result.error().message(), HasSubstr("was cut off within its L1"));
+}
+
 TEST(RefcountMap, CountsBeyondItsCells) {
   RefcountMap map(10);
   bool overflow = false;
