@@ -59,7 +59,7 @@ Result<const DriverType*> protocol_of(const std::string& filename) {
 }  // namespace
 
 Task<Result<void>> create_image(std::string format, std::string filename, std::uint64_t size,
-                                Options options) {
+                                Options options, std::string data_filename) {
   const DriverType* type = find_driver(format);
   if (!type) co_return fail(EINVAL, "Unknown file format '{}'", format);
   if (!type->create)
@@ -81,7 +81,8 @@ Task<Result<void>> create_image(std::string format, std::string filename, std::u
   CreateRequest request{.filename = std::move(filename),
                         .size = size,
                         .options = std::move(options),
-                        .protocol_options = std::move(protocol_options)};
+                        .protocol_options = std::move(protocol_options),
+                        .data_filename = std::move(data_filename)};
   auto created = co_await type->create(std::move(request));
   co_return created;
 }

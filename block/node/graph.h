@@ -41,9 +41,9 @@ NodePtr find_node(std::string_view node_name);
 Task<Result<void>> reopen(BlockNode& node, OpenFlags flags);
 
 // Makes an image of `format` with the text of -o ("a=b,c=d") and a size. Validates all options
-// before anything on disk changes.
+// before anything on disk changes. `data_filename`: as in CreateRequest.
 Task<Result<void>> create_image(std::string format, std::string filename, std::uint64_t size,
-                                Options options);
+                                Options options, std::string data_filename = {});
 
 // Makes (or empties) the file below a format by the protocol's own create: what a format's create
 // calls first. The options are the protocol's.

@@ -17,11 +17,10 @@ NewFile::NewFile(const std::string& filename) {
   if (lstat(path.c_str(), &about) != 0 && errno == ENOENT) path_ = std::move(path);
 }
 
-void NewFile::remove() const {
+bool NewFile::remove() const {
   struct stat about {};
-  if (!path_.empty() && lstat(path_.c_str(), &about) == 0 && S_ISREG(about.st_mode)) {
-    unlink(path_.c_str());
-  }
+  return !path_.empty() && lstat(path_.c_str(), &about) == 0 && S_ISREG(about.st_mode) &&
+         unlink(path_.c_str()) == 0;
 }
 
 }  // namespace platter

@@ -12,8 +12,8 @@ class NewFile {
   // Before `filename` (as a node's name) is made: looks whether it is there already. A device, a
   // link, another machine's image, or what existed before is never removed.
   explicit NewFile(const std::string& filename);
-  // When what has been made by now cannot be finished.
-  void remove() const;
+  // When what has been made by now cannot be finished. False: there is nothing that may go.
+  bool remove() const;
 
  private:
   std::string path_;  // empty: nothing to remove

@@ -59,6 +59,8 @@ struct CreateRequest {
   // Those that only the ground-floor driver of `filename` knows (and `nocow`, say, is one): a format
   // hands them to create_protocol().
   Options protocol_options = {};
+  // Where the external data file is made, if not by the name that the image keeps of it.
+  std::string data_filename = {};
 };
 
 // What an image of this format would need for `size` bytes or to hold what `source` holds.

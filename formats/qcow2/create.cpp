@@ -202,8 +202,10 @@ Task<Result<void>> create(CreateRequest request) {
     co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once",
                    *data_file);
   }
-  const NewFile new_data_file(*data_file);
-  auto created = co_await create_data_file(*data_file, *plan);
+  const std::string data_filename =
+      request.data_filename.empty() ? *data_file : std::move(request.data_filename);
+  const NewFile new_data_file(data_filename);
+  auto created = co_await create_data_file(data_filename, *plan);
   PLATTER_CO_TRY(created);
   created = co_await create_at(std::move(request.filename), std::move(*plan));
   if (!created) new_data_file.remove();

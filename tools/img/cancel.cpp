@@ -1,5 +1,8 @@
 #include "tools/img/cancel.h"
 
+#include <limits.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdio>
 
@@ -8,16 +11,32 @@ namespace {
 
 std::atomic<bool> wanted{false};
 std::atomic<int> received{0};
+std::atomic<bool> at_once{false};
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
+// Where a signal handler finds the names.
+struct Leftover {
+  std::atomic<bool> there{false};
+  char path[PATH_MAX] = {};
+};
+Leftover leftovers[2];
+
 void want_end(int signal) {
-  received.store(signal);
-  wanted.store(true);
+  if (!at_once.load() && !wanted.exchange(true)) {
+    received.store(signal);
+    return;
+  }
+  for (const Leftover& one : leftovers) {
+    if (one.there.load()) unlink(one.path);
+  }
+  ::signal(signal, SIG_DFL);
+  ::raise(signal);
 }
 
 }  // namespace
 
-Cancellation::Cancellation() {
+Cancellation::Cancellation(Wish wish) {
+  at_once.store(wish == kAtOnce);
   wanted.store(false);
   received.store(0);
   for (std::size_t i = 0; i < std::size(kSignals); ++i) {
@@ -25,8 +44,7 @@ Cancellation::Cancellation() {
     if (before_[i].sa_handler == SIG_IGN) continue;
     struct sigaction action {};
     action.sa_handler = want_end;
-    // (The default action is back for the next one.)
-    action.sa_flags = static_cast<int>(SA_RESTART | SA_RESETHAND);
+    action.sa_flags = SA_RESTART;
     sigaction(kSignals[i], &action, nullptr);
   }
 }
@@ -50,6 +68,22 @@ void Cancellation::die_if(int status) {
   std::fflush(stdout);
   ::signal(signal, SIG_DFL);
   ::raise(signal);
+}
+
+void Cancellation::remove_if_killed(const std::string& path) {
+  for (Leftover& one : leftovers) {
+    if (one.there.load() || path.size() >= sizeof(one.path)) continue;
+    path.copy(one.path, path.size());
+    one.path[path.size()] = '\0';
+    one.there.store(true);
+    return;
+  }
+}
+
+void Cancellation::forget(const std::string& path) {
+  for (Leftover& one : leftovers) {
+    if (one.there.load() && path == one.path) one.there.store(false);
+  }
 }
 
 }  // namespace platter::img

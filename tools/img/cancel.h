@@ -16,6 +16,7 @@
 
 #include <atomic>
 #include <iterator>
+#include <string>
 
 #include "block/base/error.h"
 
@@ -23,7 +24,8 @@ namespace platter::img {
 
 class Cancellation {
  public:
-  Cancellation();
+  enum Wish { kStop, kAtOnce };
+  explicit Cancellation(Wish wish = kStop);
   ~Cancellation();
   Cancellation(const Cancellation&) = delete;
   Cancellation& operator=(const Cancellation&) = delete;
@@ -36,6 +38,10 @@ class Cancellation {
   // Ends the process by the signal if `status` says so: whoever waits for the process sees what a
   // program shows that died of it.
   static void die_if(int status);
+
+  // A file to be removed when a signal kills; a few at a time.
+  static void remove_if_killed(const std::string& path);
+  static void forget(const std::string& path);
 
  private:
   static constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP};

@@ -7,10 +7,9 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
-#include "block/node/new_file.h"
 #include "tools/img/cancel.h"
 #include "tools/img/convert.h"
-#include "tools/img/half_made.h"
+#include "tools/img/new_image.h"
 #include "tools/img/progress.h"
 
 namespace platter::img {
@@ -21,7 +20,9 @@ constexpr std::uint64_t kSector = 512;
 class Conversion {
  public:
   explicit Conversion(const ConvertArguments& arguments)
-      : arguments_(arguments), progress_(arguments.common.progress && !arguments.common.quiet) {}
+      : arguments_(arguments),
+        image_(arguments.target),
+        progress_(arguments.common.progress && !arguments.common.quiet) {}
 
   Task<Result<void>> run() {
     progress_.start();
@@ -50,25 +51,15 @@ class Conversion {
   // Closes everything; tells the first error, unless there was one before.
   Task<Result<void>> close(Result<void> before) {
     Result<void> result = std::move(before);
-    const bool cancelled = Cancellation::ended(result);
-    std::vector<std::string> files;
     if (target_) {
-      if (cancelled) files = files_of(*target_);
       const Result<void> closed = co_await target_.detach();
       if (result && !closed) result = closed;
-      if (cancelled) {
-        result = fail(ECANCELED, "convert cancelled: {}",
-                      end_half_made(arguments_.target, files, !arguments_.no_create));
-      }
     }
     for (Edge& source : sources_) {
       const Result<void> closed = co_await source.detach();
       if (result && !closed) result = closed;
     }
-    if (!result) {
-      for (const NewFile& file : new_files_) file.remove();
-    }
-    co_return result;
+    co_return image_.finish(std::move(result), "convert");
   }
 
  private:
@@ -87,7 +78,7 @@ class Conversion {
   std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
   std::uint64_t total_ = 0;
   Edge target_;
-  std::vector<NewFile> new_files_;  // made for the target
+  NewImage image_;
   Progress progress_;
   Options key_secrets_;  // of the target
   std::optional<std::string> backing_;  // the target's, as given
@@ -269,24 +260,18 @@ Task<Result<void>> Conversion::create_target(Options options) {
   const Result<std::optional<std::uint64_t>> wanted = options.take_size("size");
   PLATTER_CO_TRY(wanted);
   const std::uint64_t size = std::max(wanted->value_or(total_), total_);
-  std::vector<NewFile> new_files{NewFile(arguments_.target)};
-  if (const std::string* name = options.peek("data_file")) new_files.emplace_back(*name);
-  const Result<void> created =
-      co_await create_image(format, arguments_.target, size, std::move(options));
-  if (!created) {
-    co_return forward_error(created, "{}: error while converting {}", arguments_.target, format);
-  }
-  new_files_ = std::move(new_files);
-  co_return {};
+  const Result<void> created = co_await image_.create(format, size, std::move(options));
+  if (created) co_return {};
+  co_return forward_error(created, "{}: error while converting {}", arguments_.target, format);
 }
 
 Task<Result<void>> Conversion::open_target() {
   OpenSpec spec;
-  spec.filename = arguments_.target;
+  spec.more = key_secrets_;
+  image_.locate(spec);
   spec.image_opts = arguments_.target_image_opts;
   if (!arguments_.target_image_opts) spec.format = arguments_.target_format.value_or("raw");
   spec.cache = arguments_.common.cache;
-  spec.more = key_secrets_;
   spec.flags.read_only = false;
   spec.flags.discard_unmap = arguments_.sparse.value_or(CopyOptions::kDefaultSparse) != 0;
   Result<Edge> target = co_await open_image(std::move(spec));

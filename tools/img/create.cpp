@@ -4,8 +4,10 @@
 #include <cerrno>
 #include <iterator>
 
+#include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
+#include "tools/img/new_image.h"
 
 namespace platter::img {
 namespace {
@@ -136,8 +138,9 @@ Task<Result<void>> create(CreateArguments arguments) {
   const Result<std::optional<std::uint64_t>> size = options.take_size("size");
   PLATTER_CO_TRY(size);
   const bool has_cluster_size = known->find("cluster_size") != nullptr;
-  Result<void> created =
-      co_await create_image(arguments.format, arguments.filename, **size, std::move(options));
+  NewImage image(arguments.filename);
+  Result<void> created = co_await image.create(arguments.format, **size, std::move(options));
+  created = image.finish(std::move(created), "create");
   if (!created && created.error().code() == EFBIG) {
     co_return fail(EFBIG, "The image size is too large for file format '{}'{}", arguments.format,
                    has_cluster_size ? " (try using a larger cluster size)" : "");
@@ -203,6 +206,7 @@ int run_create(int argc, char** argv) {
                                 rest.empty() ? std::nullopt : std::optional(rest[0]));
   }
   create.filename = rest[0];
+  const Cancellation cancellation(Cancellation::kAtOnce);
   return finish_output(run_to_end([&] { return create_and_report(create); }));
 }
 

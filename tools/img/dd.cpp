@@ -6,7 +6,7 @@
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
-#include "tools/img/half_made.h"
+#include "tools/img/new_image.h"
 
 namespace platter::img {
 namespace {
@@ -44,31 +44,37 @@ Part part_of(std::uint64_t size, const DdArguments& arguments) {
   return part;
 }
 
-Task<Result<void>> write_out(BlockNode& input, const DdArguments& arguments) {
-  const Part part = part_of(input.size(), arguments);
-  Result<void> created =
-      co_await create_image(arguments.output_format, *arguments.output, part.length, Options());
-  if (!created) {
-    co_return forward_error(created, "{}: error while creating output image", *arguments.output);
-  }
-  OpenSpec spec;
-  spec.filename = *arguments.output;
-  spec.format = arguments.output_format;
-  spec.flags.read_only = false;
-  Result<Edge> output = co_await open_image(std::move(spec));
-  PLATTER_CO_TRY(output);
+Task<Result<void>> write_part(BlockNode& input, Part part, BlockNode& output) {
   const CopySource source{.node = &input, .length = part.length, .offset = part.offset};
   CopyOptions options;
   options.target_is_zero = true;
   options.cancelled = Cancellation::flag();
-  Result<void> result = co_await copy(std::span(&source, 1), **output, options);
-  const std::vector<std::string> files = files_of(**output);
-  const Result<void> closed = co_await output->detach();
-  if (Cancellation::ended(result)) {
-    co_return fail(ECANCELED, "dd cancelled: {}", end_half_made(*arguments.output, files, true));
+  co_return co_await copy(std::span(&source, 1), output, options);
+}
+
+Task<Result<void>> write_into(BlockNode& input, const DdArguments& arguments, NewImage& image) {
+  const Part part = part_of(input.size(), arguments);
+  Result<void> created =
+      co_await image.create(arguments.output_format, part.length, Options());
+  if (!created) {
+    co_return forward_error(created, "{}: error while creating output image", *arguments.output);
   }
+  OpenSpec spec;
+  image.locate(spec);
+  spec.format = arguments.output_format;
+  spec.flags.read_only = false;
+  Result<Edge> output = co_await open_image(std::move(spec));
+  PLATTER_CO_TRY(output);
+  Result<void> result = co_await write_part(input, part, **output);
+  const Result<void> closed = co_await output->detach();
   if (result && !closed) result = closed;
   co_return result;
+}
+
+Task<Result<void>> write_out(BlockNode& input, const DdArguments& arguments) {
+  NewImage image(*arguments.output);
+  Result<void> written = co_await write_into(input, arguments, image);
+  co_return image.finish(std::move(written), "dd");
 }
 
 Task<int> dd(DdArguments arguments) {

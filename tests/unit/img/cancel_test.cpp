@@ -6,6 +6,8 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <string>
 
 #include "block/adapters/memory.h"
@@ -20,6 +22,7 @@ using namespace qcow2::testing;  // NOLINT: helpers of these tests
 
 constexpr std::uint64_t kSize = 16 << 20;
 constexpr int kInterrupted = 128 + SIGINT;
+using namespace std::string_literals;  // NOLINT
 
 // "signalling": hands everything on, and sends SIGINT when it is asked for the `after`-th byte.
 class Signalling : public Driver {
@@ -193,6 +196,29 @@ TEST_F(CancelTest, ConvertRemovesTheTargetItHasMade) {
   }
 }
 
+TEST_F(CancelTest, ConvertAndDdLeaveTheOldTarget) {
+  std::string dir = (std::filesystem::temp_directory_path() / "platter-cancel-XXXXXX").string();
+  ASSERT_NE(mkdtemp(dir.data()), nullptr);
+  const std::string target = dir + "/old";
+  std::ofstream(target) << "old contents";
+  const std::string source = json_of("cancel-base", 4 << 20);
+  for (const auto& words : {std::vector{"convert"s, source, target},
+                            std::vector{"dd"s, "if=" + source, "of=" + target}}) {
+    ::testing::internal::CaptureStderr();
+    EXPECT_EQ(call(words[0] == "dd" ? run_dd : run_convert, words), kInterrupted);
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find(words[0] + " cancelled: '" + target + "' is as it was\n"),
+              std::string::npos)
+        << said;
+    std::stringstream contents;
+    contents << std::ifstream(target).rdbuf();
+    EXPECT_EQ(contents.str(), "old contents");
+    const std::filesystem::directory_iterator all(dir);
+    EXPECT_EQ(std::distance(begin(all), end(all)), 1);
+  }
+  std::filesystem::remove_all(dir);
+}
+
 TEST_F(CancelTest, ConvertIntoAnImageThatExistsSaysThatItIsIncomplete) {
   const MemoryImage target("cancel-target", kSize, "lazy_refcounts=on");
   ::testing::internal::CaptureStderr();
@@ -223,6 +249,33 @@ TEST_F(CancelTest, DdRemovesWhatItHasMade) {
   EXPECT_NE(said.find("dd cancelled: "), std::string::npos) << said;
   EXPECT_FALSE(std::filesystem::exists(target));
   std::filesystem::remove(target);
+}
+
+// What a verb that dies of the signal, or a second signal, leaves of a file nobody would know of.
+TEST(Cancellation, WhoIsKilledLeavesNoFile) {
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("platter-killed-" + std::to_string(getpid()));
+  const auto killed = [&](Cancellation::Wish wish, int signals) {
+    const Cancellation cancellation(wish);
+    Cancellation::remove_if_killed(path);
+    for (; signals != 0; --signals) std::raise(SIGTERM);
+  };
+  for (const auto& [wish, signals] :
+       {std::pair{Cancellation::kAtOnce, 1}, {Cancellation::kStop, 2}}) {
+    std::ofstream(path) << "half";
+    EXPECT_EXIT(killed(wish, signals), ::testing::KilledBySignal(SIGTERM), "");
+    EXPECT_FALSE(std::filesystem::exists(path));
+  }
+  std::ofstream(path) << "whole";
+  Cancellation::remove_if_killed(path);
+  Cancellation::forget(path);
+  EXPECT_EXIT(
+      {
+        const Cancellation cancellation(Cancellation::kAtOnce);
+        std::raise(SIGTERM);
+      },
+      ::testing::KilledBySignal(SIGTERM), "");
+  EXPECT_TRUE(std::filesystem::remove(path));
 }
 
 TEST(Cancellation, LeavesIgnoredSignalsIgnored) {

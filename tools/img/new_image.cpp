@@ -1,0 +1,83 @@
+#include "tools/img/new_image.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <iterator>
+
+#include "tools/img/cancel.h"
+
+namespace platter::img {
+namespace {
+
+void replace_all(std::string& text, const std::string& what, const std::string& by) {
+  for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size()) {
+    text.replace(at, what.size(), by);
+  }
+}
+
+}  // namespace
+
+Task<Result<void>> NewImage::create(std::string format, std::uint64_t size, Options options) {
+  if (const std::string* backing = options.peek("backing_file")) backing_ = *backing;
+  if (const std::string* data = options.peek("data_file")) {
+    if (same_file(*data, file_.name())) {
+      co_return fail(EINVAL, "'{}' cannot be the image and its external data file at once", *data);
+    }
+    data_file_.emplace(*data);
+    const Result<void> started = data_file_->start();
+    PLATTER_CO_TRY(started);
+  }
+  const Result<void> started = file_.start();
+  PLATTER_CO_TRY(started);
+  std::string data_filename;
+  if (data_file_) data_filename = data_file_->path();
+  auto created = co_await create_image(std::move(format), file_.path(), size, std::move(options),
+                                       std::move(data_filename));
+  co_return created;
+}
+
+void NewImage::locate(OpenSpec& spec) const {
+  spec.filename = file_.path();
+  if (data_file_ && data_file_->aside()) {
+    spec.more.set("data-file.filename", data_file_->path());
+  }
+  if (!file_.aside() || backing_.empty()) return;
+  // Relative names are meant from where the image will be.
+  const Result<std::string> full = resolve_backing(file_.name(), backing_);
+  const Result<std::string> elsewhere = resolve_backing("/", backing_);
+  if (full && elsewhere && *elsewhere != backing_) spec.more.set("backing.filename", *full);
+}
+
+Result<void> NewImage::publish() {
+  if (data_file_) {
+    Result<void> published = data_file_->publish();
+    PLATTER_TRY(published);
+  }
+  return file_.publish();
+}
+
+Result<void> NewImage::finish(Result<void> outcome, std::string_view verb) {
+  if (outcome) outcome = publish();
+  if (outcome) return outcome;
+  std::string text = outcome.error().message();
+  const bool kept = file_.aside();
+  for (const Replacement* one : {&file_, data_file_ ? &*data_file_ : &file_}) {
+    if (one->aside()) replace_all(text, one->path(), one->name());
+  }
+  if (data_file_) data_file_->remove();
+  const bool gone = file_.remove();
+  const int code = outcome.error().code();
+  if (Cancellation::ended(outcome)) {
+    text = kept   ? fmt::format("{} cancelled: '{}' is as it was", verb, file_.name())
+           : gone ? fmt::format("{} cancelled: the incomplete '{}' has been removed", verb,
+                                file_.name())
+                  : fmt::format("{} cancelled: '{}' is incomplete", verb, file_.name());
+  } else if (kept && (code == ENOSPC || code == EDQUOT)) {
+    fmt::format_to(std::back_inserter(text),
+                   " ('{}' is as it was; removing it first would give its space)", file_.name());
+  }
+  return std::unexpected(Error(code, std::move(text)));
+}
+
+}  // namespace platter::img
