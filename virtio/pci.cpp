@@ -10,10 +10,10 @@ namespace platter::virtio {
 namespace {
 
 // Offsets in a type 0 header (PCI 3.0, 6.1), in bytes.
-constexpr unsigned kVendor = 0x00;
+constexpr unsigned kPciVendor = 0x00;
 constexpr unsigned kDevice = 0x02;
 constexpr unsigned kCommand = 0x04;
-constexpr unsigned kStatus = 0x06;
+constexpr unsigned kPciStatus = 0x06;
 constexpr unsigned kRevision = 0x08;
 constexpr unsigned kClassCode = 0x09;
 constexpr unsigned kBar0 = 0x10;
@@ -31,7 +31,7 @@ constexpr std::uint16_t kStatusCapabilities = 0x0010;
 
 PciFunction::PciFunction(const Identity& identity) : identity_(identity) {
   std::byte* c = config_.data();
-  store_le(c + kVendor, identity.vendor);
+  store_le(c + kPciVendor, identity.vendor);
   store_le(c + kDevice, identity.device);
   c[kRevision] = std::byte{identity.revision};
   store_le(c + kClassCode, static_cast<std::uint16_t>(identity.class_code));
@@ -63,7 +63,7 @@ unsigned PciFunction::add_capability(std::uint8_t id, std::span<const std::byte>
   std::ranges::copy(body, config_.begin() + at + 2);
   config_[last_link_] = static_cast<std::byte>(at);
   last_link_ = at + 1;
-  store_le(config_.data() + kStatus, kStatusCapabilities);
+  store_le(config_.data() + kPciStatus, kStatusCapabilities);
   return at;
 }
 

@@ -33,15 +33,15 @@ constexpr std::uint64_t kDriverFeature = 12;
 constexpr std::uint64_t kConfigVector = 16;
 constexpr std::uint64_t kNumQueues = 18;
 constexpr std::uint64_t kDeviceStatus = 20;
-constexpr std::uint64_t kConfigGeneration = 21;
+constexpr std::uint64_t kCommonConfigGeneration = 21;
 constexpr std::uint64_t kQueueSelect = 22;
 constexpr std::uint64_t kQueueSize = 24;
 constexpr std::uint64_t kQueueVector = 26;
 constexpr std::uint64_t kQueueEnable = 28;
 constexpr std::uint64_t kQueueNotifyOff = 30;
-constexpr std::uint64_t kQueueDesc = 32;
-constexpr std::uint64_t kQueueDriver = 40;
-constexpr std::uint64_t kQueueDevice = 48;
+constexpr std::uint64_t kCommonQueueDesc = 32;
+constexpr std::uint64_t kCommonQueueDriver = 40;
+constexpr std::uint64_t kCommonQueueDevice = 48;
 
 constexpr unsigned kStatusRegister = 0x06;
 constexpr std::byte kStatusInterrupt{0x08};
@@ -197,7 +197,7 @@ std::uint32_t PciTransport::read_common(std::uint64_t offset) {
       return device_.queue_count();
     case kDeviceStatus:
       return device_.status();
-    case kConfigGeneration:
+    case kCommonConfigGeneration:
       return device_.config_generation() & 0xff;
     case kQueueSelect:
       return s.queue;
@@ -211,15 +211,15 @@ std::uint32_t PciTransport::read_common(std::uint64_t offset) {
       return device_.queue_enabled(s.queue) ? 1 : 0;
     case kQueueNotifyOff:
       return s.queue < device_.queue_count() ? s.queue : 0u;
-    case kQueueDesc:
-    case kQueueDesc + 4:
-      return address(RingPart::kDescriptors, kQueueDesc);
-    case kQueueDriver:
-    case kQueueDriver + 4:
-      return address(RingPart::kDriver, kQueueDriver);
-    case kQueueDevice:
-    case kQueueDevice + 4:
-      return address(RingPart::kDevice, kQueueDevice);
+    case kCommonQueueDesc:
+    case kCommonQueueDesc + 4:
+      return address(RingPart::kDescriptors, kCommonQueueDesc);
+    case kCommonQueueDriver:
+    case kCommonQueueDriver + 4:
+      return address(RingPart::kDriver, kCommonQueueDriver);
+    case kCommonQueueDevice:
+    case kCommonQueueDevice + 4:
+      return address(RingPart::kDevice, kCommonQueueDevice);
     default:
       return 0;
   }
@@ -259,16 +259,16 @@ void PciTransport::write_common(std::uint64_t offset, std::uint32_t value) {
       // A driver never disables a queue but by reset (4.1.4.3.2).
       if (low16 == 1) device_.enable_queue(s.queue);
       return;
-    case kQueueDesc:
-    case kQueueDesc + 4:
-      return device_.set_queue_address(s.queue, RingPart::kDescriptors, offset != kQueueDesc,
+    case kCommonQueueDesc:
+    case kCommonQueueDesc + 4:
+      return device_.set_queue_address(s.queue, RingPart::kDescriptors, offset != kCommonQueueDesc,
                                        value);
-    case kQueueDriver:
-    case kQueueDriver + 4:
-      return device_.set_queue_address(s.queue, RingPart::kDriver, offset != kQueueDriver, value);
-    case kQueueDevice:
-    case kQueueDevice + 4:
-      return device_.set_queue_address(s.queue, RingPart::kDevice, offset != kQueueDevice, value);
+    case kCommonQueueDriver:
+    case kCommonQueueDriver + 4:
+      return device_.set_queue_address(s.queue, RingPart::kDriver, offset != kCommonQueueDriver, value);
+    case kCommonQueueDevice:
+    case kCommonQueueDevice + 4:
+      return device_.set_queue_address(s.queue, RingPart::kDevice, offset != kCommonQueueDevice, value);
     default:
       return;
   }

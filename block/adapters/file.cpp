@@ -10,7 +10,7 @@
 namespace platter {
 namespace {
 
-constexpr std::string_view kDriverName = "file";
+constexpr std::string_view kFileDriver = "file";
 
 Result<Locking> parse_locking(const std::string& text) {
   if (text == "on") return Locking::kOn;
@@ -63,7 +63,7 @@ Task<Result<std::unique_ptr<Driver>>> FileDriver::open(OpenContext& context) {
   Result<Settings> settings = take_options(context);
   PLATTER_CO_TRY(settings);
   const OpenMode mode{context.flags.read_only, context.flags.direct};
-  Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kRegular, kDriverName);
+  Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kRegular, kFileDriver);
   PLATTER_CO_TRY(fd);
   struct stat status {};
   if (::fstat(fd->get(), &status) != 0) {
@@ -140,7 +140,7 @@ void FileDriver::abort_reopen() { reopened_.reset(); }
 namespace {
 
 // The names and meanings are those of qemu-img.
-constexpr CreateOption kCreateOptions[] = {
+constexpr CreateOption kFileOptions[] = {
     {"extent_size_hint",
      CreateOption::Type::kSize,
      "Extent size hint for the image file, 0 to disable",
@@ -153,19 +153,19 @@ constexpr CreateOption kCreateOptions[] = {
     {"size", CreateOption::Type::kSize, "Virtual disk size", {}},
 };
 
-Task<Result<void>> create(CreateRequest request) {
+Task<Result<void>> create_file(CreateRequest request) {
   Result<FileCreation> creation = FileCreation::from(std::move(request));
   PLATTER_CO_TRY(creation);
   auto work = [&] { return creation->run(); };
   co_return co_await run_on(WorkerPool::blocking(), work);
 }
 
-const RegisterDriver registered{DriverType{
-    .name = kDriverName,
+const RegisterDriver registered_file{DriverType{
+    .name = kFileDriver,
     .protocol = true,
     .open = FileDriver::open,
-    .create_options = kCreateOptions,
-    .create = create,
+    .create_options = kFileOptions,
+    .create = create_file,
 }};
 
 }  // namespace

@@ -16,7 +16,7 @@
 namespace platter {
 namespace {
 
-constexpr std::string_view kDriverName = "host_device";
+constexpr std::string_view kDeviceDriver = "host_device";
 
 struct DeviceFacts {
   std::uint64_t size = 0;              // bytes
@@ -80,7 +80,7 @@ Task<Result<std::unique_ptr<Driver>>> HostDeviceDriver::open(OpenContext& contex
   Result<Settings> settings = take_options(context);
   PLATTER_CO_TRY(settings);
   const OpenMode mode{context.flags.read_only, context.flags.direct};
-  Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kBlockDevice, kDriverName);
+  Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kBlockDevice, kDeviceDriver);
   PLATTER_CO_TRY(fd);
   const Result<DeviceFacts> facts = ask_device(fd->get(), mode.read_only, settings->path);
   PLATTER_CO_TRY(facts);
@@ -162,7 +162,7 @@ Result<void> prepare_device(const CreateRequest& request) {
   constexpr std::uint64_t kWiped = 4096;
   const std::string path = std::string(local_path_of(request.filename));
   const Result<UniqueFd> fd = open_checked(path, {.read_only = false, .direct = false},
-                                           FileKind::kBlockDevice, kDriverName);
+                                           FileKind::kBlockDevice, kDeviceDriver);
   PLATTER_TRY(fd);
   const Result<DeviceFacts> facts = ask_device(fd->get(), false, path);
   PLATTER_TRY(facts);
@@ -182,17 +182,17 @@ Result<void> prepare_device(const CreateRequest& request) {
   return {};
 }
 
-Task<Result<void>> create(CreateRequest request) {
+Task<Result<void>> create_on_device(CreateRequest request) {
   auto work = [&] { return prepare_device(request); };
   co_return co_await run_on(WorkerPool::blocking(), work);
 }
 
-const RegisterDriver registered{DriverType{
-    .name = kDriverName,
+const RegisterDriver registered_device{DriverType{
+    .name = kDeviceDriver,
     .protocol = true,
     .prefixes = {"host_device:"},
     .open = HostDeviceDriver::open,
-    .create = create,
+    .create = create_on_device,
 }};
 
 }  // namespace

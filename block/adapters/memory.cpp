@@ -223,7 +223,7 @@ Task<Result<void>> create_memory(CreateRequest request) {
   co_return {};
 }
 
-constexpr CreateOption kCreateOptions[] = {
+constexpr CreateOption kMemoryOptions[] = {
     {.name = "preallocation",
      .type = CreateOption::Type::kString,
      .help = "Ignored",
@@ -235,11 +235,11 @@ DriverType memory_type() {
           .protocol = true,
           .prefixes = {kPrefix},
           .open = open_memory,
-          .create_options = kCreateOptions,
+          .create_options = kMemoryOptions,
           .create = create_memory};
 }
 
-const RegisterDriver registered{memory_type()};
+const RegisterDriver registered_memory{memory_type()};
 
 }  // namespace
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 
 namespace platter {
 
@@ -48,6 +49,13 @@ template <std::unsigned_integral T>
 void store_le(void* p, T value) {
   value = detail::swap_if(value, std::endian::little);
   std::memcpy(p, &value, sizeof value);
+}
+
+// The bytes as they are: whoever shows them decides what is printable.
+inline std::string text_of(std::span<const std::byte> bytes) {
+  std::string text(bytes.size(), '\0');
+  if (!bytes.empty()) std::memcpy(text.data(), bytes.data(), bytes.size());
+  return text;
 }
 
 // Reads fields front to back from bytes that may be too short or lie. Reading past the end gives

@@ -18,10 +18,10 @@ constexpr std::array<std::string_view, 9> kOtherAlgorithms{
     "des",         "3des",        "cast5-128",   "serpent-128", "serpent-192",
     "serpent-256", "twofish-128", "twofish-192", "twofish-256"};
 
-struct FreeContext {
+struct FreeCipher {
   void operator()(EVP_CIPHER_CTX* context) const { EVP_CIPHER_CTX_free(context); }
 };
-using Context = std::unique_ptr<EVP_CIPHER_CTX, FreeContext>;
+using Context = std::unique_ptr<EVP_CIPHER_CTX, FreeCipher>;
 
 unsigned char* raw(std::byte* bytes) { return reinterpret_cast<unsigned char*>(bytes); }
 const unsigned char* raw(const std::byte* bytes) {

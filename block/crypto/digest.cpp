@@ -14,7 +14,7 @@ namespace {
 constexpr std::array<std::string_view, 7> kNames{"md5",    "sha1",   "sha224",   "sha256",
                                                  "sha384", "sha512", "ripemd160"};
 
-struct FreeContext {
+struct FreeDigest {
   void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
 };
 
@@ -48,7 +48,7 @@ Result<Hash> Hash::named(std::string_view name) {
 
 Result<void> Hash::digest(std::span<const std::byte> first, std::span<const std::byte> second,
                           std::span<std::byte> out) const {
-  const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
+  const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
   std::array<unsigned char, EVP_MAX_MD_SIZE> full;
   unsigned length = 0;
   if (!context || out.size() > size_ ||

@@ -10,7 +10,7 @@ namespace platter {
 namespace {
 
 // Size classes 4 KiB, 8 KiB, ... 2 MiB; larger buffers come from the heap.
-constexpr unsigned kClasses = 10;
+constexpr unsigned kBufferClasses = 10;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 // A pool would hide a buffer's use after its end from the sanitizers.
 constexpr std::size_t kKeepBytesPerClass = 0;
@@ -56,7 +56,7 @@ struct FreeBuffer {
 class BufferPool {
  public:
   ~BufferPool() {
-    for (unsigned cls = 0; cls < kClasses; ++cls) {
+    for (unsigned cls = 0; cls < kBufferClasses; ++cls) {
       while (std::byte* const buffer = take(cls)) free_class(buffer, cls);
     }
     dead = true;
@@ -83,19 +83,19 @@ class BufferPool {
     FreeBuffer* head = nullptr;
     std::size_t count = 0;
   };
-  std::array<List, kClasses> lists_{};
+  std::array<List, kBufferClasses> lists_{};
 };
 
 thread_local bool BufferPool::dead = false;
-thread_local BufferPool pool;
+thread_local BufferPool buffer_pool;
 
 }  // namespace
 
 Buffer::Buffer(std::size_t size) : size_(size) {
   if (size == 0) return;
   const unsigned cls = class_of(size);
-  if (cls < kClasses) {
-    if (!BufferPool::dead) data_ = pool.take(cls);
+  if (cls < kBufferClasses) {
+    if (!BufferPool::dead) data_ = buffer_pool.take(cls);
     if (!data_) data_ = allocate_class(cls);
   } else {
     data_ = allocate_aligned(size);
@@ -111,9 +111,9 @@ Buffer Buffer::zeroed(std::size_t size) {
 void Buffer::release() noexcept {
   if (!data_) return;
   const unsigned cls = class_of(size_);
-  if (cls >= kClasses) {
+  if (cls >= kBufferClasses) {
     free_aligned(data_);
-  } else if (BufferPool::dead || !pool.give(data_, cls)) {
+  } else if (BufferPool::dead || !buffer_pool.give(data_, cls)) {
     free_class(data_, cls);
   }
   data_ = nullptr;

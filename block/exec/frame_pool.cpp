@@ -7,7 +7,7 @@ namespace platter {
 namespace {
 
 constexpr std::size_t kClassSize = 64;
-constexpr std::size_t kClasses = 64;  // frames up to 4 KiB
+constexpr std::size_t kFrameClasses = 64;  // frames up to 4 KiB
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 // A pool would hide a frame's use after its end from the sanitizers.
 constexpr unsigned kKeepPerClass = 0;
@@ -59,28 +59,28 @@ class FramePool {
     FreeFrame* head = nullptr;
     unsigned count = 0;
   };
-  std::array<List, kClasses> lists_{};
+  std::array<List, kFrameClasses> lists_{};
 };
 
 thread_local bool FramePool::dead = false;
-thread_local FramePool pool;
+thread_local FramePool frame_pool;
 
 }  // namespace
 
 void* allocate_frame(std::size_t size) {
   const std::size_t cls = (size - 1) / kClassSize;
-  if (cls >= kClasses) return ::operator new(size);
+  if (cls >= kFrameClasses) return ::operator new(size);
   if (FramePool::dead) return ::operator new((cls + 1) * kClassSize);
-  return pool.allocate(cls);
+  return frame_pool.allocate(cls);
 }
 
 void free_frame(void* frame, std::size_t size) noexcept {
   const std::size_t cls = (size - 1) / kClassSize;
-  if (cls >= kClasses || FramePool::dead) {
+  if (cls >= kFrameClasses || FramePool::dead) {
     ::operator delete(frame);
     return;
   }
-  pool.release(frame, cls);
+  frame_pool.release(frame, cls);
 }
 
 }  // namespace platter

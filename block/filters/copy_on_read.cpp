@@ -158,7 +158,7 @@ Task<Result<std::unique_ptr<Driver>>> open_copy_on_read(OpenContext& context) {
   co_return std::make_unique<CopyOnReadDriver>(std::move(*file), context.flags.read_only);
 }
 
-const RegisterDriver registered{
+const RegisterDriver registered_copy_on_read{
     DriverType{.name = "copy-on-read", .filter = true, .open = open_copy_on_read}};
 
 }  // namespace

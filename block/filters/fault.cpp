@@ -260,7 +260,7 @@ DriverType fault_type() {
   return {.name = "blkdebug", .filter = true, .prefixes = {kPrefix}, .open = open_fault};
 }
 
-const RegisterDriver registered{fault_type()};
+const RegisterDriver registered_fault{fault_type()};
 
 }  // namespace
 

@@ -11,7 +11,6 @@ namespace platter {
 namespace detail {
 namespace {
 
-constexpr std::uint64_t kSector = 512;
 // A buffer that stays in the processor's cache between the read, the search for zeroes and the
 // write.
 constexpr std::uint64_t kChunk = std::uint64_t{512} << 10;

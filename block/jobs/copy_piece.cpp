@@ -7,7 +7,6 @@
 namespace platter::detail {
 namespace {
 
-constexpr std::uint64_t kSector = 512;
 constexpr std::size_t kLookAt = 512;
 // So many pieces are not tried unseen after one that could not be.
 constexpr unsigned kPause = 64;

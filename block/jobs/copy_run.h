@@ -19,6 +19,8 @@
 
 namespace platter::detail {
 
+inline constexpr std::uint64_t kSector = 512;  // bytes
+
 // Data is copied unseen when this much or more of it can be judged by its first bytes, and those
 // are in memory. Where they are not, or the files do not take it, the next pieces are not tried.
 inline constexpr std::uint64_t kCopyLeastUnseen = std::uint64_t{32} << 10;

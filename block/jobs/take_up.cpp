@@ -7,8 +7,6 @@
 namespace platter::detail {
 namespace {
 
-constexpr std::size_t kSector = 512;
-
 // Reads a range of what may be shorter, or not there at all: zeroes follow its end.
 Task<Result<void>> read_padded(BlockNode* node, std::uint64_t offset, std::span<std::byte> bytes) {
   const std::uint64_t size = node == nullptr ? 0 : node->size();
@@ -84,7 +82,7 @@ Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
   PLATTER_CO_TRY(read_then);
   if (std::memcmp(now.data(), then.data(), now.size()) == 0) co_return {};
   const auto differs = [&](std::size_t at) {
-    const std::size_t n = std::min(kSector, now.size() - at);
+    const std::size_t n = std::min<std::size_t>(kSector, now.size() - at);
     return std::memcmp(&now[at], &then[at], n) != 0;
   };
   for (std::size_t at = 0; at < now.size();) {

@@ -149,6 +149,8 @@ class MappedDriver : public Driver {
   bool held() const { return held_.load(); }
 
  private:
+  static constexpr std::size_t kMaxRunning = 64;  // pieces of one request at once
+
   // A piece of a read, and who gives it.
   struct Piece {
     Mapping mapping;

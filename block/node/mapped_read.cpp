@@ -9,7 +9,6 @@ namespace platter {
 namespace {
 
 // Requests below that one request has running at a time.
-constexpr std::size_t kMaxRunning = 64;
 // Look-ups that one extent answer may merge.
 constexpr unsigned kMaxMerged = 1u << 16;
 

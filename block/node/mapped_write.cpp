@@ -5,12 +5,6 @@
 #include "block/node/mapped_driver.h"
 
 namespace platter {
-namespace {
-
-constexpr std::size_t kMaxRunning = 64;
-
-}  // namespace
-
 Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
   // The usual case, as for reads.
   InFlight::Ticket ticket(in_flight_);

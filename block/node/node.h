@@ -92,6 +92,9 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
  private:
   friend class Edge;
   friend struct GraphAccess;
+  // What is copied through a bounce buffer at a time.
+  static constexpr std::uint64_t kBounce = std::uint64_t{1} << 20;
+
   BlockNode(const DriverType& type, std::unique_ptr<Driver> driver, std::string node_name,
             std::string filename, OpenFlags flags);
 

@@ -7,8 +7,6 @@
 namespace platter {
 namespace {
 
-// What is copied through a bounce buffer at a time.
-constexpr std::uint64_t kBounce = std::uint64_t{1} << 20;
 // Unaligned requests up to this size are padded and read as one; above, only their edges are.
 constexpr std::uint64_t kPadWhole = 128 << 10;
 

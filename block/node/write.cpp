@@ -5,12 +5,6 @@
 #include "block/node/registry.h"
 
 namespace platter {
-namespace {
-
-constexpr std::uint64_t kBounce = std::uint64_t{1} << 20;
-
-}  // namespace
-
 Task<Result<void>> BlockNode::write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
   if (plain_writes_ && !flags.fua && takes_as_is(offset, iov) &&
       range_within(offset, iov.size(), driver_->size()) && !detail::nested_too_deep() &&

@@ -10,7 +10,7 @@ namespace {
 
 using Type = CreateOption::Type;
 
-constexpr CreateOption kOptions[] = {
+constexpr CreateOption kAmendOptions[] = {
     {"backing_file", Type::kString, "File name of a base image"},
     {"backing_fmt", Type::kString, "Image format of the base image"},
     {"compat", Type::kString, "Compatibility level (v2 [0.10] or v3 [1.1])"},
@@ -114,7 +114,7 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
 
 }  // namespace
 
-std::span<const CreateOption> amend_options() { return kOptions; }
+std::span<const CreateOption> amend_options() { return kAmendOptions; }
 
 Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
                                       std::function<void(std::uint64_t, std::uint64_t)> progress) {

@@ -1,6 +1,5 @@
 #include "formats/qcow2/bitmap_directory.h"
 
-#include <algorithm>
 #include <unordered_set>
 
 #include "block/base/bytes.h"
@@ -12,13 +11,6 @@ namespace {
 
 constexpr std::uint8_t kDirtyTracking = 1;
 constexpr std::size_t kFixedSize = 24;
-
-std::string to_text(std::span<const std::byte> bytes) {
-  std::string text(bytes.size(), '\0');
-  std::transform(bytes.begin(), bytes.end(), text.begin(),
-                 [](std::byte b) { return static_cast<char>(b); });
-  return text;
-}
 
 Result<void> validate(const BitmapEntry& entry, std::size_t index, const Header& header) {
   if (entry.table_size == 0 || entry.table_size > kMaxBitmapTableEntries) {
@@ -83,7 +75,7 @@ Result<std::vector<BitmapEntry>> parse_bitmap_directory(std::span<const std::byt
     const auto name_size = in.be<std::uint16_t>();
     const auto extra_size = in.be<std::uint32_t>();
     const auto extra = in.bytes(extra_size);
-    entry.name = to_text(in.bytes(name_size));
+    entry.name = text_of(in.bytes(name_size));
     in.skip(align_up(in.position() - start, 8) - (in.position() - start));
     if (!in.ok()) {
       return fail(EINVAL, "bitmap directory entry {} is longer than the directory of {} bytes",

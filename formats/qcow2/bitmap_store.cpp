@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint64_t kAllOnes = 1;
 constexpr std::uint64_t kReserved = 0xff00'0000'0000'01fe;
-constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
+constexpr std::uint64_t kStorePiece = std::uint64_t{1} << 20;
 
 Result<void> check_entry(const BitmapEntry& bitmap, std::size_t index, std::uint64_t entry,
                          const Geometry& g, std::uint64_t file_end) {
@@ -92,12 +92,12 @@ Task<Result<std::unique_ptr<DirtyBitmap>>> load_bitmap(BlockNode& file, const Ge
     }
     // Neighbours in one request.
     std::size_t count = 1;
-    while (i + count < table->size() && (count + 1) * cluster <= kPiece &&
+    while (i + count < table->size() && (count + 1) * cluster <= kStorePiece &&
            (*table)[i + count] == offset + count * cluster) {
       ++count;
     }
     const std::uint64_t length = std::min(count * cluster, bits->bytes() - first);
-    if (buffer.size() == 0) buffer = Buffer(std::max(kPiece, cluster));
+    if (buffer.size() == 0) buffer = Buffer(std::max(kStorePiece, cluster));
     const std::span<std::byte> bytes = buffer.span(0, length);
     auto read = co_await read_padded(file, offset, bytes);
     if (!read) co_return forward_error(read, "could not read bitmap '{}'", entry.name);
@@ -119,7 +119,7 @@ Task<Result<void>> store_bitmap(Core& core, HostClusters& clusters, const DirtyB
   }
   Buffer buffer;
   for (std::size_t at = 0; at < dirty.size();) {
-    const std::uint64_t most = std::max<std::uint64_t>(1, kPiece / cluster);
+    const std::uint64_t most = std::max<std::uint64_t>(1, kStorePiece / cluster);
     auto place = co_await clusters.reserve(std::min<std::uint64_t>(most, dirty.size() - at));
     PLATTER_CO_TRY(place);
     const std::uint64_t count = place->count();

@@ -7,7 +7,7 @@ namespace platter::qcow2 {
 namespace {
 
 // Entries that are looked at under one hold of the mutex.
-constexpr std::uint64_t kStep = 512;
+constexpr std::uint64_t kFlagStep = 512;
 
 }  // namespace
 
@@ -42,7 +42,7 @@ Task<Result<bool>> ClusterWriter::regain_table(std::uint64_t i, const RefcountMa
   const bool ours = l1_copied(before);
   if (table == 0 || g.in_cluster(table) != 0) co_return true;
   if (!ours && single.get(g.cluster_index(table)) == 0) co_return true;
-  const std::uint64_t step = std::min(kStep, tables_.slice_entries());
+  const std::uint64_t step = std::min(kFlagStep, tables_.slice_entries());
   std::uint64_t at = i * g.l2_coverage();
   for (const std::uint64_t end = at + g.l2_coverage(); at < end;) {
     auto pin = co_await tables_.cache().load(tables_.slice_of(at));

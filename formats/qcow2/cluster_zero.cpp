@@ -6,7 +6,7 @@ namespace platter::qcow2 {
 namespace {
 
 // Entries that are looked at under one hold of the mutex.
-constexpr std::uint64_t kStep = 512;
+constexpr std::uint64_t kZeroStep = 512;
 
 }  // namespace
 
@@ -120,7 +120,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     const std::uint64_t slice_end =
         align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
     const std::uint64_t step_end =
-        std::min({end, slice_end, g.cluster_start(offset) + (kStep << g.cluster_bits)});
+        std::min({end, slice_end, g.cluster_start(offset) + (kZeroStep << g.cluster_bits)});
     const std::uint64_t clusters = g.clusters_for(g.in_cluster(offset) + step_end - offset);
     // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
     // node shows through.

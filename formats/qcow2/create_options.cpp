@@ -13,7 +13,7 @@ namespace {
 
 using Type = CreateOption::Type;
 
-constexpr std::array<CreateOption, 21> kOptions{{
+constexpr std::array<CreateOption, 21> kCreateOptions{{
     {"backing_file", Type::kString, "File name of a base image"},
     {"backing_fmt", Type::kString, "Image format of the base image"},
     {"cluster_size", Type::kSize, "qcow2 cluster size", "65536"},
@@ -221,7 +221,7 @@ Result<void> lay_out(CreatePlan& plan) {
 
 }  // namespace
 
-std::span<const CreateOption> create_options() { return kOptions; }
+std::span<const CreateOption> create_options() { return kCreateOptions; }
 
 RefcountClusters refcount_clusters_for(const Geometry& geometry, std::uint64_t clusters) {
   RefcountClusters r;

@@ -13,13 +13,6 @@ namespace {
 constexpr std::size_t kMaxBackingFormat = 15;
 constexpr std::size_t kMaxDataFile = 1023;
 
-std::string to_text(std::span<const std::byte> bytes) {
-  std::string text(bytes.size(), '\0');
-  std::transform(bytes.begin(), bytes.end(), text.begin(),
-                 [](std::byte b) { return static_cast<char>(b); });
-  return text;
-}
-
 Result<BitmapsExtension> parse_bitmaps(std::span<const std::byte> data, std::uint64_t cluster_size) {
   Reader in(data);
   BitmapsExtension bitmaps;
@@ -83,7 +76,7 @@ Result<void> parse_one(Extensions& out, std::uint32_t type, std::span<const std:
         return fail(EINVAL, "ext_backing_format: len={} too large (>={})", data.size(),
                     kMaxBackingFormat + 1);
       }
-      out.backing_format = to_text(data);
+      out.backing_format = text_of(data);
       return {};
     case extension::kFeatureNames:
       out.feature_names = parse_feature_names(data);
@@ -109,7 +102,7 @@ Result<void> parse_one(Extensions& out, std::uint32_t type, std::span<const std:
         return fail(EINVAL, "External data file name too long: {} bytes, at most {}", data.size(),
                     kMaxDataFile);
       }
-      out.data_file = to_text(data);
+      out.data_file = text_of(data);
       return {};
     default:
       out.unknown.push_back({type, {data.begin(), data.end()}});

@@ -12,11 +12,11 @@ namespace {
 
 constexpr std::uint64_t kL1Piece = 64;  // entries: a sector
 constexpr std::uint64_t kL1ReadPiece = 128 << 10;  // entries: 1 MiB
-constexpr std::uint64_t kDefaultCacheBytes = std::uint64_t{32} << 20;
+constexpr std::uint64_t kDefaultL2Bytes = std::uint64_t{32} << 20;
 constexpr std::uint64_t kLargeSlice = 64 << 10;  // where the cache holds all tables anyway
 constexpr std::uint64_t kSmallSlice = 4 << 10;   // where look-ups miss: what one miss reads
 constexpr std::uint64_t kMaxSlices = std::uint64_t{4} << 20;
-constexpr std::uint64_t kMinSlices = 2;
+constexpr std::uint64_t kMinL2Slices = 2;
 
 }  // namespace
 
@@ -25,7 +25,7 @@ constexpr std::uint64_t kMinSlices = 2;
 void L2Tables::configure_slices(CacheSizes sizes) {
   const Geometry& g = core_.geometry;
   const std::uint64_t all = l1_.size() << g.cluster_bits;
-  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
+  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultL2Bytes;
   std::uint64_t slice = sizes.entry_bytes != 0 ? sizes.entry_bytes
                         : all <= bytes         ? kLargeSlice
                                                : kSmallSlice;
@@ -45,11 +45,11 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
   dirty_l1_.clear();
   configure_slices(sizes);
   const std::uint64_t slice_bytes = slice_entries_ << core_.geometry.l2_entry_bits();
-  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultCacheBytes;
+  const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultL2Bytes;
   const std::uint64_t count = l1_.size() * (core_.geometry.cluster_size() / slice_bytes);
   TableCache::Config config{.slice_bytes = slice_bytes,
                             .slice_count = count,
-                            .capacity = std::max(kMinSlices, std::min(count, bytes / slice_bytes)),
+                            .capacity = std::max(kMinL2Slices, std::min(count, bytes / slice_bytes)),
                             .load_event = FaultEvent::kL2Load};
   cache_.configure(
       config, *core_.file, [this](std::uint64_t slice) { return locate(slice); }, std::move(clean));

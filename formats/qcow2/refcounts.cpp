@@ -7,10 +7,10 @@
 namespace platter::qcow2 {
 namespace {
 
-constexpr std::uint64_t kPiece = 64;  // table entries: a sector
+constexpr std::uint64_t kTablePiece = 64;  // table entries: a sector
 constexpr std::uint64_t kSliceBytes = 4 << 10;
-constexpr std::uint64_t kDefaultCacheBytes = 1 << 20;
-constexpr std::uint64_t kMinSlices = 4;
+constexpr std::uint64_t kDefaultRefcountBytes = 1 << 20;
+constexpr std::uint64_t kMinRefcountSlices = 4;
 
 }  // namespace
 
@@ -32,10 +32,10 @@ Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes,
   const std::uint64_t slice = std::min(kSliceBytes, g.cluster_size());
   slice_bits_ =
       g.refblock_bits() - static_cast<unsigned>(std::countr_zero(g.cluster_size() / slice));
-  const std::uint64_t bytes = cache_bytes != 0 ? cache_bytes : kDefaultCacheBytes;
+  const std::uint64_t bytes = cache_bytes != 0 ? cache_bytes : kDefaultRefcountBytes;
   TableCache::Config config{.slice_bytes = slice,
                             .slice_count = entries * slices_per_block(),
-                            .capacity = std::max(kMinSlices, bytes / slice),
+                            .capacity = std::max(kMinRefcountSlices, bytes / slice),
                             .load_event = FaultEvent::kRefblockLoad};
   cache_.configure(
       config, *core_.file, [this](std::uint64_t index) { return locate(index); }, std::move(clean));
@@ -71,7 +71,7 @@ void Refcounts::mark_changed(TableCache::Slice& slice, std::uint64_t first, std:
 
 void Refcounts::add_block(std::uint64_t i, std::uint64_t host) {
   table_[i] = host;
-  dirty_.insert(i / kPiece);
+  dirty_.insert(i / kTablePiece);
 }
 
 Refcounts::Place Refcounts::move_table(std::uint64_t host, std::uint64_t entries) {
@@ -95,7 +95,7 @@ std::vector<Refcounts::TableWrite> Refcounts::take_dirty_table(bool& moved) {
     take(0, table_.size());
   } else {
     for (const std::uint64_t piece : dirty_) {
-      take(piece * kPiece, std::min<std::uint64_t>(kPiece, table_.size() - piece * kPiece));
+      take(piece * kTablePiece, std::min<std::uint64_t>(kTablePiece, table_.size() - piece * kTablePiece));
     }
   }
   moved_ = false;
@@ -108,7 +108,7 @@ void Refcounts::put_back_table(const std::vector<TableWrite>& writes, bool moved
   if (moved) return;
   for (const TableWrite& one : writes) {
     // After a move meanwhile the whole table is written anyway.
-    if (one.offset >= table_offset_) dirty_.insert((one.offset - table_offset_) / 8 / kPiece);
+    if (one.offset >= table_offset_) dirty_.insert((one.offset - table_offset_) / 8 / kTablePiece);
   }
 }
 

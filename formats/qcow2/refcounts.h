@@ -78,7 +78,7 @@ class Refcounts {
   std::vector<std::uint64_t> table_;
   std::uint64_t table_offset_ = 0;
   bool moved_ = false;
-  std::set<std::uint64_t> dirty_;  // pieces of kPiece entries
+  std::set<std::uint64_t> dirty_;  // pieces of kTablePiece entries
 };
 
 }  // namespace platter::qcow2

@@ -16,13 +16,6 @@ constexpr std::uint64_t kNoIcount = ~std::uint64_t{0};
 constexpr std::size_t kKnownExtra = 24;
 constexpr std::size_t kRequiredExtra = 16;
 
-std::string to_text(std::span<const std::byte> bytes) {
-  std::string text(bytes.size(), '\0');
-  std::transform(bytes.begin(), bytes.end(), text.begin(),
-                 [](std::byte b) { return static_cast<char>(b); });
-  return text;
-}
-
 void parse_extra(std::span<const std::byte> extra, std::uint32_t version, bool keep_unknown,
                  Snapshot& snapshot) {
   Reader in(extra);
@@ -59,8 +52,8 @@ Result<std::size_t> SnapshotTableParser::feed(std::span<const std::byte> bytes, 
                   index, extra_size, kMaxSnapshotExtraBytes);
     }
     const auto extra = in.bytes(extra_size);
-    s.id = to_text(in.bytes(id_size));
-    s.name = to_text(in.bytes(name_size));
+    s.id = text_of(in.bytes(id_size));
+    s.name = text_of(in.bytes(name_size));
     if (!in.ok()) {
       if (!last) return consumed;
       return fail(EINVAL,

@@ -24,7 +24,7 @@ class Sum : public ::testing::Environment {
   }
   static inline std::uint64_t states = 0;
 };
-const auto* const sum = ::testing::AddGlobalTestEnvironment(std::make_unique<Sum>().release());
+const auto* const environment = ::testing::AddGlobalTestEnvironment(std::make_unique<Sum>().release());
 
 // The random operation is another one with each seed; a short run has no time for several.
 unsigned seeds_of(const Operation& operation, std::uint64_t states) {

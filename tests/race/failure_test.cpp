@@ -12,7 +12,7 @@ namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-constexpr std::uint64_t kCluster = 4096;
+constexpr std::uint64_t kFailureCluster = 4096;
 
 struct Operation {
   const char* name;
@@ -24,49 +24,49 @@ struct Operation {
 };
 
 Task<Result<void>> nothing(BlockNode& node) {
-  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  auto filled = co_await fill(node, 0, 16 * kFailureCluster, 1);
   co_return filled;
 }
 Task<Result<void>> plain_write(BlockNode& node) {
-  auto written = co_await fill(node, 100 * kCluster, 3 * kCluster, 5);
+  auto written = co_await fill(node, 100 * kFailureCluster, 3 * kFailureCluster, 5);
   PLATTER_CO_TRY(written);
   auto flushed = co_await node.flush();
   co_return flushed;
 }
 Task<Result<void>> first_write_of_a_table(BlockNode& node) {
-  auto written = co_await fill(node, 512 * kCluster + 100, 3000, 5);
+  auto written = co_await fill(node, 512 * kFailureCluster + 100, 3000, 5);
   PLATTER_CO_TRY(written);
   auto flushed = co_await node.flush();
   co_return flushed;
 }
 Task<Result<void>> with_packed(BlockNode& node) {
-  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  auto filled = co_await fill(node, 0, 16 * kFailureCluster, 1);
   PLATTER_CO_TRY(filled);
-  auto data = bytes(4 * kCluster, 4);
+  auto data = bytes(4 * kFailureCluster, 4);
   WriteFlags packed{.compressed = true};
-  auto written = co_await node.write(100 * kCluster, iov(data), packed);
+  auto written = co_await node.write(100 * kFailureCluster, iov(data), packed);
   co_return written;
 }
 Task<Result<void>> overwrite_packed(BlockNode& node) {
-  auto written = co_await fill(node, 101 * kCluster + 512, 512, 5);
+  auto written = co_await fill(node, 101 * kFailureCluster + 512, 512, 5);
   PLATTER_CO_TRY(written);
-  auto data = bytes(2 * kCluster, 6);
+  auto data = bytes(2 * kFailureCluster, 6);
   WriteFlags packed{.compressed = true};
-  auto again = co_await node.write(102 * kCluster, iov(data), packed);
+  auto again = co_await node.write(102 * kFailureCluster, iov(data), packed);
   PLATTER_CO_TRY(again);
   auto flushed = co_await node.flush();
   co_return flushed;
 }
 Task<Result<void>> with_snapshot(BlockNode& node) {
-  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  auto filled = co_await fill(node, 0, 16 * kFailureCluster, 1);
   PLATTER_CO_TRY(filled);
-  filled = co_await fill(node, 100 * kCluster, 4 * kCluster, 2);
+  filled = co_await fill(node, 100 * kFailureCluster, 4 * kFailureCluster, 2);
   PLATTER_CO_TRY(filled);
   auto taken = co_await node.driver().snapshots()->create("s", 1, 0);
   co_return taken;
 }
 Task<Result<void>> write_after_snapshot(BlockNode& node) {
-  auto written = co_await fill(node, 101 * kCluster + 512, kCluster, 5);
+  auto written = co_await fill(node, 101 * kFailureCluster + 512, kFailureCluster, 5);
   PLATTER_CO_TRY(written);
   auto flushed = co_await node.flush();
   co_return flushed;
@@ -78,14 +78,14 @@ Task<Result<void>> much(BlockNode& node) {
   co_return flushed;
 }
 Task<Result<void>> little(BlockNode& node) {
-  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  auto filled = co_await fill(node, 0, 16 * kFailureCluster, 1);
   co_return filled;
 }
 Task<Result<void>> discard_and_zero(BlockNode& node) {
-  auto discarded = co_await node.discard(100 * kCluster, 2 * kCluster);
+  auto discarded = co_await node.discard(100 * kFailureCluster, 2 * kFailureCluster);
   PLATTER_CO_TRY(discarded);
   ZeroFlags flags{.may_unmap = true};
-  auto zeroed = co_await node.write_zeroes(102 * kCluster, kCluster + 512, flags);
+  auto zeroed = co_await node.write_zeroes(102 * kFailureCluster, kFailureCluster + 512, flags);
   PLATTER_CO_TRY(zeroed);
   auto flushed = co_await node.flush();
   co_return flushed;
@@ -112,11 +112,11 @@ Task<Result<void>> grow_disk(BlockNode& node) {
   co_return grown;
 }
 Task<Result<void>> with_bitmap(BlockNode& node) {
-  auto filled = co_await fill(node, 0, 16 * kCluster, 1);
+  auto filled = co_await fill(node, 0, 16 * kFailureCluster, 1);
   PLATTER_CO_TRY(filled);
-  auto added = co_await node.driver().bitmaps()->add("old", kCluster, true);
+  auto added = co_await node.driver().bitmaps()->add("old", kFailureCluster, true);
   PLATTER_CO_TRY(added);
-  filled = co_await fill(node, 100 * kCluster, kCluster, 2);
+  filled = co_await fill(node, 100 * kFailureCluster, kFailureCluster, 2);
   PLATTER_CO_TRY(filled);
   auto disabled = co_await node.driver().bitmaps()->set_enabled("old", false);
   co_return disabled;
@@ -158,7 +158,7 @@ Task<void> verify(const MemoryImage& image, const Operation& operation) {
   CO_OK(opened);
   const std::uint64_t leaks = co_await leaks_of(**opened);
   EXPECT_LE(leaks, kMostLeaks);
-  const bool intact = co_await reads_as(**opened, 0, 16 * kCluster, 1);
+  const bool intact = co_await reads_as(**opened, 0, 16 * kFailureCluster, 1);
   EXPECT_TRUE(intact) << "what was acknowledged before";
   auto again = operation.act(**opened);
   auto acted = co_await again;
@@ -187,7 +187,7 @@ Task<void> exhaust(const MemoryImage& image, const Operation& operation, std::ui
     }
     *succeeded = acted.has_value();
   }
-  const bool intact = co_await reads_as(node, 0, 16 * kCluster, 1);
+  const bool intact = co_await reads_as(node, 0, 16 * kFailureCluster, 1);
   EXPECT_TRUE(intact);
   const std::uint64_t leaks = co_await leaks_of(node);
   EXPECT_LE(leaks, kMostLeaks);
@@ -235,7 +235,7 @@ Task<void> fail_one(const MemoryImage& image, const Operation& operation, std::u
     auto next = co_await node.flush();
     EXPECT_FALSE(next) << "and to the next flush too";
   }
-  const bool intact = co_await reads_as(node, 0, 16 * kCluster, 1);
+  const bool intact = co_await reads_as(node, 0, 16 * kFailureCluster, 1);
   EXPECT_TRUE(intact);
   auto closed = co_await opened->node.detach();
   static_cast<void>(closed);
@@ -285,7 +285,7 @@ Task<void> fail_repair(const MemoryImage& image, std::uint32_t kind, std::uint64
   *acted_on = points.acted() != 0;
   points.clear_rules();
   if (*acted_on && !repaired && table() != before) {
-    auto written = co_await fill(node, 1000 * kCluster, 3 * kCluster, 7);
+    auto written = co_await fill(node, 1000 * kFailureCluster, 3 * kFailureCluster, 7);
     CO_OK(written);
     auto flushed = co_await node.flush();
     CO_OK(flushed);
@@ -301,7 +301,7 @@ Task<void> fail_repair(const MemoryImage& image, std::uint32_t kind, std::uint64
   CO_OK(again);
   const std::uint64_t leaks = co_await leaks_of(**again);
   EXPECT_LE(leaks, kMostLeaks);
-  const bool intact = co_await reads_as(**again, 0, 16 * kCluster, 1);
+  const bool intact = co_await reads_as(**again, 0, 16 * kFailureCluster, 1);
   EXPECT_TRUE(intact);
   closed = co_await again->detach();
   CO_OK(closed);

@@ -7,13 +7,6 @@
 
 namespace platter::qcow2::testing {
 
-// Fails the test and leaves the coroutine when a Result has failed.
-#define CO_OK(result)                                                    \
-  do {                                                                   \
-    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message()); \
-    if (!(result)) co_return;                                            \
-  } while (false)
-
 struct Watched {
   Edge node;
   FaultPoints* points = nullptr;

@@ -13,8 +13,8 @@ namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-constexpr std::uint64_t kCluster = 4096;
-constexpr std::uint64_t kCovered = kCluster / 8 * kCluster;  // by an L2 table
+constexpr std::uint64_t kSnapshotCluster = 4096;
+constexpr std::uint64_t kCovered = kSnapshotCluster / 8 * kSnapshotCluster;  // by an L2 table
 
 // The word at `at` of the image's file.
 std::uint64_t stored(const MemoryImage& image, std::uint64_t at) {
@@ -29,20 +29,20 @@ std::uint64_t refcount_block(const MemoryImage& image) { return stored(image, st
 enum class Where { kFlags, kCounting, kCounts };
 void halt(FaultPoints& points, const MemoryImage& image, Where where) {
   if (where == Where::kFlags)
-    points.suspend_operation("s", fault_op::kWrite, l2_table(image), kCluster);
+    points.suspend_operation("s", fault_op::kWrite, l2_table(image), kSnapshotCluster);
   if (where == Where::kCounting) points.suspend("s", FaultEvent::kRefblockUpdate);
   if (where == Where::kCounts)
-    points.suspend_operation("s", fault_op::kWrite, refcount_block(image), kCluster);
+    points.suspend_operation("s", fault_op::kWrite, refcount_block(image), kSnapshotCluster);
 }
 
 Task<Result<void>> prepare(BlockNode& node) {
-  auto done = co_await fill(node, 0, 16 * kCluster, 1);
+  auto done = co_await fill(node, 0, 16 * kSnapshotCluster, 1);
   PLATTER_CO_TRY(done);
-  done = co_await fill(node, kCovered, 4 * kCluster, 2);
+  done = co_await fill(node, kCovered, 4 * kSnapshotCluster, 2);
   PLATTER_CO_TRY(done);
-  auto data = bytes(2 * kCluster, 3);
+  auto data = bytes(2 * kSnapshotCluster, 3);
   WriteFlags packed{.compressed = true};
-  done = co_await node.write(20 * kCluster, iov(data), packed);
+  done = co_await node.write(20 * kSnapshotCluster, iov(data), packed);
   PLATTER_CO_TRY(done);
   done = co_await node.flush();
   co_return done;
@@ -51,40 +51,40 @@ Task<Result<void>> prepare(BlockNode& node) {
 // What requests do meanwhile; all of them must end.
 struct Meanwhile {
   std::vector<std::byte> part = bytes(512, 5);
-  std::vector<std::byte> whole = bytes(kCluster, 6);
+  std::vector<std::byte> whole = bytes(kSnapshotCluster, 6);
   std::vector<Task<Result<void>>> tasks;
   void start(BlockNode& node) {
-    tasks.push_back(node.write(2 * kCluster + 512, iov(part)));
-    tasks.push_back(node.write(2 * kCluster + 1024, iov(part)));
-    tasks.push_back(node.write(40 * kCluster, iov(whole)));
+    tasks.push_back(node.write(2 * kSnapshotCluster + 512, iov(part)));
+    tasks.push_back(node.write(2 * kSnapshotCluster + 1024, iov(part)));
+    tasks.push_back(node.write(40 * kSnapshotCluster, iov(whole)));
     tasks.push_back(node.write(2 * kCovered, iov(whole)));
     tasks.push_back(node.write(kCovered, iov(part)));
-    tasks.push_back(node.discard(5 * kCluster, 2 * kCluster));
-    tasks.push_back(node.write_zeroes(7 * kCluster, kCluster, ZeroFlags{.may_unmap = true}));
+    tasks.push_back(node.discard(5 * kSnapshotCluster, 2 * kSnapshotCluster));
+    tasks.push_back(node.write_zeroes(7 * kSnapshotCluster, kSnapshotCluster, ZeroFlags{.may_unmap = true}));
   }
   Task<Result<void>> start_packed(BlockNode& node) {
     WriteFlags packed{.compressed = true};
-    return node.write(30 * kCluster, iov(whole), packed);
+    return node.write(30 * kSnapshotCluster, iov(whole), packed);
   }
 };
 
 Task<void> expect_before(BlockNode& node) {
-  const bool plain = co_await reads_as(node, 0, 16 * kCluster, 1);
+  const bool plain = co_await reads_as(node, 0, 16 * kSnapshotCluster, 1);
   EXPECT_TRUE(plain);
-  const bool other = co_await reads_as(node, kCovered, 4 * kCluster, 2);
+  const bool other = co_await reads_as(node, kCovered, 4 * kSnapshotCluster, 2);
   EXPECT_TRUE(other);
-  const bool packed = co_await reads_as(node, 20 * kCluster, 2 * kCluster, 3);
+  const bool packed = co_await reads_as(node, 20 * kSnapshotCluster, 2 * kSnapshotCluster, 3);
   EXPECT_TRUE(packed);
-  const bool rest = co_await reads_as(node, 30 * kCluster, 20 * kCluster, 0);
+  const bool rest = co_await reads_as(node, 30 * kSnapshotCluster, 20 * kSnapshotCluster, 0);
   EXPECT_TRUE(rest);
 }
 Task<void> expect_after(BlockNode& node) {
   const std::pair<std::uint64_t, int> places[] = {
-      {2 * kCluster, 1},   {2 * kCluster + 512, 5}, {2 * kCluster + 1024, 5},
-      {40 * kCluster, 6},  {2 * kCovered, 6},       {kCovered, 5},
-      {kCovered + 512, 2}, {5 * kCluster, 0},       {6 * kCluster, 0},
-      {7 * kCluster, 0},   {30 * kCluster, 6},      {20 * kCluster, 3},
-      {8 * kCluster, 1}};
+      {2 * kSnapshotCluster, 1},   {2 * kSnapshotCluster + 512, 5}, {2 * kSnapshotCluster + 1024, 5},
+      {40 * kSnapshotCluster, 6},  {2 * kCovered, 6},       {kCovered, 5},
+      {kCovered + 512, 2}, {5 * kSnapshotCluster, 0},       {6 * kSnapshotCluster, 0},
+      {7 * kSnapshotCluster, 0},   {30 * kSnapshotCluster, 6},      {20 * kSnapshotCluster, 3},
+      {8 * kSnapshotCluster, 1}};
   for (const auto& [offset, value] : places) {
     const bool same = co_await reads_as(node, offset, 512, value);
     EXPECT_TRUE(same) << "offset " << offset;
@@ -108,7 +108,7 @@ Task<void> run_against(const MemoryImage& image, Where where, bool removing) {
   const bool second = where == Where::kCounts && !removing;
   if (second && points.is_suspended("s")) {
     // The first write is that of new tables' counts; the next is that of the others'.
-    points.suspend_operation("t", fault_op::kWrite, refcount_block(image), kCluster);
+    points.suspend_operation("t", fault_op::kWrite, refcount_block(image), kSnapshotCluster);
     auto on = points.resume("s");
     CO_OK(on);
     auto there = points.wait_suspended("t");
@@ -191,16 +191,16 @@ Task<void> own_again(const MemoryImage& image) {
   CO_OK(done);
   done = co_await node.driver().snapshots()->create("s", 1, 0);
   CO_OK(done);
-  done = co_await fill(node, kCluster, kCluster, 7);  // a table of its own
+  done = co_await fill(node, kSnapshotCluster, kSnapshotCluster, 7);  // a table of its own
   CO_OK(done);
   done = co_await node.driver().snapshots()->remove("s");
   CO_OK(done);
-  for (const std::uint64_t at : {std::uint64_t{0}, kCluster, kCovered}) {
-    auto before = co_await node.extent(at, kCluster);
+  for (const std::uint64_t at : {std::uint64_t{0}, kSnapshotCluster, kCovered}) {
+    auto before = co_await node.extent(at, kSnapshotCluster);
     CO_OK(before);
-    done = co_await fill(node, at, kCluster, 8);
+    done = co_await fill(node, at, kSnapshotCluster, 8);
     CO_OK(done);
-    auto after = co_await node.extent(at, kCluster);
+    auto after = co_await node.extent(at, kSnapshotCluster);
     CO_OK(after);
     EXPECT_EQ(before->host_offset, after->host_offset) << at;
   }
@@ -226,16 +226,16 @@ Task<void> claim_against_removal(const MemoryImage& image) {
   CO_OK(done);
   done = co_await node.driver().snapshots()->create("s", 1, 0);
   CO_OK(done);
-  auto own_table = co_await fill(node, 9 * kCluster, kCluster, 4);
+  auto own_table = co_await fill(node, 9 * kSnapshotCluster, kSnapshotCluster, 4);
   CO_OK(own_table);
   points.suspend("w", FaultEvent::kCowWrite);
   auto first = bytes(512, 5);
-  auto writing = node.write(2 * kCluster, iov(first));
+  auto writing = node.write(2 * kSnapshotCluster, iov(first));
   EXPECT_TRUE(points.is_suspended("w"));
   auto removing = node.driver().snapshots()->remove("s");
   EXPECT_FALSE(removing.done()) << "the claim must end first";
   auto second = bytes(512, 6);
-  auto behind = node.write(2 * kCluster + 512, iov(second));
+  auto behind = node.write(2 * kSnapshotCluster + 512, iov(second));
   auto resumed = points.resume("w");
   CO_OK(resumed);
   auto written = co_await writing;
@@ -244,9 +244,9 @@ Task<void> claim_against_removal(const MemoryImage& image) {
   CO_OK(written);
   done = co_await removing;
   CO_OK(done);
-  const bool one = co_await reads_as(node, 2 * kCluster, 512, 5);
+  const bool one = co_await reads_as(node, 2 * kSnapshotCluster, 512, 5);
   EXPECT_TRUE(one);
-  const bool two = co_await reads_as(node, 2 * kCluster + 512, 512, 6);
+  const bool two = co_await reads_as(node, 2 * kSnapshotCluster + 512, 512, 6);
   EXPECT_TRUE(two) << "lost";
   const std::uint64_t leaks = co_await leaks_of(node);
   EXPECT_EQ(leaks, 0u);
@@ -264,16 +264,16 @@ Task<void> no_room_in_counts(const MemoryImage& image) {
   auto opened = co_await image.open();
   CO_OK(opened);
   BlockNode& node = **opened;
-  auto done = co_await fill(node, 0, 16 * kCluster, 1);
+  auto done = co_await fill(node, 0, 16 * kSnapshotCluster, 1);
   CO_OK(done);
-  auto before = co_await node.extent(0, kCluster);
+  auto before = co_await node.extent(0, kSnapshotCluster);
   CO_OK(before);
   auto taken = co_await node.driver().snapshots()->create("s", 1, 0);
   EXPECT_FALSE(taken);
   EXPECT_TRUE(node.driver().snapshots()->list().empty());
-  done = co_await fill(node, 0, kCluster, 2);
+  done = co_await fill(node, 0, kSnapshotCluster, 2);
   CO_OK(done);
-  auto after = co_await node.extent(0, kCluster);
+  auto after = co_await node.extent(0, kSnapshotCluster);
   CO_OK(after);
   EXPECT_EQ(before->host_offset, after->host_offset) << "still the disk's alone";
   const std::uint64_t leaks = co_await leaks_of(node);
@@ -285,7 +285,7 @@ Task<void> no_room_in_counts(const MemoryImage& image) {
 TEST(LiveSnapshot, ThatFailsLeavesTheDiskAsItWas) {
   MemoryImage image("live-full", 8 << 20, "cluster_size=4k,refcount_bits=1");
   run([&] { return no_room_in_counts(image); });
-  std::vector<std::byte> head(kCluster);
+  std::vector<std::byte> head(kSnapshotCluster);
   image.disk().read(0, IoVec(std::span(head)));
   const auto parsed = parse_header(head, image.disk().size());
   ASSERT_TRUE(parsed);

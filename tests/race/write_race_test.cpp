@@ -11,7 +11,7 @@ namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-constexpr std::size_t kCluster = 65536;
+constexpr std::size_t kWriteCluster = 65536;
 
 Task<void> two_partial_writes(const MemoryImage& image, FaultEvent event) {
   auto opened = co_await open_watched(image, "discard=unmap");
@@ -68,23 +68,23 @@ Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
   BlockNode& node = *opened->node;
   FaultPoints& points = *opened->points;
   for (int i = 0; i < 4; ++i) {
-    auto data = bytes(kCluster, i + 1);
+    auto data = bytes(kWriteCluster, i + 1);
     WriteFlags packed{.compressed = true};
-    auto written = co_await node.write(static_cast<std::uint64_t>(i) * kCluster, iov(data), packed);
+    auto written = co_await node.write(static_cast<std::uint64_t>(i) * kWriteCluster, iov(data), packed);
     CO_OK(written);
   }
-  auto extent = co_await node.extent(0, kCluster);
+  auto extent = co_await node.extent(0, kWriteCluster);
   CO_OK(extent);
   EXPECT_EQ(extent->kind, ExtentKind::kCompressed);
-  const std::uint64_t shared = extent->host_offset / kCluster;
+  const std::uint64_t shared = extent->host_offset / kWriteCluster;
   points.suspend("w", event);
   auto data = bytes(4096, 9);
-  auto writing = node.write(kCluster, iov(data));
+  auto writing = node.write(kWriteCluster, iov(data));
   auto halted = points.wait_suspended("w");
   co_await halted;
-  auto discarded = co_await node.discard(0, kCluster);
+  auto discarded = co_await node.discard(0, kWriteCluster);
   CO_OK(discarded);
-  discarded = co_await node.discard(2 * kCluster, kCluster);
+  discarded = co_await node.discard(2 * kWriteCluster, kWriteCluster);
   CO_OK(discarded);
   auto flushed = co_await node.flush();
   CO_OK(flushed);
@@ -92,17 +92,17 @@ Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
   CO_OK(resumed);
   auto written = co_await writing;
   CO_OK(written);
-  const bool head = co_await reads_as(node, kCluster, 4096, 9);
+  const bool head = co_await reads_as(node, kWriteCluster, 4096, 9);
   EXPECT_TRUE(head);
-  const bool rest = co_await reads_as(node, kCluster + 4096, kCluster - 4096, 2);
+  const bool rest = co_await reads_as(node, kWriteCluster + 4096, kWriteCluster - 4096, 2);
   EXPECT_TRUE(rest);
-  const bool last = co_await reads_as(node, 3 * kCluster, kCluster, 4);
+  const bool last = co_await reads_as(node, 3 * kWriteCluster, kWriteCluster, 4);
   EXPECT_TRUE(last) << "the neighbour does not unpack";
   flushed = co_await node.flush();
   CO_OK(flushed);
   // One reference is left, and the cluster goes with it.
   EXPECT_EQ(opened->driver().refcount_of(shared), 1u);
-  discarded = co_await node.discard(3 * kCluster, kCluster);
+  discarded = co_await node.discard(3 * kWriteCluster, kWriteCluster);
   CO_OK(discarded);
   flushed = co_await node.flush();
   CO_OK(flushed);
@@ -175,7 +175,7 @@ Task<void> growth_beside_a_write(const MemoryImage& image) {
   BlockNode& node = *opened->node;
   FaultPoints& points = *opened->points;
   points.suspend_operation("data", fault_op::kWrite);
-  auto data = bytes(kCluster, 5);
+  auto data = bytes(kWriteCluster, 5);
   auto writing = node.write(0, iov(data));
   EXPECT_TRUE(points.is_suspended("data")) << "the table is there, the data is not";
   points.suspend_operation("growth", fault_op::kWrite | fault_op::kResize);
@@ -189,7 +189,7 @@ Task<void> growth_beside_a_write(const MemoryImage& image) {
   CO_OK(growth_goes_on);
   auto flushed = co_await flushing;
   CO_OK(flushed);
-  const bool there = co_await reads_as(node, 0, kCluster, 5);
+  const bool there = co_await reads_as(node, 0, kWriteCluster, 5);
   EXPECT_TRUE(there) << "the file was cut behind the table";
   auto closed = co_await opened->node.detach();
   CO_OK(closed);
@@ -223,8 +223,8 @@ Task<void> write_and_discard(BlockNode& node, std::uint64_t from, std::uint64_t 
 // One queue makes a refcount block for every 64 clusters at the end of the file, and is held as it
 // begins one, while others fill the holes that they left. The thread sanitizer sees what they share.
 TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
-  constexpr std::uint64_t kSize = 4 << 20;
-  MemoryImage image("blocks", kSize, "cluster_size=512,refcount_bits=64");
+  constexpr std::uint64_t kGrowthSize = 4 << 20;
+  MemoryImage image("blocks", kGrowthSize, "cluster_size=512,refcount_bits=64");
   auto main = ExecutorThread::start();
   ASSERT_TRUE(main);
   Executor& executor = (*main)->executor();
@@ -242,9 +242,9 @@ TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
     std::vector<std::thread> waiters;
     for (std::uint64_t i = 0; i < queues.size(); ++i) {
       waiters.emplace_back([&, i] {
-        const std::uint64_t own = i * (kSize / 4);
+        const std::uint64_t own = i * (kGrowthSize / 4);
         run_blocking(queues[i]->executor(), [&] {
-          return i == 0 ? write_in_order(node, own, own + kSize / 4)
+          return i == 0 ? write_in_order(node, own, own + kGrowthSize / 4)
                         : write_and_discard(node, own, own + 4096, 100);
         });
       });

@@ -9,7 +9,7 @@
 namespace platter::img {
 namespace {
 
-std::atomic<bool> wanted{false};
+std::atomic<bool> cancel_wanted{false};
 std::atomic<int> received{0};
 std::atomic<bool> at_once{false};
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
@@ -22,7 +22,7 @@ struct Leftover {
 Leftover leftovers[2];
 
 void want_end(int signal) {
-  if (!at_once.load() && !wanted.exchange(true)) {
+  if (!at_once.load() && !cancel_wanted.exchange(true)) {
     received.store(signal);
     return;
   }
@@ -37,7 +37,7 @@ void want_end(int signal) {
 
 Cancellation::Cancellation(Wish wish) {
   at_once.store(wish == kAtOnce);
-  wanted.store(false);
+  cancel_wanted.store(false);
   received.store(0);
   for (std::size_t i = 0; i < std::size(kSignals); ++i) {
     sigaction(kSignals[i], nullptr, &before_[i]);
@@ -54,10 +54,10 @@ Cancellation::~Cancellation() {
     sigaction(kSignals[i], &before_[i], nullptr);
 }
 
-const std::atomic<bool>* Cancellation::flag() { return &wanted; }
+const std::atomic<bool>* Cancellation::flag() { return &cancel_wanted; }
 
 bool Cancellation::ended(const Result<void>& result) {
-  return !result && result.error().code() == ECANCELED && wanted.load();
+  return !result && result.error().code() == ECANCELED && cancel_wanted.load();
 }
 
 int Cancellation::status() { return 128 + received.load(); }

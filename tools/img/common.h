@@ -20,6 +20,8 @@
 
 namespace platter::img {
 
+inline constexpr std::uint64_t kSector = 512;  // bytes
+
 // The name this tool was called by, in front of every message.
 void set_program(std::string name);
 const std::string& program();

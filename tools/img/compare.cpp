@@ -20,7 +20,6 @@ constexpr int kOpenFailed = 2;
 constexpr int kStatusFailed = 3;
 constexpr int kReadFailed = 4;
 
-constexpr std::uint64_t kSector = 512;
 // Both buffers together stay in the processor's cache.
 constexpr std::uint64_t kChunk = std::uint64_t{256} << 10;
 constexpr unsigned kWorkers = 8;

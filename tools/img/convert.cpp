@@ -10,7 +10,6 @@
 namespace platter::img {
 namespace {
 
-constexpr std::uint64_t kSector = 512;
 constexpr std::uint64_t kMostSparse = std::uint64_t{16} << 20;
 constexpr unsigned kMostInFlight = 16;
 

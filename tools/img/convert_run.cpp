@@ -15,8 +15,6 @@
 namespace platter::img {
 namespace {
 
-constexpr std::uint64_t kSector = 512;
-
 class Conversion {
  public:
   explicit Conversion(const ConvertArguments& arguments)

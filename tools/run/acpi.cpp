@@ -10,6 +10,7 @@
 
 #include "block/base/bytes.h"
 #include "tools/run/aml.h"
+#include "tools/run/apic.h"
 #include "tools/run/pci_host.h"
 #include "tools/run/power.h"
 #include "tools/run/serial.h"
@@ -19,7 +20,6 @@ namespace {
 
 using Block = AcpiTables::Block;
 
-constexpr std::uint32_t kLocalApic = 0xfee00000, kIoApic = 0xfec00000;
 constexpr std::uint8_t kAddressSpaceIo = 1;
 constexpr std::uint8_t kAccessByte = 1, kAccessWord = 2;
 constexpr std::size_t kHeaderSize = 36, kRootSize = 36, kFacsSize = 64;
@@ -142,7 +142,7 @@ Table dsdt(const AcpiRequest& request) {
 
 Table madt(unsigned cpus) {
   Table table("APIC", 5);
-  table.put(kLocalApic);
+  table.put(kLocalApicAddress);
   table.put(std::uint32_t{1});  // there are 8259s as well
   for (unsigned cpu = 0; cpu < cpus; ++cpu) {
     table.put(std::uint8_t{0});
@@ -155,7 +155,7 @@ Table madt(unsigned cpus) {
   table.put(std::uint8_t{12});
   table.put(static_cast<std::uint8_t>(cpus));
   table.put(std::uint8_t{0});
-  table.put(kIoApic);
+  table.put(kIoApicAddress);
   table.put(std::uint32_t{0});  // its first interrupt
   // ISA interrupts come in at the pins of their numbers, the timer included, as KVM has it; only
   // the SCI is no ISA interrupt: level-triggered, active high.

@@ -7,17 +7,17 @@
 #include <utility>
 
 #include "block/base/bytes.h"
+#include "tools/run/apic.h"
 
 namespace platter::run {
 namespace {
 
-constexpr std::uint32_t kLocalApic = 0xfee00000, kIoApic = 0xfec00000;
 constexpr std::uint8_t kApicVersion = 0x14, kIoApicVersion = 0x11;
 constexpr std::uint8_t kPciBus = 0, kIsaBus = 1;
 constexpr std::uint16_t kConforms = 0;  // polarity and trigger as the bus has them
 constexpr std::uint16_t kLevelHigh = 0x0d;
 
-class Table {
+class MpBytes {
  public:
   template <std::unsigned_integral T>
   void put(T value) {
@@ -43,7 +43,7 @@ std::byte checksum(std::span<const std::byte> bytes) {
   return static_cast<std::byte>(0x100 - (sum & 0xff));
 }
 
-void put_interrupt(Table& table, std::uint8_t kind, std::uint16_t flags, std::uint8_t bus,
+void put_interrupt(MpBytes& table, std::uint8_t kind, std::uint16_t flags, std::uint8_t bus,
                    std::uint8_t bus_irq, std::uint8_t apic, std::uint8_t pin, bool local) {
   table.put(std::uint8_t{local ? std::uint8_t{4} : std::uint8_t{3}});
   table.put(kind);
@@ -57,7 +57,7 @@ void put_interrupt(Table& table, std::uint8_t kind, std::uint16_t flags, std::ui
 }  // namespace
 
 std::vector<std::byte> mp_floating_pointer(std::uint32_t table_address) {
-  Table pointer;
+  MpBytes pointer;
   pointer.text("_MP_", 4);
   pointer.put(table_address);
   pointer.put(std::uint8_t{1});  // length in paragraphs
@@ -71,7 +71,7 @@ std::vector<std::byte> mp_floating_pointer(std::uint32_t table_address) {
 
 std::vector<std::byte> mp_table(unsigned cpus, const std::vector<PciInterrupt>& interrupts) {
   const auto io_apic_id = static_cast<std::uint8_t>(cpus);
-  Table table;
+  MpBytes table;
   table.text("PCMP", 4);
   table.put(std::uint16_t{0});  // length, below
   table.put(std::uint8_t{4});
@@ -81,7 +81,7 @@ std::vector<std::byte> mp_table(unsigned cpus, const std::vector<PciInterrupt>& 
   table.put(std::uint32_t{0});
   table.put(std::uint16_t{0});
   table.put(std::uint16_t{0});  // entries, below
-  table.put(kLocalApic);
+  table.put(kLocalApicAddress);
   table.put(std::uint32_t{0});
   std::uint16_t entries = 0;
 
@@ -104,7 +104,7 @@ std::vector<std::byte> mp_table(unsigned cpus, const std::vector<PciInterrupt>& 
   table.put(io_apic_id);
   table.put(kIoApicVersion);
   table.put(std::uint8_t{1});
-  table.put(kIoApic);
+  table.put(kIoApicAddress);
   ++entries;
 
   for (std::uint8_t irq = 0; irq < 16; ++irq) {

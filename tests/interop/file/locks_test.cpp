@@ -78,7 +78,7 @@ class Child {
   std::string output_;
 };
 
-class Locks : public testing::Test {
+class Locks : public ::testing::Test {
  protected:
   void SetUp() override {
     for (const char* tool : {"qemu-io", "qemu-img"}) {

@@ -17,7 +17,7 @@ struct User {
   ByteLocks locks;
 };
 
-class ByteLocksTest : public testing::Test {
+class ByteLocksTest : public ::testing::Test {
  protected:
   ByteLocksTest() { write_file(path_, ""); }
   ScratchDir dir_;

@@ -9,7 +9,7 @@
 namespace platter {
 namespace {
 
-class FileCopy : public testing::Test {
+class FileCopy : public ::testing::Test {
  protected:
   void SetUp() override {
     auto executor = Executor::create();

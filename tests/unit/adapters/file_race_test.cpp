@@ -82,8 +82,8 @@ Task<Result<void>> lanes(Driver& driver, unsigned executor, int rounds) {
   co_return result;
 }
 
-class FileRace : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Places, FileRace, testing::Values("/tmp", "/dev/shm"),
+class FileRace : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Places, FileRace, ::testing::Values("/tmp", "/dev/shm"),
                          [](const auto& place) { return place.index == 0 ? "Disk" : "Memory"; });
 
 TEST_P(FileRace, SeveralExecutorsOnOneFile) {

@@ -31,7 +31,7 @@ std::string pattern(std::size_t size, unsigned seed = 1) {
 IoVec iov_of(std::string& text) { return IoVec(std::as_writable_bytes(std::span(text))); }
 
 // Where the tests put their files: the temporary folder, and memory.
-class FileTest : public testing::TestWithParam<const char*> {
+class FileTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (!std::filesystem::is_directory(GetParam())) GTEST_SKIP() << "no folder " << GetParam();
@@ -45,7 +45,7 @@ class FileTest : public testing::TestWithParam<const char*> {
   std::string path_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Places, FileTest, testing::Values("/tmp", "/dev/shm"),
+INSTANTIATE_TEST_SUITE_P(Places, FileTest, ::testing::Values("/tmp", "/dev/shm"),
                          [](const auto& place) { return place.index == 0 ? "Disk" : "Memory"; });
 
 TEST_P(FileTest, ReadsAndWrites) {

@@ -14,7 +14,7 @@
 namespace platter {
 namespace {
 
-constexpr OpenFlags kReadWrite{.read_only = false};
+constexpr OpenFlags kDeviceReadWrite{.read_only = false};
 
 // First line of what a command prints; empty when it fails.
 std::string output_of(const std::string& command) {
@@ -43,7 +43,7 @@ class LoopDevice {
   std::string path_;
 };
 
-class HostDevice : public testing::Test {
+class HostDevice : public ::testing::Test {
  protected:
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root to set up loop devices";
@@ -60,7 +60,7 @@ class HostDevice : public testing::Test {
     loop_ = std::make_unique<LoopDevice>(file_, options);
     return !loop_->path().empty();
   }
-  OpenDriver open(OpenFlags flags = kReadWrite) {
+  OpenDriver open(OpenFlags flags = kDeviceReadWrite) {
     return OpenDriver("host_device", filename_options(loop_->path()), flags);
   }
 
@@ -128,7 +128,7 @@ TEST_F(HostDevice, ReadOnlyDevices) {
   ASSERT_TRUE(device) << device.error();
   Buffer in(4096);
   EXPECT_TRUE(device.read(0, in.iov()));
-  EXPECT_FALSE(device.reopen(kReadWrite));
+  EXPECT_FALSE(device.reopen(kDeviceReadWrite));
   EXPECT_TRUE(device.read(0, in.iov()));
 }
 

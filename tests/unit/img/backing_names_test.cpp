@@ -11,20 +11,13 @@
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "unit/qcow2/engine_support.h"
+#include "unit/img/call.h"
 
 namespace platter::img {
 namespace {
 
 using namespace qcow2::testing;  // NOLINT: helpers of these tests
 namespace fs = std::filesystem;
-
-int call(int (*verb)(int, char**), std::vector<std::string> words) {
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  optind = 0;
-  return verb(static_cast<int>(words.size()), argv.data());
-}
 
 class BackingNames : public ::testing::Test {
  protected:

@@ -14,6 +14,7 @@
 #include "block/node/registry.h"
 #include "tools/img/commands.h"
 #include "unit/qcow2/engine_support.h"
+#include "unit/img/call.h"
 
 namespace platter::img {
 namespace {
@@ -63,14 +64,6 @@ Task<Result<std::unique_ptr<Driver>>> open_signalling(OpenContext& context) {
 }
 
 const RegisterDriver registered{DriverType{.name = "signalling", .open = open_signalling}};
-
-int call(int (*verb)(int, char**), std::vector<std::string> words) {
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  optind = 0;
-  return verb(static_cast<int>(words.size()), argv.data());
-}
 
 // Options that open "memory:NAME" as qcow2 and send the signal `after` so many bytes of its file.
 std::string options_of(const std::string& name, std::uint64_t after) {

@@ -41,10 +41,10 @@ TEST(Arguments, UnknownOptionsAndMissingValuesAreReported) {
     std::vector<std::string> words = {"info", bad};
     std::vector<char*> argv = pointers(words);
     Arguments arguments(2, argv.data(), kFlags);
-    testing::internal::CaptureStderr();
+    ::testing::internal::CaptureStderr();
     EXPECT_FALSE(arguments.next());
     EXPECT_TRUE(arguments.failed());
-    EXPECT_NE(testing::internal::GetCapturedStderr().find(bad), std::string::npos);
+    EXPECT_NE(::testing::internal::GetCapturedStderr().find(bad), std::string::npos);
   }
 }
 
@@ -68,12 +68,12 @@ TEST(CreateOptionLists, AreJoinedAndChecked) {
   EXPECT_TRUE(add_create_options(all, "a=1"));
   EXPECT_TRUE(add_create_options(all, "b=2,,3"));
   EXPECT_EQ(*all, "a=1,b=2,,3");
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_FALSE(add_create_options(all, ""));
   EXPECT_FALSE(add_create_options(all, "a=1,"));
   EXPECT_FALSE(add_create_options(all, ",a=1"));
   EXPECT_TRUE(add_create_options(all, "c=x,,"));  // a comma at the end of the value
-  testing::internal::GetCapturedStderr();
+  ::testing::internal::GetCapturedStderr();
 }
 
 TEST(CreateOptionLists, HelpIsAWholeElement) {
@@ -105,13 +105,13 @@ TEST(SnapshotNames, ByPartsOrWhole) {
   const auto parts = parse_snapshot_name("snapshot.id=2,snapshot.name=x");
   EXPECT_EQ(parts->id, "2");
   EXPECT_EQ(parts->name, "x");
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_FALSE(parse_snapshot_name("snapshot.foo=1"));
-  testing::internal::GetCapturedStderr();
+  ::testing::internal::GetCapturedStderr();
 }
 
 TEST(Objects, SecretsAreCheckedAndCountedOnce) {
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_TRUE(take_object("secret,id=sec0,data=abc"));
   EXPECT_FALSE(take_object("secret,id=sec0,data=abc"));
   EXPECT_FALSE(take_object("secret"));
@@ -119,7 +119,7 @@ TEST(Objects, SecretsAreCheckedAndCountedOnce) {
   EXPECT_FALSE(take_object("secret,id=sec1"));
   EXPECT_FALSE(take_object("secret,id=sec2,data=x,more=y"));
   EXPECT_FALSE(take_object("window,id=w"));
-  testing::internal::GetCapturedStderr();
+  ::testing::internal::GetCapturedStderr();
 }
 
 }  // namespace

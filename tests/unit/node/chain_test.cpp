@@ -24,10 +24,6 @@ Result<Edge> open(std::string filename, std::string format = {}, OpenFlags flags
   return run([&] { return open_node(request); });
 }
 
-Result<void> close(Edge& edge) {
-  return run([&] { return edge.detach(); });
-}
-
 TEST(Chain, OpensAndReadsThrough) {
   make_memory_disk("base", 4 * kBlock)->write(0, IoVec::of_const(bytes_of(4 * kBlock, 1)));
   make_overlay_image("mid", 4 * kBlock, "base", "raw");

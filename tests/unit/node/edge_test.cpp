@@ -20,14 +20,14 @@ struct Recorder : MemoryDriver {
   bool refuse = false;
 };
 
-const DriverType kType{.name = "recorder"};
+const DriverType kRecorder{.name = "recorder"};
 
 class EdgeTest : public ::testing::Test {
  protected:
   void SetUp() override {
     auto driver = std::make_unique<Recorder>();
     recorder_ = driver.get();
-    node_ = BlockNode::create(kType, std::move(driver), "disk", "", OpenFlags{.read_only = false});
+    node_ = BlockNode::create(kRecorder, std::move(driver), "disk", "", OpenFlags{.read_only = false});
   }
   Result<Edge> attach(std::string user, Permissions permissions) {
     return run([&] { return Edge::attach(node_, std::move(user), permissions); });
@@ -89,7 +89,7 @@ TEST_F(EdgeTest, ARefusalChangesNothing) {
 }
 
 TEST_F(EdgeTest, AReadOnlyNodeHasNoWriters) {
-  NodePtr node = BlockNode::create(kType, std::make_unique<Recorder>(), "cd", "",
+  NodePtr node = BlockNode::create(kRecorder, std::make_unique<Recorder>(), "cd", "",
                                    OpenFlags{.read_only = true});
   const auto refused = run([&] { return Edge::attach(node, "device", Permissions::writer()); });
   ASSERT_FALSE(refused);

@@ -12,10 +12,6 @@ Result<Edge> open(OpenRequest request) {
   return run([&] { return open_node(request); });
 }
 
-Result<void> close(Edge& edge) {
-  return run([&] { return edge.detach(); });
-}
-
 OpenRequest by_options(std::string_view text) {
   OpenRequest request;
   request.options = *Options::parse_keyval(text);

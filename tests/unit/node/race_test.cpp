@@ -31,13 +31,13 @@ class YieldingDriver : public MemoryDriver {
   }
 };
 
-const DriverType kType{.name = "yielding"};
+const DriverType kYielding{.name = "yielding"};
 
 NodePtr yielding_node(std::uint64_t size, std::uint32_t alignment) {
   Limits limits;
   limits.request_alignment = alignment;
   auto driver = std::make_unique<YieldingDriver>(std::make_shared<MemoryDisk>(size), limits);
-  return BlockNode::create(kType, std::move(driver), "yielding", "", OpenFlags{.read_only = false});
+  return BlockNode::create(kYielding, std::move(driver), "yielding", "", OpenFlags{.read_only = false});
 }
 
 // Each executor owns every third piece of 100 bytes and writes nothing else.
@@ -122,7 +122,7 @@ TEST(C16, AnAlignedWriteWaitsForAPaddedOne) {
       NodePtr below_;
       Limits limits_;
     };
-    NodePtr node = BlockNode::create(kType, std::make_unique<Aligned>(*fault, limits), "n", "",
+    NodePtr node = BlockNode::create(kYielding, std::make_unique<Aligned>(*fault, limits), "n", "",
                                      OpenFlags{.read_only = false});
 
     const auto first = filled(10, 1);

@@ -14,11 +14,18 @@
 
 namespace platter::testing {
 
-// Runs a coroutine function's Task to its end on a fresh executor.
+inline constexpr std::uint64_t kMiB = 1 << 20;  // bytes
+
+// Runs a coroutine function's Task to its end on the thread's executor: a ring for each would cost
+// more than most tests.
 template <class Start>
 auto run(Start&& start) {
-  auto executor = Executor::create();
-  return (*executor)->block_on(std::forward<Start>(start));
+  thread_local const std::unique_ptr<Executor> executor = std::move(*Executor::create());
+  return executor->block_on(std::forward<Start>(start));
+}
+
+inline Result<void> close(Edge& edge) {
+  return run([&] { return edge.detach(); });
 }
 
 inline std::vector<std::byte> bytes_of(std::size_t size, int seed) {

@@ -12,12 +12,6 @@ using ::testing::HasSubstr;
 constexpr std::uint64_t kSize = 4 << 20;
 constexpr std::size_t kCluster = 65536;
 
-#define CO_OK(result)                                                    \
-  do {                                                                   \
-    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message()); \
-    if (!(result)) co_return;                                            \
-  } while (false)
-
 Task<Result<void>> amend(BlockNode& node, std::string_view text) {
   const std::function<void(std::uint64_t, std::uint64_t)> silent;
   return node.driver().amender()->amend(options(text), false, silent);
@@ -36,12 +30,6 @@ Task<void> expect(BlockNode& node, std::uint64_t offset, std::size_t size, int v
   EXPECT_EQ(std::ranges::count(data, static_cast<std::byte>(value)),
             static_cast<std::ptrdiff_t>(size))
       << "at " << offset;
-}
-
-Task<void> expect_clean(BlockNode& node) {
-  auto checked = co_await check(node);
-  CO_OK(checked);
-  EXPECT_EQ(checked->corruptions + checked->leaks + checked->check_errors, 0u);
 }
 
 // A cluster that the disk has zeroed keeps the space it shares with a snapshot, whose data is there.

@@ -6,7 +6,7 @@
 namespace platter::qcow2 {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 BitmapEntry sample(std::string name) {
   BitmapEntry e;

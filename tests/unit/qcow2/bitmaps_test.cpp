@@ -13,14 +13,7 @@ using namespace platter::qcow2::testing;
 using ::testing::HasSubstr;
 
 constexpr std::uint64_t kKiB = 1 << 10;
-constexpr std::uint64_t kMiB = 1 << 20;
 using Ranges = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
-
-#define CO_OK(result)                                                    \
-  do {                                                                   \
-    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message()); \
-    if (!(result)) co_return;                                            \
-  } while (false)
 
 Task<Ranges> marked(BlockNode& node, std::string name) {
   Ranges all;
@@ -38,13 +31,6 @@ Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size,
   auto data = pattern(size, 1);
   auto written = co_await node.write(offset, iov(data), flags);
   co_return written;
-}
-
-Task<void> expect_clean(BlockNode& node) {
-  auto checked = co_await check(node);
-  CO_OK(checked);
-  EXPECT_EQ(checked->leaks, 0u);
-  EXPECT_EQ(checked->corruptions, 0u);
 }
 
 // What the directory in the file says now.

@@ -13,7 +13,6 @@ using namespace platter::qcow2::testing;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr std::uint64_t kMiB = 1 << 20;
 
 // Places in an image of 1 MiB with preallocated metadata and 64 KiB clusters: header 0, refcount
 // table 1, refcount block 2, L1 3, L2 4, data 5 to 20.

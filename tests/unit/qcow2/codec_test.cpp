@@ -61,7 +61,7 @@ bool strict_inflate(std::span<const std::byte> packed, Bytes& out) {
   return status == Z_STREAM_END && made == out.size();
 }
 
-class Codec : public testing::TestWithParam<CompressionType> {};
+class Codec : public ::testing::TestWithParam<CompressionType> {};
 
 TEST_P(Codec, RoundTripsEveryClusterSize) {
   for (unsigned bits = 9; bits <= 21; ++bits) {
@@ -157,7 +157,7 @@ TEST_P(Codec, WorksOnManyThreads) {
   for (std::thread& t : threads) t.join();
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, Codec, testing::Values(CompressionType::kZlib, CompressionType::kZstd),
+INSTANTIATE_TEST_SUITE_P(Types, Codec, ::testing::Values(CompressionType::kZlib, CompressionType::kZstd),
                          [](const auto& type) {
                            return type.param == CompressionType::kZlib ? "zlib" : "zstd";
                          });

@@ -10,7 +10,7 @@ namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-constexpr std::uint64_t kCluster = 65536;
+constexpr std::uint64_t kCopyCluster = 65536;
 
 Task<Edge> open(std::string path, std::string driver, bool read_only) {
   OpenRequest request;
@@ -37,38 +37,38 @@ Task<void> copy_clusters(std::string source, std::string target) {
   Edge to = co_await open(target, "qcow2", false);
   const CopyFlags plain{.may_share = false};
   BitmapAbility& bitmaps = *to->driver().bitmaps();
-  auto added = co_await bitmaps.add("changes", kCluster, true);
+  auto added = co_await bitmaps.add("changes", kCopyCluster, true);
   EXPECT_TRUE(added);
-  auto whole = co_await to->copy_from(*from, kCluster, 2 * kCluster, 3 * kCluster, plain);
+  auto whole = co_await to->copy_from(*from, kCopyCluster, 2 * kCopyCluster, 3 * kCopyCluster, plain);
   EXPECT_TRUE(whole) << (whole ? "" : whole.error().message());
   auto changes = co_await bitmaps.contents("changes");
   EXPECT_TRUE(changes);
   if (changes) {
     const auto first = (*changes)->next(0);
-    EXPECT_EQ(first.offset, 2 * kCluster);
-    EXPECT_EQ(first.length, 3 * kCluster);
+    EXPECT_EQ(first.offset, 2 * kCopyCluster);
+    EXPECT_EQ(first.length, 3 * kCopyCluster);
   }
   // Over what is there by now, and a part of it only.
-  auto over = co_await to->copy_from(*from, 0, 3 * kCluster + 4096, 8192, plain);
+  auto over = co_await to->copy_from(*from, 0, 3 * kCopyCluster + 4096, 8192, plain);
   EXPECT_TRUE(over) << (over ? "" : over.error().message());
   // A new cluster's other bytes would have to come from the backing file.
-  auto part = co_await to->copy_from(*from, 0, 9 * kCluster + 4096, 8192, plain);
+  auto part = co_await to->copy_from(*from, 0, 9 * kCopyCluster + 4096, 8192, plain);
   EXPECT_FALSE(part);
   if (!part) {
     EXPECT_EQ(part.error().code(), ENOTSUP);
   }
   // A source that is no file.
-  auto odd = co_await to->copy_from(*to, 2 * kCluster, 10 * kCluster, kCluster, plain);
+  auto odd = co_await to->copy_from(*to, 2 * kCopyCluster, 10 * kCopyCluster, kCopyCluster, plain);
   EXPECT_FALSE(odd);
   if (!odd) {
     EXPECT_EQ(odd.error().code(), ENOTSUP);
   }
 
-  co_await expect_bytes(*to, 0, 2 * kCluster, 'x');
-  co_await expect_bytes(*to, 2 * kCluster, kCluster + 4096, 'b');
-  co_await expect_bytes(*to, 3 * kCluster + 4096, 8192, 'a');
-  co_await expect_bytes(*to, 3 * kCluster + 12288, 2 * kCluster - 12288, 'b');
-  co_await expect_bytes(*to, 5 * kCluster, 11 * kCluster, 'x');
+  co_await expect_bytes(*to, 0, 2 * kCopyCluster, 'x');
+  co_await expect_bytes(*to, 2 * kCopyCluster, kCopyCluster + 4096, 'b');
+  co_await expect_bytes(*to, 3 * kCopyCluster + 4096, 8192, 'a');
+  co_await expect_bytes(*to, 3 * kCopyCluster + 12288, 2 * kCopyCluster - 12288, 'b');
+  co_await expect_bytes(*to, 5 * kCopyCluster, 11 * kCopyCluster, 'x');
   auto checked = co_await check(*to);
   EXPECT_TRUE(checked);
   if (checked) {
@@ -83,10 +83,10 @@ Task<void> copy_clusters(std::string source, std::string target) {
 
 TEST(CopyFrom, FillsWholeClusters) {
   const ScratchDir dir;
-  write_file(dir / "from", std::string(kCluster, 'a') + std::string(3 * kCluster, 'b'));
-  write_file(dir / "backing", std::string(16 * kCluster, 'x'));
+  write_file(dir / "from", std::string(kCopyCluster, 'a') + std::string(3 * kCopyCluster, 'b'));
+  write_file(dir / "backing", std::string(16 * kCopyCluster, 'x'));
   const Options backed = options("backing_fmt=raw,backing_file=" + (dir / "backing"));
-  auto made = run([&] { return create_image("qcow2", dir / "image", 16 * kCluster, backed); });
+  auto made = run([&] { return create_image("qcow2", dir / "image", 16 * kCopyCluster, backed); });
   ASSERT_TRUE(made) << made.error().message();
   run([&] { return copy_clusters(dir / "from", dir / "image"); });
 }

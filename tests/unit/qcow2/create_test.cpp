@@ -8,9 +8,9 @@ namespace platter::qcow2 {
 namespace {
 
 using ::testing::HasSubstr;
+using platter::qcow2::testing::kMiB;
 using platter::qcow2::testing::run;
 
-constexpr std::uint64_t kMiB = 1 << 20;
 
 Result<CreatePlan> plan(std::string_view text, std::uint64_t size) {
   Options options = *Options::parse_keyval(text);

@@ -17,7 +17,6 @@ using namespace platter::qcow2::testing;
 using ::testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
 
-constexpr std::uint64_t kMiB = 1 << 20;
 
 struct Kind {
   const char* name;

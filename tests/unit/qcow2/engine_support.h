@@ -13,6 +13,14 @@
 
 namespace platter::qcow2::testing {
 
+// Fails the test and leaves the coroutine when a Result has failed.
+#define CO_OK(result)                                                    \
+  do {                                                                   \
+    EXPECT_TRUE(result) << ((result) ? "" : (result).error().message()); \
+    if (!(result)) co_return;                                            \
+  } while (false)
+
+using platter::testing::kMiB;
 using platter::testing::run;
 
 inline Options options(std::string_view text) { return Options::parse_keyval(text).value(); }
@@ -53,6 +61,12 @@ inline Task<Result<CheckResult>> check(BlockNode& node) {
   request.report = [](std::string_view line) { ADD_FAILURE() << line; };
   auto result = co_await node.driver().checker()->check(request);
   co_return result;
+}
+
+inline Task<void> expect_clean(BlockNode& node) {
+  auto checked = co_await check(node);
+  CO_OK(checked);
+  EXPECT_EQ(checked->corruptions + checked->leaks + checked->check_errors, 0u);
 }
 
 inline std::vector<std::byte> pattern(std::size_t size, unsigned seed) {

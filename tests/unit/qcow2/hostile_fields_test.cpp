@@ -16,7 +16,7 @@ namespace {
 using namespace platter::qcow2::testing;
 using platter::testing::bytes_of;
 
-constexpr std::uint64_t kSize = 128 << 10;
+constexpr std::uint64_t kLieSize = 128 << 10;
 constexpr std::uint64_t kPiece = 512;  // what data is compared by
 constexpr unsigned kOneIn = kSanitized ? 12 : 1;  // of all lies
 
@@ -73,18 +73,18 @@ Task<Result<void>> fill_seed() {
   PLATTER_CO_TRY(edge);
   BlockNode& node = **edge;
   SnapshotAbility& snapshots = *node.driver().snapshots();
-  auto data = bytes_of(kSize, 1);
-  auto done = co_await node.write(0, IoVec(std::span(data)).first(kSize / 2));
+  auto data = bytes_of(kLieSize, 1);
+  auto done = co_await node.write(0, IoVec(std::span(data)).first(kLieSize / 2));
   if (done) done = co_await snapshots.create("s", 1, 2);
   // The active disk has tables and data of its own then.
   if (done) done = co_await node.write(0, IoVec(std::span(data)).first(512));
-  if (done) done = co_await node.write(kSize / 2, IoVec(std::span(data)).from(kSize / 2).first(kSize / 8));
+  if (done) done = co_await node.write(kLieSize / 2, IoVec(std::span(data)).from(kLieSize / 2).first(kLieSize / 8));
   if (done) done = co_await node.driver().bitmaps()->add("b", 512, true);
-  if (done) done = co_await node.write_zeroes(kSize * 3 / 4, 8192, {});
-  const std::vector<std::byte> text(kSize / 8, std::byte{'x'});
+  if (done) done = co_await node.write_zeroes(kLieSize * 3 / 4, 8192, {});
+  const std::vector<std::byte> text(kLieSize / 8, std::byte{'x'});
   const IoVec whole = IoVec::of_const(text);
   const WriteFlags packed{.compressed = true};
-  if (done) done = co_await node.write(kSize * 7 / 8, whole, packed);
+  if (done) done = co_await node.write(kLieSize * 7 / 8, whole, packed);
   auto closed = co_await edge->detach();
   PLATTER_CO_TRY(done);
   co_return closed;
@@ -94,9 +94,9 @@ Task<Result<void>> fill_seed() {
 Task<Result<std::vector<std::byte>>> read_disk(std::vector<bool>& readable) {
   auto edge = co_await open(false);
   PLATTER_CO_TRY(edge);
-  std::vector<std::byte> disk(kSize);
-  readable.assign(kSize / kPiece, false);
-  for (std::uint64_t i = 0; i < kSize / kPiece; ++i) {
+  std::vector<std::byte> disk(kLieSize);
+  readable.assign(kLieSize / kPiece, false);
+  for (std::uint64_t i = 0; i < kLieSize / kPiece; ++i) {
     const IoVec iov = IoVec(std::span(disk).subspan(i * kPiece, kPiece));
     auto read = co_await (*edge)->read(i * kPiece, iov);
     readable[i] = read.has_value();
@@ -110,7 +110,7 @@ Task<Result<std::vector<std::byte>>> read_disk(std::vector<bool>& readable) {
 
 void add_header_fields(Seed& seed) {
   const auto add = [&](std::string name, std::uint64_t offset, unsigned width, std::string said) {
-    seed.fields.push_back({std::move(name), offset, width, std::move(said), 0, kSize});
+    seed.fields.push_back({std::move(name), offset, width, std::move(said), 0, kLieSize});
   };
   add("magic", 0, 4, "qcow2");
   add("version", 4, 4, "version|header_length");
@@ -196,10 +196,10 @@ void add_map_fields(Seed& seed) {
   const std::uint64_t entry = subclusters ? 16 : 8;
   const std::uint64_t covered = seed.cluster_size / entry * seed.cluster_size;
   // Data, zeroes, packed data.
-  for (const std::uint64_t from : {std::uint64_t{0}, kSize * 3 / 4, kSize * 7 / 8}) {
+  for (const std::uint64_t from : {std::uint64_t{0}, kLieSize * 3 / 4, kLieSize * 7 / 8}) {
     const std::uint64_t i = from / covered;
     seed.fields.push_back({fmt::format("L1 entry {}", i), l1 + 8 * i, 8, "L1|L2", i * covered,
-                           std::min(kSize, (i + 1) * covered)});
+                           std::min(kLieSize, (i + 1) * covered)});
     const std::uint64_t l2 = at<std::uint64_t>(file, l1 + 8 * i) & kOffsetMask;
     ASSERT_NE(l2, 0u);
     const std::uint64_t place = l2 + entry * (from % covered / seed.cluster_size);
@@ -260,7 +260,7 @@ Task<void> use_it() {
   if (!edge) co_return;
   BlockNode& node = **edge;
   std::vector<std::byte> data(8192, std::byte{0x5a});
-  const std::uint64_t size = std::min<std::uint64_t>(node.size(), kSize);
+  const std::uint64_t size = std::min<std::uint64_t>(node.size(), kLieSize);
   const std::uint64_t step = size / 5 / 512 * 512;
   for (std::uint64_t offset = 0; step != 0 && offset + data.size() <= size; offset += step) {
     auto written = co_await node.write(offset + 512, IoVec(std::span(data)).first(4096));
@@ -277,7 +277,7 @@ Task<void> use_it() {
     static_cast<void>(made && removed && applied);
   }
   ResizeRequest resize{.size = size + 65536};
-  if (node.size() <= kSize) {
+  if (node.size() <= kLieSize) {
     auto resized = co_await node.resize(resize);
     static_cast<void>(resized);
   }
@@ -321,7 +321,7 @@ class HostileFields : public Hostile {
 
   Seed make_seed(std::string_view options) {
     Seed seed;
-    use(options, kSize);
+    use(options, kLieSize);
     EXPECT_OK(run([] { return fill_seed(); }));
     seed.cluster_size = header_.cluster_size();
     seed.file.resize(disk_->size());
@@ -351,7 +351,7 @@ class HostileFields : public Hostile {
     std::vector<bool> readable;
     auto disk = run([&] { return read_disk(readable); });
     if (!disk) return problem(disk.error().message());
-    for (std::uint64_t p = 0; p < kSize; p += kPiece) {
+    for (std::uint64_t p = 0; p < kLieSize; p += kPiece) {
       if (p < field.last && p + kPiece > field.first) continue;
       const auto piece = static_cast<std::ptrdiff_t>(p);
       const bool same = readable[p / kPiece] && std::equal(disk->begin() + piece, disk->begin() + piece + kPiece,

@@ -8,7 +8,7 @@ namespace {
 
 using namespace platter::qcow2::testing;
 
-constexpr std::string_view kKey = "encrypt.key-secret=hostile";
+constexpr std::string_view kLuksKey = "encrypt.key-secret=hostile";
 
 class HostileLuks : public Hostile {
  protected:
@@ -32,7 +32,7 @@ class HostileLuks : public Hostile {
     std::vector<std::byte> lie;
     for (const unsigned b : bytes) lie.push_back(static_cast<std::byte>(b));
     put(luks_ + at, lie);
-    EXPECT_THAT(outcome(kKey), HasSubstr(message)) << "at " << at;
+    EXPECT_THAT(outcome(kLuksKey), HasSubstr(message)) << "at " << at;
     put(luks_, honest_);
   }
   void expect32(std::size_t at, std::uint32_t value, const std::string& message) {
@@ -56,7 +56,7 @@ class HostileLuks : public Hostile {
   std::vector<std::byte> honest_;
 };
 
-TEST_F(HostileLuks, AnHonestOneIsQuiet) { EXPECT_EQ(outcome(kKey), ""); }
+TEST_F(HostileLuks, AnHonestOneIsQuiet) { EXPECT_EQ(outcome(kLuksKey), ""); }
 
 TEST_F(HostileLuks, MagicAndVersion) {
   expect(0, {'L', 'U', 'K', 'S', 0xba, 0xbf}, "Volume is not in LUKS format");
@@ -128,40 +128,40 @@ TEST_F(HostileLuks, SaltsDigestsAndMaterialThatAreNobodys) {
   for (const std::size_t at : {std::size_t{112}, std::size_t{132}, slot(0, 8)})
     expect(at, {1, 2, 3, 4, 5, 6, 7, 8}, "Invalid password, cannot unlock any keyslot");
   put64(luks_ + crypto::kLuksKeyAreaOffset, 0x123456789abcdef0);
-  EXPECT_THAT(outcome(kKey), HasSubstr("Invalid password, cannot unlock any keyslot"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("Invalid password, cannot unlock any keyslot"));
 }
 
 TEST_F(HostileLuks, TheExtensionLies) {
   constexpr std::uint64_t kHuge = 0xffffffffffff0000;
   const std::uint64_t length = header_.extensions.encryption->length;
   point_to(0, length);
-  EXPECT_THAT(outcome(kKey), HasSubstr("ncryption header"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("ncryption header"));
   for (const std::uint64_t offset : {kHuge, std::uint64_t{1} << 62, luks_ + 64 * kMiB}) {
     point_to(offset, length);
-    EXPECT_THAT(outcome(kKey), HasSubstr("ncryption header")) << offset;
+    EXPECT_THAT(outcome(kLuksKey), HasSubstr("ncryption header")) << offset;
   }
   point_to(luks_ + 512, length);
-  EXPECT_THAT(outcome(kKey), HasSubstr("ncryption header"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("ncryption header"));
   point_to(luks_, 0);
-  EXPECT_NE(outcome(kKey), "");
+  EXPECT_NE(outcome(kLuksKey), "");
   point_to(luks_, 591);
-  EXPECT_THAT(outcome(kKey), HasSubstr("LUKS header is cut off"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("LUKS header is cut off"));
   point_to(luks_, length - 65536);
-  EXPECT_THAT(outcome(kKey), HasSubstr("LUKS payload offset 2068480 is beyond the 2002944 bytes"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("LUKS payload offset 2068480 is beyond the 2002944 bytes"));
   for (const std::uint64_t too_long : {17 * kMiB, kHuge}) {
     point_to(luks_, too_long);
-    EXPECT_THAT(outcome(kKey), HasSubstr("is too long or outside the file")) << too_long;
+    EXPECT_THAT(outcome(kLuksKey), HasSubstr("is too long or outside the file")) << too_long;
   }
   // Over tables of the image.
   point_to(kRefcountTable, length);
-  EXPECT_THAT(outcome(kKey), HasSubstr("Volume is not in LUKS format"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("Volume is not in LUKS format"));
 }
 
 TEST_F(HostileLuks, TheMethodAndTheExtensionDisagree) {
   Header header = header_;
   header.extensions.encryption.reset();
   put(0, *encode_header(header));
-  EXPECT_THAT(outcome(kKey), HasSubstr("no encryption header"));
+  EXPECT_THAT(outcome(kLuksKey), HasSubstr("no encryption header"));
   header = header_;
   header.crypt_method = CryptMethod::kNone;
   put(0, *encode_header(header));

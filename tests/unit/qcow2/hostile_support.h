@@ -17,7 +17,6 @@ namespace platter::qcow2::testing {
 using ::testing::HasSubstr;
 using platter::testing::kSanitized;
 
-inline constexpr std::uint64_t kMiB = 1 << 20;
 inline constexpr std::uint64_t kRefcountTable = 0x10000;
 inline constexpr std::uint64_t kRefcountBlock = 0x20000;
 inline constexpr std::uint64_t kL1 = 0x30000;

@@ -9,7 +9,6 @@
 
 #include "block/adapters/memory.h"
 #include "block/base/bytes.h"
-#include "block/exec/executor.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/storage_io.h"
@@ -17,12 +16,8 @@
 
 namespace platter::qcow2::testing {
 
-// One executor for all of a program's tests: a ring for each would cost more than the tests.
-template <class Start>
-auto run(Start&& start) {
-  static const std::unique_ptr<Executor> executor = std::move(*Executor::create());
-  return executor->block_on(std::forward<Start>(start));
-}
+using platter::testing::kMiB;
+using platter::testing::run;
 
 struct Image {
   NodePtr node;

@@ -10,7 +10,7 @@
 namespace platter::qcow2 {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 constexpr std::uint64_t kFileSize = 1 << 20;
 
@@ -86,7 +86,7 @@ struct Lie {
   const char* message;
 };
 
-class LayoutLie : public testing::TestWithParam<Lie> {};
+class LayoutLie : public ::testing::TestWithParam<Lie> {};
 
 TEST_P(LayoutLie, IsRefusedByName) {
   const Lie& lie = GetParam();
@@ -105,7 +105,7 @@ TEST_P(LayoutLie, IsRefusedByName) {
 constexpr std::uint64_t kTop = std::uint64_t{1} << 63;
 INSTANTIATE_TEST_SUITE_P(
     Fields, LayoutLie,
-    testing::Values(
+    ::testing::Values(
         Lie{"magic", 0, 4, 0x514649fa, "not in qcow2 format"},
         Lie{"version_1", 4, 4, 1, "Unsupported qcow2 version 1"},
         Lie{"version_4", 4, 4, 4, "Unsupported qcow2 version 4"},

@@ -39,7 +39,7 @@ class Player {
       }
       auto all = compare(*node);
       co_await all;
-      auto checked = co_await check(*node);
+      auto checked = co_await testing::check(*node);
       EXPECT_TRUE(checked) << (checked ? "" : checked.error().message());
       if (checked) {
         EXPECT_EQ(checked->corruptions, 0u);

@@ -8,7 +8,7 @@
 namespace platter::qcow2 {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 Snapshot sample(std::string id, std::string name) {
   Snapshot s;

@@ -19,17 +19,12 @@
 #include "tools/run/aml.h"
 #include "tools/run/pci_host.h"
 #include "tools/run/power.h"
+#include "unit/run/checksum.h"
 
 namespace platter::run {
 namespace {
 
 using Bytes = std::vector<std::byte>;
-
-unsigned sum(std::span<const std::byte> bytes) {
-  unsigned total = 0;
-  for (const std::byte byte : bytes) total += std::to_integer<unsigned>(byte);
-  return total & 0xff;
-}
 
 std::string text_at(std::span<const std::byte> bytes, std::size_t offset, std::size_t length) {
   const auto part = bytes.subspan(offset, length);

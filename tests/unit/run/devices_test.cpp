@@ -18,6 +18,7 @@
 #include "tools/run/probe.h"
 #include "tools/run/serial.h"
 #include "tools/run/vm.h"
+#include "unit/run/checksum.h"
 
 namespace platter::run {
 namespace {
@@ -26,7 +27,7 @@ std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text));
 }
 
-struct SerialTest : testing::Test {
+struct SerialTest : ::testing::Test {
   std::uint8_t in(unsigned index) {
     std::array<std::byte, 1> data{};
     serial.read(index, data);
@@ -133,7 +134,7 @@ TEST(EscapeFilter, ControlAIsAPrefix) {
   EXPECT_EQ(text_of(typed), "c");
 }
 
-struct PortsTest : testing::Test {
+struct PortsTest : ::testing::Test {
   void SetUp() override {
     control = std::move(*Control::create());
     ASSERT_TRUE(add_legacy_ports(ports, *control, [this](std::byte b) {
@@ -219,12 +220,6 @@ TEST(Cpuid, HostKeepsItsLeaves) {
   EXPECT_EQ(find(table, 1)->ecx & (1U << 3), 0U) << "MONITOR is not offered";
 }
 
-unsigned sum(std::span<const std::byte> bytes) {
-  unsigned total = 0;
-  for (std::byte b : bytes) total += std::to_integer<unsigned>(b);
-  return total & 0xff;
-}
-
 TEST(MpTable, AddsUpAndCountsItsEntries) {
   const auto pointer = mp_floating_pointer(0xf0000);
   ASSERT_EQ(pointer.size(), 16U);
@@ -263,7 +258,7 @@ class FakeFunction final : public virtio::PciFunction {
   void bar_changed(unsigned, bool, std::uint64_t) override {}
 };
 
-struct PciTest : testing::Test {
+struct PciTest : ::testing::Test {
   std::uint32_t config(unsigned slot, unsigned offset) {
     std::array<std::byte, 4> raw;
     store_le(raw.data(), 0x80000000U | slot << 11 | offset);

@@ -11,7 +11,7 @@
 namespace platter::run {
 namespace {
 
-class FwCfgTest : public testing::Test {
+class FwCfgTest : public ::testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(memory_.add_ram(4 * kMiB));

@@ -20,7 +20,7 @@ using testing::MockRing;
 using testing::Piece;
 using testing::TestGuest;
 
-constexpr std::uint64_t kFeatures =
+constexpr std::uint64_t kDeviceFeatures =
     kFeatureVersion1 | kFeatureIndirectDesc | kFeatureEventIdx | EchoDevice::kFeature;
 
 struct DeviceTest : ::testing::Test {
@@ -64,8 +64,8 @@ struct DeviceTest : ::testing::Test {
 };
 
 TEST_F(DeviceTest, ServesRequests) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
-  EXPECT_EQ(device.seen_features, kFeatures);
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
+  EXPECT_EQ(device.seen_features, kDeviceFeatures);
   for (int i = 0; i < 100; ++i) {
     const std::string text = "request " + std::to_string(i);
     ASSERT_EQ(echo(text), text);
@@ -78,7 +78,7 @@ TEST_F(DeviceTest, ServesWithoutEventIndex) {
 }
 
 TEST_F(DeviceTest, ABatchGetsOneInterrupt) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 16));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 16));
   device.hold();
   const std::uint64_t in = guest->allocate(16), out = guest->allocate(16);
   for (int i = 0; i < 8; ++i) driver.ring().add({{out, 1, false}, {in, 1, true}});
@@ -90,21 +90,21 @@ TEST_F(DeviceTest, ABatchGetsOneInterrupt) {
 }
 
 TEST_F(DeviceTest, FeaturesThatWereNotOfferedAreRefused) {
-  EXPECT_FALSE(driver.negotiate(kFeatures | bit(7)));
+  EXPECT_FALSE(driver.negotiate(kDeviceFeatures | bit(7)));
   driver.reset();
-  EXPECT_FALSE(driver.negotiate(kFeatures | bit(63)));
+  EXPECT_FALSE(driver.negotiate(kDeviceFeatures | bit(63)));
   driver.reset();
-  EXPECT_TRUE(driver.negotiate(kFeatures));
+  EXPECT_TRUE(driver.negotiate(kDeviceFeatures));
   EXPECT_THAT(reports(), ::testing::SizeIs(2));
 }
 
 TEST_F(DeviceTest, FeaturesBeyondSixtyFourAreRefused) {
   device.set_driver_features(2, 1);
-  EXPECT_FALSE(driver.negotiate(kFeatures));
+  EXPECT_FALSE(driver.negotiate(kDeviceFeatures));
 }
 
 TEST_F(DeviceTest, Version1IsNeeded) {
-  EXPECT_FALSE(driver.negotiate(kFeatures & ~kFeatureVersion1));
+  EXPECT_FALSE(driver.negotiate(kDeviceFeatures & ~kFeatureVersion1));
 }
 
 TEST_F(DeviceTest, FeaturesAreFixedOnceAccepted) {
@@ -139,8 +139,8 @@ TEST_F(DeviceTest, QueuesThatDoNotExist) {
 }
 
 TEST_F(DeviceTest, AnEnabledQueueStaysWhereItIs) {
-  MockRing ring(*guest, 8, kFeatures);
-  ASSERT_TRUE(driver.negotiate(kFeatures));
+  MockRing ring(*guest, 8, kDeviceFeatures);
+  ASSERT_TRUE(driver.negotiate(kDeviceFeatures));
   driver.enable(0, ring.layout());
   device.set_queue_size(0, 4);
   device.set_queue_address(0, RingPart::kDevice, 0, 0x40);
@@ -149,8 +149,8 @@ TEST_F(DeviceTest, AnEnabledQueueStaysWhereItIs) {
 }
 
 TEST_F(DeviceTest, QueuesAreNotEnabledWhileRunning) {
-  MockRing ring(*guest, 8, kFeatures);
-  ASSERT_TRUE(driver.negotiate(kFeatures));
+  MockRing ring(*guest, 8, kDeviceFeatures);
+  ASSERT_TRUE(driver.negotiate(kDeviceFeatures));
   driver.driver_ok();
   driver.enable(0, ring.layout());
   EXPECT_FALSE(device.queue_enabled(0));
@@ -158,8 +158,8 @@ TEST_F(DeviceTest, QueuesAreNotEnabledWhileRunning) {
 
 TEST_F(DeviceTest, AWrongLayoutNeedsReset) {
   for (const unsigned size : {0u, 3u, 12u, 17u, 32u, 0xffffu}) {
-    ASSERT_TRUE(driver.negotiate(kFeatures));
-    MockRing ring(*guest, 16, kFeatures);
+    ASSERT_TRUE(driver.negotiate(kDeviceFeatures));
+    MockRing ring(*guest, 16, kDeviceFeatures);
     auto layout = ring.layout();
     layout.size = static_cast<std::uint16_t>(size);
     driver.enable(0, layout);
@@ -168,12 +168,12 @@ TEST_F(DeviceTest, AWrongLayoutNeedsReset) {
     driver.reset();
     EXPECT_EQ(device.status(), 0);
   }
-  ASSERT_TRUE(driver.bring_up(kFeatures, 16));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 16));
   EXPECT_EQ(echo("well again"), "well again");
 }
 
 TEST_F(DeviceTest, AFaultNeedsResetAndResetHeals) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   EXPECT_EQ(echo("fine"), "fine");
   driver.ring().push_available(8);
   driver.publish();
@@ -182,12 +182,12 @@ TEST_F(DeviceTest, AFaultNeedsResetAndResetHeals) {
   EXPECT_THAT(reports().at(0), ::testing::HasSubstr("queue 0: an available entry is beyond"));
   driver.reset();
   EXPECT_EQ(device.status(), 0);
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   EXPECT_EQ(echo("fine"), "fine");
 }
 
 TEST_F(DeviceTest, RequestsBeforeAFaultAreFinished) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   const std::uint64_t buffer = guest->allocate(16);
   driver.ring().add({{buffer, 8, false}, {buffer + 8, 8, true}});
   driver.ring().push_available(0xffff);
@@ -201,7 +201,7 @@ struct TwoQueues : DeviceTest {
 };
 
 TEST_F(TwoQueues, AFaultHaltsTheOtherQueue) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   EXPECT_EQ(echo("one", 1), "one");
   driver.ring(0).push_available(8);
   driver.publish(0);
@@ -214,8 +214,8 @@ TEST_F(TwoQueues, AFaultHaltsTheOtherQueue) {
 }
 
 TEST_F(TwoQueues, OneQueueMayBeLeftOut) {
-  ASSERT_TRUE(driver.negotiate(kFeatures));
-  MockRing ring(*guest, 8, kFeatures);
+  ASSERT_TRUE(driver.negotiate(kDeviceFeatures));
+  MockRing ring(*guest, 8, kDeviceFeatures);
   driver.enable(0, ring.layout());
   driver.driver_ok();
   EXPECT_EQ(device.status() & kStatusNeedsReset, 0);
@@ -225,7 +225,7 @@ TEST_F(TwoQueues, OneQueueMayBeLeftOut) {
 // C17: whatever ends a device's service, requests in flight finish first.
 
 TEST_F(DeviceTest, C17ResetWaitsForRequests) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   device.hold();
   const std::uint64_t buffer = guest->allocate(16);
   driver.ring().add({{buffer, 8, false}, {buffer + 8, 8, true}});
@@ -245,7 +245,7 @@ TEST_F(DeviceTest, C17ResetWaitsForRequests) {
 }
 
 TEST_F(DeviceTest, C17StopThenMemoryGoesAway) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   device.hold();
   const std::uint64_t buffer = guest->allocate(16);
   for (int i = 0; i < 3; ++i) driver.ring().add({{buffer, 8, false}, {buffer + 8, 8, true}});
@@ -260,13 +260,13 @@ TEST_F(DeviceTest, C17StopThenMemoryGoesAway) {
 Task<void> stop(Device& device) { co_await device.stop(); }
 
 TEST_F(DeviceTest, C17StopCanBeAwaited) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   EXPECT_EQ(echo("a"), "a");
   auto control = Executor::create().value();
   control->block_on([&] { return stop(device); });
   // The driver may do what it likes now.
   driver.reset();
-  EXPECT_FALSE(driver.bring_up(kFeatures, 8));
+  EXPECT_FALSE(driver.bring_up(kDeviceFeatures, 8));
 }
 
 TEST_F(DeviceTest, StoppingWhatNeverRan) {
@@ -275,7 +275,7 @@ TEST_F(DeviceTest, StoppingWhatNeverRan) {
 }
 
 TEST_F(DeviceTest, DisablingAQueueWaitsAndStopsIt) {
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   EXPECT_EQ(echo("a"), "a");
   device.disable_queue(0);
   EXPECT_FALSE(device.queue_enabled(0));
@@ -310,7 +310,7 @@ TEST_F(DeviceTest, ConfigurationChangesAreAnnounced) {
   device.change();
   EXPECT_NE(device.config_generation(), before);
   EXPECT_EQ(driver.sink().config().count(), 0u) << "no driver yet";
-  ASSERT_TRUE(driver.bring_up(kFeatures, 8));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 8));
   device.change();
   EXPECT_EQ(driver.sink().config().count(), 1u);
 }
@@ -322,7 +322,7 @@ TEST(DeviceRace, QueuesOnTheirOwnExecutors) {
   auto b = ExecutorThread::start().value();
   EchoDevice device(guest.memory(), {&a->executor(), &b->executor()}, 2, 64);
   DirectDriver driver(device, guest);
-  ASSERT_TRUE(driver.bring_up(kFeatures, 64));
+  ASSERT_TRUE(driver.bring_up(kDeviceFeatures, 64));
   const std::array<std::uint64_t, 2> buffers{guest.allocate(64 * 32), guest.allocate(64 * 32)};
   auto vcpu = [&](unsigned q) {
     MockRing& ring = driver.ring(q);

@@ -15,7 +15,7 @@ using Access = GuestMemory::Access;
 using Kind = GuestMemory::Kind;
 constexpr std::uint64_t kTop = std::numeric_limits<std::uint64_t>::max();
 
-struct GuestMemoryTest : testing::Test {
+struct GuestMemoryTest : ::testing::Test {
   void SetUp() override {
     ASSERT_TRUE(memory.add(0x1000, low.span(), Kind::kRam, "low"));
     ASSERT_TRUE(memory.add(0x3000, high.span(), Kind::kRam, "high"));
@@ -59,7 +59,7 @@ TEST_F(GuestMemoryTest, RefusesOverlapsByName) {
   const auto r = memory.add(0x2000, more.span(), Kind::kRam, "more");
   ASSERT_FALSE(r);
   EXPECT_EQ(r.error().code(), EEXIST);
-  EXPECT_THAT(r.error().message(), testing::HasSubstr("'more' at 0x2000-0x2fff overlaps 'low'"));
+  EXPECT_THAT(r.error().message(), ::testing::HasSubstr("'more' at 0x2000-0x2fff overlaps 'low'"));
 }
 
 TEST_F(GuestMemoryTest, RefusesWrapsEmptinessAndMisalignment) {

@@ -18,7 +18,7 @@ using testing::MockRing;
 using testing::TestGuest;
 
 constexpr std::uint64_t kBase = 0xd0000000;
-constexpr std::uint64_t kFeatures = kFeatureVersion1 | kFeatureEventIdx;
+constexpr std::uint64_t kMmioFeatures = kFeatureVersion1 | kFeatureEventIdx;
 
 struct MmioTest : ::testing::Test {
   MmioTest()
@@ -86,9 +86,9 @@ TEST_F(MmioTest, ShowsFeaturesByWords) {
 }
 
 TEST_F(MmioTest, RefusesFeaturesItDidNotOffer) {
-  EXPECT_FALSE(negotiate(kFeatures | bit(20)));
+  EXPECT_FALSE(negotiate(kMmioFeatures | bit(20)));
   write(0x70, 0);
-  EXPECT_TRUE(negotiate(kFeatures));
+  EXPECT_TRUE(negotiate(kMmioFeatures));
 }
 
 TEST_F(MmioTest, QueuesHaveSizes) {
@@ -113,8 +113,8 @@ TEST_F(MmioTest, BindsANotificationForEachQueue) {
 }
 
 TEST_F(MmioTest, ServesAndInterrupts) {
-  ASSERT_TRUE(negotiate(kFeatures));
-  MockRing ring(guest, 8, kFeatures);
+  ASSERT_TRUE(negotiate(kMmioFeatures));
+  MockRing ring(guest, 8, kMmioFeatures);
   enable(0, ring.layout());
   EXPECT_EQ(read(0x44), 1u);
   driver_ok();
@@ -140,7 +140,7 @@ TEST_F(MmioTest, ServesAndInterrupts) {
 }
 
 TEST_F(MmioTest, TellsOfConfigurationChanges) {
-  ASSERT_TRUE(negotiate(kFeatures));
+  ASSERT_TRUE(negotiate(kMmioFeatures));
   driver_ok();
   const std::uint32_t generation = read(0xfc);
   device.change();
@@ -150,8 +150,8 @@ TEST_F(MmioTest, TellsOfConfigurationChanges) {
 }
 
 TEST_F(MmioTest, ResetClearsEverything) {
-  ASSERT_TRUE(negotiate(kFeatures));
-  MockRing ring(guest, 8, kFeatures);
+  ASSERT_TRUE(negotiate(kMmioFeatures));
+  MockRing ring(guest, 8, kMmioFeatures);
   enable(0, ring.layout());
   driver_ok();
   device.change();
@@ -164,8 +164,8 @@ TEST_F(MmioTest, ResetClearsEverything) {
 }
 
 TEST_F(MmioTest, QueueReadyCanBeTakenBack) {
-  ASSERT_TRUE(negotiate(kFeatures));
-  MockRing ring(guest, 8, kFeatures);
+  ASSERT_TRUE(negotiate(kMmioFeatures));
+  MockRing ring(guest, 8, kMmioFeatures);
   enable(1, ring.layout());
   driver_ok();
   EXPECT_EQ(read(0x44), 1u);
@@ -174,7 +174,7 @@ TEST_F(MmioTest, QueueReadyCanBeTakenBack) {
 }
 
 TEST_F(MmioTest, OddAccessesDoNothing) {
-  ASSERT_TRUE(negotiate(kFeatures));
+  ASSERT_TRUE(negotiate(kMmioFeatures));
   std::array<std::byte, 8> data;
   for (const std::size_t size : {std::size_t{1}, std::size_t{2}, std::size_t{8}}) {
     data.fill(std::byte{0xff});

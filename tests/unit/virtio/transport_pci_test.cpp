@@ -22,7 +22,7 @@ using ::testing::IsEmpty;
 using testing::MockRing;
 using testing::TestGuest;
 
-constexpr std::uint64_t kFeatures = kFeatureVersion1 | kFeatureEventIdx;
+constexpr std::uint64_t kPciFeatures = kFeatureVersion1 | kFeatureEventIdx;
 constexpr std::uint32_t kBarAddress = 0xe0000000;
 
 struct Decoder final : PciListener {
@@ -213,9 +213,9 @@ TEST_F(PciTest, ServesWithMsix) {
   program_vector(0, 0x30);
   program_vector(1, 0x31);
   program_vector(2, 0x32);
-  ASSERT_TRUE(negotiate(kFeatures));
+  ASSERT_TRUE(negotiate(kPciFeatures));
   bar_write(16, 2, 0);
-  MockRing first(guest, 8, kFeatures), second(guest, 8, kFeatures);
+  MockRing first(guest, 8, kPciFeatures), second(guest, 8, kPciFeatures);
   enable(0, first.layout());
   bar_write(26, 2, 1);
   enable(1, second.layout());
@@ -240,8 +240,8 @@ TEST_F(PciTest, ServesWithMsix) {
 
 TEST_F(PciTest, ServesWithTheInterruptLine) {
   map();
-  ASSERT_TRUE(negotiate(kFeatures));
-  MockRing ring(guest, 8, kFeatures);
+  ASSERT_TRUE(negotiate(kPciFeatures));
+  MockRing ring(guest, 8, kPciFeatures);
   enable(0, ring.layout());
   driver_ok();
   const std::uint64_t buffer = guest.allocate(32);
@@ -268,8 +268,8 @@ TEST_F(PciTest, ServesWithTheInterruptLine) {
 
 TEST_F(PciTest, ResetTakesVectorsAndQueuesBack) {
   map();
-  ASSERT_TRUE(negotiate(kFeatures));
-  MockRing ring(guest, 8, kFeatures);
+  ASSERT_TRUE(negotiate(kPciFeatures));
+  MockRing ring(guest, 8, kPciFeatures);
   enable(0, ring.layout());
   bar_write(26, 2, 1);
   bar_write(16, 2, 0);
@@ -287,7 +287,7 @@ TEST_F(PciTest, ResetTakesVectorsAndQueuesBack) {
 
 TEST_F(PciTest, FunctionResetUnmapsToo) {
   map();
-  ASSERT_TRUE(negotiate(kFeatures));
+  ASSERT_TRUE(negotiate(kPciFeatures));
   driver_ok();
   pci.reset_function();
   EXPECT_EQ(device.status(), 0);
