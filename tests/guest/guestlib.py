@@ -21,14 +21,14 @@ def fail(message):
 class Bench:
     """A test's tools and its scratch directory, removed at the end."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, needs_kvm=True):
         parser = argparse.ArgumentParser()
         parser.add_argument("--platter", required=True)
         for argument in arguments:
             parser.add_argument(argument)
         self.options = parser.parse_args()
         self.platter = self.options.platter
-        if not os.path.exists("/dev/kvm"):
+        if needs_kvm and not os.path.exists("/dev/kvm"):
             print("SKIPPED: this machine has no /dev/kvm")
             sys.exit(SKIP)
         self.directory = tempfile.mkdtemp(prefix="platter-guest-")
