@@ -6,8 +6,10 @@
 #   tools/demo.sh            all of that, in a scratch folder that is removed in the end
 #   KEEP=1 tools/demo.sh     keeps the scratch folder
 # PLATTER_GUEST_KERNEL: a Linux kernel for machines whose /dev/kvm emulates ring 0 (see below).
+# PLATTER_BUILD: a folder with a finished build, to use instead of making one.
 set -euo pipefail
 # (The name is meant from where the caller stands.)
+if [ -n "${PLATTER_BUILD:-}" ]; then PLATTER_BUILD=$(realpath -m -- "$PLATTER_BUILD"); fi
 if [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then PLATTER_GUEST_KERNEL=$(realpath -m -- "$PLATTER_GUEST_KERNEL"); fi
 cd "$(dirname "$0")/.."
 source_dir=$PWD
@@ -22,9 +24,15 @@ step "Installing what is missing"
 tools/setup.sh build
 
 step "Building"
-cmake --preset release >/dev/null || die "could not configure the build (run 'cmake --preset release' to see why)"
-cmake --build --preset release --target platter guest_boot_sector || die "the build failed"
-platter=$source_dir/build/release/platter
+build=${PLATTER_BUILD:-$source_dir/build/release}
+platter=$build/platter
+if [ -n "${PLATTER_BUILD:-}" ]; then
+  [ -x "$platter" ] || die "PLATTER_BUILD: there is no finished build in '$build'"
+  say "using the build in $build"
+else
+  cmake --preset release >/dev/null || die "could not configure the build (run 'cmake --preset release' to see why)"
+  cmake --build --preset release --target platter guest_boot_sector || die "the build failed"
+fi
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/platter-demo.XXXXXX")
 if [ -n "${KEEP:-}" ]; then say "working in $scratch"; else trap 'rm -rf "$scratch"' EXIT; fi
@@ -38,22 +46,11 @@ case $kind in
   *) speed=slow ;;
 esac
 
-# Debian's own kernel and an initrd with its virtio modules: what a real host boots.
-debian_kernel() {
-  local package
-  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}')
-  [ -n "$package" ] || return 1
-  mkdir -p kernel
-  (cd kernel && apt-get download -q "$package" >/dev/null 2>&1 && dpkg -x ./*.deb .) || return 1
-  kernel=$(echo "$scratch"/kernel/boot/vmlinuz-*)
-  "$demo/make_initrd.sh" "$scratch"/kernel/lib/modules/* "$scratch/initrd.gz"
-}
-
 if [ "$speed" = fast ]; then
-  debian_kernel || die "could not fetch Debian's kernel (package linux-image-cloud-amd64)"
+  "$demo/debian_kernel.sh" "$scratch/kernel" || die "there is no guest kernel"
   guest=linux
   say "guest: Debian's own kernel, because KVM runs ring 0 on this machine's processor"
-  boot=(--kernel "$kernel" --initrd "$scratch/initrd.gz" --append 'console=ttyS0 quiet panic=-1 reboot=k')
+  boot=(--kernel kernel/vmlinuz --initrd kernel/initrd.gz --append 'console=ttyS0 quiet panic=-1')
 elif [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then
   [ -r "$PLATTER_GUEST_KERNEL" ] || die "PLATTER_GUEST_KERNEL: cannot read '$PLATTER_GUEST_KERNEL'"
   guest=linux
@@ -76,7 +73,7 @@ if [ "$guest" = linux ]; then
   echo "hello from the base image" >root/greeting
   mke2fs -q -t ext4 -d root filesystem.raw 48M
 else
-  cp "$source_dir/build/release/tests/guest/guest_boot_sector" filesystem.raw
+  cp "$build/tests/guest/guest_boot_sector" filesystem.raw
   truncate -s 8M filesystem.raw
 fi
 run "$platter" img create -f qcow2 base.qcow2 "$(stat -c %s filesystem.raw)"
@@ -93,7 +90,7 @@ before=$(sha256sum <base.qcow2 | cut -c1-64)
 step "Booting the guest from the clone (virtio-blk under KVM)"
 bus=virtio-pci
 [ "$guest" != linux ] || [ "$speed" = fast ] || bus=virtio-mmio
-run "$platter" run --memory 128M "${boot[@]}" --disk "clone.qcow2,format=qcow2,bus=$bus" </dev/null | tee console.log
+run "$platter" run --memory 256M "${boot[@]}" --disk "clone.qcow2,format=qcow2,bus=$bus" </dev/null | tee console.log
 case $guest in
   linux) grep -q 'guest: done' console.log || die "the guest did not report success" ;;
   firmware) grep -q 'BIOS PASS' console.log || die "the boot program did not report success" ;;

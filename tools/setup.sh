@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh build     what it takes to build and run the programs
 #   tools/setup.sh test      that, and the peers and tools of the test suite
+#   tools/setup.sh check     installs nothing: tells which of `build` are missing; exit code 1 if any
 set -euo pipefail
 
 build_packages=(
@@ -17,9 +18,9 @@ test_packages=(
 )
 
 case "${1:-build}" in
-  build) wanted=("${build_packages[@]}" "${demo_packages[@]}") ;;
+  build | check) wanted=("${build_packages[@]}" "${demo_packages[@]}") ;;
   test) wanted=("${build_packages[@]}" "${demo_packages[@]}" "${test_packages[@]}") ;;
-  *) echo "usage: $0 [build|test]" >&2; exit 2 ;;
+  *) echo "usage: $0 [build|test|check]" >&2; exit 2 ;;
 esac
 
 missing=()
@@ -31,6 +32,10 @@ if [ ${#missing[@]} -eq 0 ]; then
   echo "== packages: all ${#wanted[@]} are installed"
   exit 0
 fi
+if [ "${1:-build}" = check ]; then
+  echo "packages are missing: ${missing[*]}"
+  exit 1
+fi
 echo "== packages: installing ${missing[*]}"
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
@@ -39,10 +44,36 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-install() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; }
+
+# One line for each package that is fetched, unpacked or set up, with those they depend on: on a
+# terminal each over the one before, elsewhere only now and then.
+terminal=0
+if [ -t 1 ]; then terminal=1; fi
+show_progress() {
+  tee "$log" | awk -v terminal="$terminal" '
+    function show(what) {
+      if (terminal) printf "\r\033[K   %s", substr(what, 1, 70)
+      else if (what != last) print "   " what
+      last = what
+      fflush()
+    }
+    / newly installed, / { for (i = 1; i <= NF; i++) if ($(i + 1) == "newly") total = $i }
+    /^(Get|Hit):/ && !total { show("package lists"); next }
+    function count(number, what) { if (terminal || number % 10 == 0) show(what " " number " of " total) }
+    /^Get:/        { count(++fetched, "fetching package") }
+    /^Unpacking /  { count(++unpacked, "unpacking package") }
+    /^Setting up / { count(++done, "setting up package") }
+    END { if (terminal && last) printf "\r\033[K" }'
+}
+install() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C \
+    apt-get install -y --no-install-recommends "${missing[@]}" 2>&1 | show_progress
+}
+update() { "${as_root[@]}" env LC_ALL=C apt-get update 2>&1 | show_progress; }
 # The package lists may be missing or old: fetch them and try once more.
-install || { "${as_root[@]}" apt-get update >"$log" 2>&1 && install; } || {
+install || { update && install; } || {
   tail -n 5 "$log" >&2
   echo "error: could not install: ${missing[*]}" >&2
   exit 1
 }
+echo "== packages: installed"

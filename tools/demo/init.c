@@ -15,8 +15,12 @@ static void stop(void) {
   fflush(stdout);
   sync();
   mount("", "/", NULL, MS_REMOUNT | MS_RDONLY, "");
-  /* Without ACPI there is no power switch; a reset ends the machine as well. */
-  reboot(RB_AUTOBOOT);
+  /* A kernel without ACPI knows of no power switch; a reset ends the machine as well. */
+  mount("sysfs", "/sys", "sysfs", 0, "");
+  int acpi = access("/sys/firmware/acpi/tables/FACP", F_OK) == 0;
+  printf("guest: %s\n", acpi ? "switching off" : "restarting, which ends it (this kernel has no ACPI)");
+  fflush(stdout);
+  reboot(acpi ? RB_POWER_OFF : RB_AUTOBOOT);
   _exit(1);
 }
 

@@ -1,5 +1,6 @@
 // The first and only process of the Linux guest: uses its root file system on the disk under test,
-// says on the console how it went, and restarts the machine, which ends it.
+// says on the console how it went, and ends the machine: by switching off if the kernel can (it has
+// ACPI), otherwise by a restart.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -14,13 +15,18 @@ static unsigned char block[kBlock];
 
 static void end(const char* what) {
   char line[200];
+  int error = errno, acpi = access("/sys/firmware/acpi/tables/FACP", F_OK) == 0;
   int length = what == NULL ? snprintf(line, sizeof line, "LINUX PASS\n")
-                            : snprintf(line, sizeof line, "LINUX FAIL: %s: %s\n", what, strerror(errno));
+                            : snprintf(line, sizeof line, "LINUX FAIL: %s: %s\n", what, strerror(error));
+  if (write(1, line, (size_t)length) < 0) {
+  }
+  length = snprintf(line, sizeof line, "processors: %ld, end: %s\n", sysconf(_SC_NPROCESSORS_ONLN),
+                    acpi ? "power-off" : "restart, for want of ACPI");
   if (write(1, line, (size_t)length) < 0) {
   }
   sync();
   mount("/dev/vda", "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
-  reboot(RB_AUTOBOOT);
+  reboot(acpi ? RB_POWER_OFF : RB_AUTOBOOT);
   for (;;) pause();
 }
 
@@ -42,6 +48,7 @@ static void copy_file(const char* from, const char* to) {
 
 int main(void) {
   if (mount("proc", "/proc", "proc", 0, NULL) != 0) end("mount /proc");
+  if (mount("sysfs", "/sys", "sysfs", 0, NULL) != 0) end("mount /sys");
   // What the host left, read and written back under another name.
   copy_file("/from-host", "/from-guest");
   // A file of our own, pushed out of the cache and compared with what it should be.
