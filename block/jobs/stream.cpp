@@ -5,6 +5,7 @@
 
 #include "block/jobs/copy.h"
 #include "block/node/graph.h"
+#include "block/node/transaction.h"
 
 namespace platter {
 namespace {
@@ -56,6 +57,15 @@ Task<Result<void>> copy_up(BlockNode& top, const StreamOptions& options) {
   co_return flushed;
 }
 
+// Writes the new reference into the image.
+Task<Result<void>> name_backing(BackingAbility& reference, std::string name, std::string format) {
+  auto changed = co_await reference.change_backing(name, format);
+  if (changed) co_return {};
+  if (changed.error().code() == ENOSPC)
+    changed = fail(ENOSPC, "No space left in the file header");
+  co_return forward_error(changed, "Could not change the backing file to '{}'", name);
+}
+
 Task<Result<void>> stream_held(BlockNode& top, const StreamOptions& options) {
   BackingAbility* const reference = top.driver().backing_reference();
   if (top.backing() == nullptr && options.base == nullptr) co_return {};
@@ -81,14 +91,11 @@ Task<Result<void>> stream_held(BlockNode& top, const StreamOptions& options) {
     name = name_for(top, *above, *options.base);
     format = options.base->driver_name();
   }
-  auto changed = co_await reference->change_backing(name, format);
-  if (!changed) {
-    if (changed.error().code() == ENOSPC)
-      changed = fail(ENOSPC, "No space left in the file header");
-    co_return forward_error(changed, "Could not change the backing file to '{}'", name);
-  }
-  auto replaced = co_await replace_backing(top, std::move(base));
-  co_return replaced;
+  Transaction transaction;
+  transaction.replace_backing(top, std::move(base));
+  auto write_name = [&] { return name_backing(*reference, name, format); };
+  auto changed = co_await transaction.commit(write_name);
+  co_return changed;
 }
 
 }  // namespace

@@ -35,9 +35,7 @@ Task<Result<Edge>> open_node(OpenRequest request);
 // A node by its node-name, or nullptr.
 NodePtr find_node(std::string_view node_name);
 
-// Changes flags (read-only, cache mode) of a node and its storage children as one transaction.
-// Requests wait meanwhile. A failure leaves everything as it was. A node cannot become read-only
-// under a user who needs to write: lower that edge's rights first.
+// Transaction::reopen() (transaction.h) by itself. A failure leaves everything as it was.
 Task<Result<void>> reopen(BlockNode& node, OpenFlags flags);
 
 // Makes an image of `format` with the text of -o ("a=b,c=d") and a size. Validates all options
@@ -55,10 +53,6 @@ Task<Result<Edge>> open_protocol(std::string filename, OpenFlags flags, std::str
 
 // The hold that `node` has on its backing node; nullptr: it has none.
 Edge* backing_edge(BlockNode& node);
-// Puts `node` on another backing node (nullptr: on none), which must show the same where it shows
-// through. Requests of `node` wait meanwhile; what is written in the image is not changed. Who looks
-// at node.backing() beside requests, as filters do, must not be running.
-Task<Result<void>> replace_backing(BlockNode& node, NodePtr backing);
 
 // The backing name as stored in `overlay_filename`, made openable: absolute names, json: names and
 // names with a protocol stay; relative ones are taken from the overlay's directory.

@@ -1,10 +1,15 @@
+// Reopening a node: another mode for it and the storage below it.
+#include <ranges>
+
 #include "block/node/graph_access.h"
 #include "block/node/open_state.h"
+#include "block/node/transaction.h"
 
 namespace platter {
 namespace {
 
-struct Step {
+// A node of those below the one that is named.
+struct Part {
   BlockNode* node;
   Edge* parent;  // the edge it is reached by; nullptr for the first
   OpenFlags flags;
@@ -19,103 +24,121 @@ bool chooses_rights(const BlockNode& node) {
   return !node.type().filter && node.type().name != "raw";
 }
 
-std::vector<Step> plan(BlockNode& node, OpenFlags flags) {
-  std::vector<Step> steps{{.node = &node, .parent = nullptr, .flags = flags}};
+std::vector<Part> plan(BlockNode& node, OpenFlags flags) {
+  std::vector<Part> parts{{.node = &node, .parent = nullptr, .flags = flags}};
   // (By index: the list grows while it is walked.)
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    BlockNode* const backing = steps[i].node->backing();
-    for (Edge* child : steps[i].node->driver().children()) {
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    BlockNode* const backing = parts[i].node->backing();
+    for (Edge* child : parts[i].node->driver().children()) {
       if (!*child || child->get() == backing) continue;
-      steps.push_back(
-          {.node = child->get(), .parent = child, .flags = detail::storage_flags(steps[i].flags)});
+      parts.push_back(
+          {.node = child->get(), .parent = child, .flags = detail::storage_flags(parts[i].flags)});
     }
   }
-  return steps;
+  return parts;
 }
 
-Task<Result<void>> change_rights(Step& step, const BlockNode& above) {
-  if (!step.parent || !chooses_rights(above)) co_return {};
+Task<Result<void>> change_rights(Part& part, const BlockNode& above) {
+  if (!part.parent || !chooses_rights(above)) co_return {};
   constexpr std::uint32_t kWriting = perm::kWrite | perm::kWriteUnchanged | perm::kResize;
-  Permissions wanted = step.parent->permissions();
+  Permissions wanted = part.parent->permissions();
   wanted.need &= ~kWriting;
-  if (!step.flags.read_only) wanted.need |= perm::kWrite | perm::kResize;
-  if (wanted.need == step.parent->permissions().need) co_return {};
-  const Permissions old = step.parent->permissions();
-  auto changed = co_await step.parent->set_permissions(wanted);
+  if (!part.flags.read_only) wanted.need |= perm::kWrite | perm::kResize;
+  if (wanted.need == part.parent->permissions().need) co_return {};
+  const Permissions old = part.parent->permissions();
+  auto changed = co_await part.parent->set_permissions(wanted);
   PLATTER_CO_TRY(changed);
-  step.old_rights = old;
+  part.old_rights = old;
   co_return {};
 }
 
-BlockNode& above_of(const std::vector<Step>& steps, const Step& step) {
-  for (const Step& other : steps) {
+BlockNode& above_of(const std::vector<Part>& parts, const Part& part) {
+  for (const Part& other : parts) {
     for (const Edge* child : other.node->driver().children()) {
-      if (child == step.parent) return *other.node;
+      if (child == part.parent) return *other.node;
     }
   }
-  return *steps.front().node;
+  return *parts.front().node;
 }
 
-Task<Result<void>> prepare(std::vector<Step>& steps) {
-  for (Step& step : steps) {
+Task<Result<void>> prepare_drivers(std::vector<Part>& parts) {
+  for (Part& part : parts) {
     const std::uint32_t writing =
-        GraphAccess::rights(*step.node).need & (perm::kWrite | perm::kResize);
-    if (!step.parent && step.flags.read_only && writing != 0) {
+        GraphAccess::rights(*part.node).need & (perm::kWrite | perm::kResize);
+    if (!part.parent && part.flags.read_only && writing != 0) {
       co_return fail(EPERM, "node '{}' cannot become read-only: {} is in use",
-                     step.node->node_name(), permission_names(writing));
+                     part.node->node_name(), permission_names(writing));
     }
-    auto drained = step.node->drain();
+    auto drained = part.node->drain();
     co_await drained;
-    step.drained = true;
+    part.drained = true;
     // A format that turns read-only writes back what it holds here, while its file still lets it:
     // the file is drained only afterwards.
-    auto prepared = co_await step.node->driver().prepare_reopen(step.flags);
+    auto prepared = co_await part.node->driver().prepare_reopen(part.flags);
     PLATTER_CO_TRY(prepared);
-    step.prepared = true;
+    part.prepared = true;
   }
   co_return {};
 }
+
+class ReopenStep : public TransactionStep {
+ public:
+  ReopenStep(BlockNode& node, OpenFlags flags) : node_(node), flags_(flags) {}
+
+  Task<Result<void>> prepare() override {
+    parts_ = plan(node_, flags_);
+    auto preparing = prepare_drivers(parts_);
+    auto prepared = co_await preparing;
+    PLATTER_CO_TRY(prepared);
+    // The new mode counts from here, so that rights may be taken; bottom up, since a driver whose
+    // child has become writable may write at its commit.
+    for (const Part& part : parts_) {
+      old_flags_.push_back(part.node->flags());
+      GraphAccess::set_flags(*part.node, part.flags);
+    }
+    for (Part& part : parts_ | std::views::reverse) {
+      auto changing = change_rights(part, above_of(parts_, part));
+      auto changed = co_await changing;
+      PLATTER_CO_TRY(changed);
+    }
+    co_return {};
+  }
+
+  void commit() override {
+    for (const Part& part : parts_ | std::views::reverse) part.node->driver().commit_reopen();
+    // Limits may differ now (cache.direct).
+    for (const Part& part : parts_) GraphAccess::set_flags(*part.node, part.flags);
+  }
+
+  Task<void> abort() override {
+    for (std::size_t i = 0; i < old_flags_.size(); ++i)
+      GraphAccess::set_flags(*parts_[i].node, old_flags_[i]);
+    for (const Part& part : parts_ | std::views::reverse) {
+      if (part.old_rights) {
+        auto restored = co_await part.parent->set_permissions(*part.old_rights);
+        static_cast<void>(restored);
+      }
+      if (part.prepared) part.node->driver().abort_reopen();
+    }
+  }
+
+  void undrain() override {
+    for (const Part& part : parts_ | std::views::reverse) {
+      if (part.drained) part.node->undrain();
+    }
+  }
+
+ private:
+  BlockNode& node_;
+  const OpenFlags flags_;
+  std::vector<Part> parts_;
+  std::vector<OpenFlags> old_flags_;  // of those that have the new ones
+};
 
 }  // namespace
 
-Task<Result<void>> reopen(BlockNode& node, OpenFlags flags) {
-  std::vector<Step> steps = plan(node, flags);
-  Result<void> result;
-  {
-    auto prepared = prepare(steps);
-    result = co_await prepared;
-  }
-  std::vector<OpenFlags> old_flags;
-  for (const Step& step : steps) old_flags.push_back(step.node->flags());
-  if (result) {
-    // The new mode counts from here, so that rights may be taken; bottom up, since a driver whose
-    // child has become writable may write at its commit.
-    for (const Step& step : steps) GraphAccess::set_flags(*step.node, step.flags);
-    for (auto step = steps.rbegin(); step != steps.rend() && result; ++step) {
-      auto changed = change_rights(*step, above_of(steps, *step));
-      result = co_await changed;
-    }
-  }
-  if (result) {
-    for (auto step = steps.rbegin(); step != steps.rend(); ++step)
-      step->node->driver().commit_reopen();
-    // Limits may differ now (cache.direct).
-    for (const Step& step : steps) GraphAccess::set_flags(*step.node, step.flags);
-  } else {
-    for (std::size_t i = 0; i < steps.size(); ++i)
-      GraphAccess::set_flags(*steps[i].node, old_flags[i]);
-    for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-      if (step->old_rights) {
-        auto restored = co_await step->parent->set_permissions(*step->old_rights);
-        static_cast<void>(restored);
-      }
-      if (step->prepared) step->node->driver().abort_reopen();
-    }
-  }
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    if (step->drained) step->node->undrain();
-  }
-  co_return result;
+void Transaction::reopen(BlockNode& node, OpenFlags flags) {
+  steps_.push_back(std::make_unique<ReopenStep>(node, flags));
 }
 
 }  // namespace platter

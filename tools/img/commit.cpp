@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "block/jobs/copy.h"
+#include "block/node/transaction.h"
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
@@ -18,18 +19,20 @@ struct CommitArguments {
   bool keep = false;  // -d: do not empty the overlay
 };
 
-// While the overlay's contents arrive in the base, those who stand on it must let it change: what
-// `top` reads stays the same all the time, and what lies between them is given up.
-Task<Result<void>> share_chain(BlockNode& top, const BlockNode& base, bool writable) {
+// While the overlay's contents arrive in the base it is writable, and those who stand on it let it
+// change: what `top` reads stays the same all the time, and what lies between them is given up.
+Task<Result<void>> change_base(BlockNode& top, BlockNode& base, OpenFlags flags) {
+  Permissions rights = Permissions::reader();
+  if (!flags.read_only) rights.shared = perm::kAll;
+  Transaction transaction;
   for (BlockNode* node = &top; node != &base; node = node->backing()) {
-    Edge* edge = backing_edge(*node);
+    Edge* const edge = backing_edge(*node);
     if (edge == nullptr) co_return fail(EINVAL, "node '{}' has no backing node", node->node_name());
-    Permissions rights = Permissions::reader();
-    if (writable) rights.shared = perm::kAll;
-    const Result<void> changed = co_await edge->set_permissions(rights);
-    PLATTER_CO_TRY(changed);
+    transaction.set_permissions(*edge, rights);
   }
-  co_return {};
+  transaction.reopen(base, flags);
+  auto changed = co_await transaction.commit();
+  co_return changed;
 }
 
 Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArguments& arguments) {
@@ -70,20 +73,15 @@ Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments)
   const OpenFlags old_flags = base->flags();
   OpenFlags flags = top.flags();
   flags.read_only = false;
-  const Result<void> shared = co_await share_chain(top, *base, true);
-  PLATTER_CO_TRY(shared);
-  Result<void> result = co_await reopen(*base, flags);
-  if (result) {
-    result = co_await copy_down(top, *base, arguments);
-    if (Cancellation::ended(result)) {
-      result = fail(ECANCELED, "commit cancelled: '{}' holds all it did, '{}' a part of it",
-                    arguments.filename, base->filename());
-    }
-    const Result<void> restored = co_await reopen(*base, old_flags);
-    if (result && !restored) result = restored;
+  Result<void> result = co_await change_base(top, *base, flags);
+  PLATTER_CO_TRY(result);
+  result = co_await copy_down(top, *base, arguments);
+  if (Cancellation::ended(result)) {
+    result = fail(ECANCELED, "commit cancelled: '{}' holds all it did, '{}' a part of it",
+                  arguments.filename, base->filename());
   }
-  const Result<void> unshared = co_await share_chain(top, *base, false);
-  if (result && !unshared) result = unshared;
+  const Result<void> restored = co_await change_base(top, *base, old_flags);
+  if (result && !restored) result = restored;
   PLATTER_CO_TRY(result);
   BackingAbility* reference = top.driver().backing_reference();
   if (!arguments.keep && reference != nullptr) {
