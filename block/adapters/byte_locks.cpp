@@ -36,8 +36,8 @@ bool held_elsewhere(int fd, off_t byte) {
 }
 
 std::unexpected<Error> in_the_way(const char* what, unsigned right, const std::string& name) {
-  // The second line is QEMU's hint to the user, wanted in the same place.
-  return fail(EAGAIN, "Failed to get {}\"{}\" lock\nIs another process using the image [{}]?", what,
+  // QEMU puts its hint to the user on a second line.
+  return fail(EAGAIN, "Failed to get {}\"{}\" lock: Is another process using the image [{}]?", what,
               permission_names(std::uint32_t{1} << right), name);
 }
 

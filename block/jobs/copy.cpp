@@ -47,6 +47,16 @@ void CopyRun::count(const Piece& piece) {
   if (options_.progress) options_.progress(done_);
 }
 
+std::unexpected<Error> CopyRun::read_failed(const Result<void>& read, std::uint64_t offset) const {
+  return forward_error(read, "{}: error while reading at byte {}",
+                       source_at(offset).node->filename(), offset);
+}
+
+std::unexpected<Error> CopyRun::write_failed(const Result<void>& written,
+                                             std::uint64_t offset) const {
+  return forward_error(written, "{}: error while writing at byte {}", target_.filename(), offset);
+}
+
 void CopyRun::give_up(Error error) {
   const std::scoped_lock lock(turn_mutex_);
   if (!error_) error_ = std::move(error);
@@ -78,8 +88,10 @@ Task<Result<void>> CopyRun::look_up() {
   const bool copying = options_.mode == CopyOptions::Mode::kCopy;
   BlockNode* base = options_.keep_unallocated || !copying ? source.base : nullptr;
   const Result<ChainExtent> extent = co_await chain_extent(*source.node, base, within, length);
-  if (!extent)
-    co_return forward_error(extent, "error while reading block status at offset {}", within);
+  if (!extent) {
+    co_return forward_error(extent, "{}: error while reading block status at offset {}",
+                            source.node->filename(), within);
+  }
   found_.length = std::min(extent->length, length);
   if (!copying) {
     const Result<void> chosen = co_await choose_take_up(*extent, source, within);

@@ -91,14 +91,14 @@ Task<bool> CopyRun::may_pass_unseen(const Piece& piece) {
 Task<Result<void>> CopyRun::write_one(std::uint64_t offset, std::span<std::byte> bytes) {
   const WriteFlags flags{.compressed = options_.compressed_unit != 0};
   const Result<void> result = co_await target_.write(offset, IoVec(bytes), flags);
-  if (!result) co_return forward_error(result, "error while writing at byte {}", offset);
+  if (!result) co_return write_failed(result, offset);
   co_return {};
 }
 
 Task<Result<void>> CopyRun::zero_one(std::uint64_t offset, std::uint64_t length) {
   const ZeroFlags flags{.may_unmap = options_.sparse != 0};
   const Result<void> result = co_await target_.write_zeroes(offset, length, flags);
-  if (!result) co_return forward_error(result, "error while writing at byte {}", offset);
+  if (!result) co_return write_failed(result, offset);
   co_return {};
 }
 
@@ -134,7 +134,7 @@ void CopyRun::start_writes(const Piece& piece, std::span<std::byte> buffer, Writ
 Task<bool> CopyRun::fetch(const Piece& piece, std::span<std::byte> bytes) {
   Result<void> got = co_await read(piece.offset, bytes);
   if (!got && options_.salvage) got = co_await read_salvaging(piece.offset, bytes);
-  if (!got) give_up(got.error().in(fmt::format("error while reading at byte {}", piece.offset)));
+  if (!got) give_up(read_failed(got, piece.offset).error());
   co_return got.has_value();
 }
 

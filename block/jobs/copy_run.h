@@ -59,6 +59,8 @@ class CopyRun {
   Task<Result<void>> wait_for_turn(std::uint64_t sequence);
   void end_turn();
   Task<void> pace(std::uint64_t bytes);
+  std::unexpected<Error> read_failed(const Result<void>& read, std::uint64_t offset) const;
+  std::unexpected<Error> write_failed(const Result<void>& written, std::uint64_t offset) const;
   void give_up(Error error);
   // Whether nothing new is begun any more; notices that it has been cancelled.
   bool gives_up();

@@ -44,8 +44,10 @@ Task<Result<void>> CopyRun::choose_take_up(ChainExtent extent, const CopySource&
   } else {
     const Result<ChainExtent> then =
         co_await chain_extent(*options_.new_backing, nullptr, within, found_.length);
-    if (!then)
-      co_return forward_error(then, "error while reading block status at offset {}", within);
+    if (!then) {
+      co_return forward_error(then, "{}: error while reading block status at offset {}",
+                              options_.new_backing->filename(), within);
+    }
     found_.length = std::min(found_.length, then->length);
     found_.kind = then->zero || !then->present ? Kind::kSkip : Kind::kZero;
   }
@@ -59,7 +61,10 @@ Task<bool> CopyRun::take_up(const Piece& piece, Bench& bench) {
   if (options_.mode == CopyOptions::Mode::kTakeUp) {
     const TakeUpFlags flags{.hide_zeroes = source_at(piece.offset).base != nullptr};
     done = co_await target_.take_up(piece.offset, piece.length, flags);
-    if (!done) done = forward_error(done, "error while taking up data at byte {}", piece.offset);
+    if (!done) {
+      done = forward_error(done, "{}: error while taking up data at byte {}", target_.filename(),
+                           piece.offset);
+    }
   } else {
     done = co_await keep_differences(piece, bench);
   }
@@ -75,8 +80,7 @@ Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
     std::ranges::fill(now, std::byte{0});
   } else {
     const Result<void> read_now = co_await read(piece.offset, now);
-    if (!read_now)
-      co_return forward_error(read_now, "error while reading at byte {}", piece.offset);
+    if (!read_now) co_return read_failed(read_now, piece.offset);
   }
   const Result<void> read_then = co_await read_padded(options_.new_backing, piece.offset, then);
   PLATTER_CO_TRY(read_then);
@@ -94,8 +98,7 @@ Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
     const WriteFlags flags{.unchanged = true};
     const Result<void> written =
         co_await target_.write(piece.offset + start, IoVec(now.subspan(start, length)), flags);
-    if (!written)
-      co_return forward_error(written, "error while writing at byte {}", piece.offset + start);
+    if (!written) co_return write_failed(written, piece.offset + start);
   }
   co_return {};
 }

@@ -15,9 +15,9 @@ constexpr unsigned kMaxJsonDepth = 32;
 
 std::unexpected<Error> not_a_size(std::string_view name) {
   return fail(EINVAL,
-              "Parameter '{}' expects a non-negative number below 2^64\n"
-              "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-              "and exabytes, respectively.",
+              "Parameter '{}' expects a non-negative number below 2^64: "
+              "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- "
+              "and exabytes, respectively",
               name);
 }
 

@@ -46,7 +46,7 @@ void Bitmaps::list_metadata() const {
 Result<void> Bitmaps::usable(const Bitmap& bitmap) {
   if (bitmap.inconsistent()) {
     return fail(EINVAL,
-                "Bitmap '{}' is inconsistent and cannot be used\n"
+                "Bitmap '{}' is inconsistent and cannot be used: "
                 "Try block-dirty-bitmap-remove to delete this bitmap from disk",
                 bitmap.entry.name);
   }

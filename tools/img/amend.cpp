@@ -90,8 +90,8 @@ Task<int> amend(AmendArguments arguments) {
     }
   }
   const Result<void> closed = co_await image->detach();
-  if (!amended) co_return report_failure(amended);
-  if (!closed) co_return report_failure(closed);
+  if (!amended) co_return report_failure(arguments.filename, amended);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   co_return 0;
 }
 

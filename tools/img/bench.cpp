@@ -64,7 +64,7 @@ class Bench {
 };
 
 void Bench::fail_with(std::string_view what, const Error& error) {
-  if (!failed_) report("{}: {}", what, errno_text(error.code()));
+  if (!failed_) report_about(arguments_.filename, "{}: {}", what, errno_text(error.code()));
   failed_ = true;
 }
 
@@ -176,7 +176,7 @@ Task<int> bench(BenchArguments arguments) {
   if (!image) co_return report_failure(image);
   const bool sent = co_await time_requests(**image, arguments);
   const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(closed);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   co_return sent ? 0 : 1;
 }
 

@@ -111,16 +111,16 @@ Task<int> run(BitmapArguments arguments) {
     const Action& action = arguments.actions[i];
     const Result<void> done = co_await act(**image, source ? *source : **image, action, arguments);
     if (done) continue;
-    report("Operation {} on bitmap {} failed: {}", name_of(action.what), arguments.bitmap,
-           done.error().message());
+    report_about(arguments.filename, "Operation {} on bitmap {} failed: {}", name_of(action.what),
+                 arguments.bitmap, done.error().message());
     status = 1;
   }
   if (source) {
     const Result<void> closed = co_await source.detach();
-    if (!closed && status == 0) status = report_failure(closed);
+    if (!closed && status == 0) status = report_failure(*arguments.source_file, closed);
   }
   const Result<void> closed = co_await image->detach();
-  if (!closed && status == 0) status = report_failure(closed);
+  if (!closed && status == 0) status = report_failure(arguments.filename, closed);
   co_return status;
 }
 

@@ -91,7 +91,7 @@ void show_finding(std::string_view line) {
 Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
   CheckAbility* checker = node.driver().checker();
   if (checker == nullptr) {
-    report("This image format does not support checks");
+    report_about(arguments.filename, "This image format does not support checks");
     co_return kUnsupported;
   }
   CheckRequest request;
@@ -119,7 +119,7 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
     }
   }
   if (!result) {
-    report("Check failed: {}", result.error().message());
+    report_about(arguments.filename, "Check failed: {}", result.error().message());
     co_return kCheckFailed;
   }
   if (!arguments.common.quiet) {
@@ -128,7 +128,7 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
     print(human ? to_text(*result) : to_json(*result, name, node.driver_name()).pretty() + "\n");
   }
   if (result->check_errors != 0) {
-    report("Check failed");
+    report_about(arguments.filename, "Check failed");
     co_return kCheckFailed;
   }
   co_return result->corruptions != 0 ? kCorruptions : result->leaks != 0 ? kLeaks : 0;
@@ -148,7 +148,7 @@ Task<int> check(CheckArguments arguments) {
   if (!image) co_return report_failure(image);
   const int status = co_await check_node(**image, arguments);
   const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(closed);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   co_return status;
 }
 

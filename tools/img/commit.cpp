@@ -4,20 +4,13 @@
 #include "block/jobs/copy.h"
 #include "block/node/transaction.h"
 #include "tools/img/cancel.h"
+#include "tools/img/chain_verb.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
 
 namespace platter::img {
 namespace {
-
-struct CommitArguments {
-  CommonOptions common;
-  std::string filename;
-  std::optional<std::string> base;
-  std::uint64_t rate = 0;
-  bool keep = false;  // -d: do not empty the overlay
-};
 
 // While the overlay's contents arrive in the base it is writable, and those who stand on it let it
 // change: what `top` reads stays the same all the time, and what lies between them is given up.
@@ -35,7 +28,7 @@ Task<Result<void>> change_base(BlockNode& top, BlockNode& base, OpenFlags flags)
   co_return changed;
 }
 
-Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArguments& arguments) {
+Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const ChainOptions& arguments) {
   Result<Edge> writer =
       co_await Edge::attach(base.shared_from_this(), "commit", Permissions::writer());
   PLATTER_CO_TRY(writer);
@@ -63,11 +56,11 @@ Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const CommitArgume
   co_return result;
 }
 
-Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments) {
+Task<Result<void>> commit_node(BlockNode& top, const ChainOptions& arguments) {
   if (top.backing() == nullptr) co_return fail(EINVAL, "Image does not have a backing file");
-  BlockNode* base = arguments.base ? find_in_chain(top, *arguments.base) : top.backing();
+  BlockNode* base = arguments.backing ? find_in_chain(top, *arguments.backing) : top.backing();
   if (base == nullptr) {
-    co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.base,
+    co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.backing,
                    arguments.filename);
   }
   const OpenFlags old_flags = base->flags();
@@ -92,25 +85,15 @@ Task<Result<void>> commit_node(BlockNode& top, const CommitArguments& arguments)
   co_return result;
 }
 
-Task<int> commit(CommitArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
-  spec.cache = arguments.common.cache;
-  spec.flags.read_only = false;
+Task<int> commit(ChainOptions arguments) {
+  OpenSpec spec = chain_spec(arguments);
   spec.flags.discard_unmap = true;
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
   Result<void> result = co_await commit_node(**image, arguments);
-  const Result<void> closed = co_await image->detach();
-  if (result && !closed) result = closed;
-  if (!result) {
-    report_text(result.error().message());
-    co_return Cancellation::ended(result) ? Cancellation::status() : 1;
-  }
-  if (!arguments.common.quiet) print("Image committed.\n");
-  co_return 0;
+  const int status = co_await end_chain_work(*image, arguments.filename, std::move(result));
+  if (status == 0 && !arguments.common.quiet) print("Image committed.\n");
+  co_return status;
 }
 
 }  // namespace
@@ -126,39 +109,13 @@ int run_commit(int argc, char** argv) {
                                     {'q', nullptr},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"}};
-  CommitArguments commit_arguments;
-  CommonOptions& common = commit_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
-  while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return 1;
-    switch (option->id) {
-      case 'h':
-        return print_help();
-      case 'd':
-        commit_arguments.keep = true;
-        break;
-      case 'b':
-        commit_arguments.base = option->value;
-        // The overlay stands on an image that is no longer what it was: only its own data is right.
-        commit_arguments.keep = true;
-        break;
-      case 'r': {
-        const auto rate = parse_bounded_size(option->value, "rate limit", 0, kMostBytes);
-        if (!rate) return 1;
-        commit_arguments.rate = *rate;
-        break;
-      }
-      default:
-        break;
-    }
-  }
-  if (arguments.failed()) return 1;
-  const std::vector<std::string> rest = arguments.rest();
-  if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (!common.agree()) return 1;
-  commit_arguments.filename = rest[0];
+  ChainOptions options;
+  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
+  if (!options.common.agree()) return 1;
+  // The overlay stands on an image that is no longer what it was: only its own data is right.
+  if (options.backing) options.keep = true;
   const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return commit(commit_arguments); }));
+  return finish_output(run_to_end([&] { return commit(options); }));
 }
 
 }  // namespace platter::img

@@ -35,6 +35,11 @@ int usage_error_text(std::string_view text) {
   return 1;
 }
 
+std::string about(const std::string& name, std::string_view text) {
+  const bool named = text.starts_with(name + ": ") || text.contains(fmt::format("'{}'", name));
+  return named ? std::string(text) : fmt::format("{}: {}", name, text);
+}
+
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
 int finish_output(int status) {
@@ -112,8 +117,10 @@ std::optional<std::uint64_t> parse_bounded_size(std::string_view text, std::stri
                                                 std::uint64_t least, std::uint64_t most) {
   const Result<std::uint64_t> size = parse_size(text);
   if (!size && size.error().code() != ERANGE) {
-    report("Invalid {} specified. You may use k, M, G, T, P or E suffixes for", what);
-    report("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+    report(
+        "Invalid {} specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, "
+        "gigabytes, terabytes, petabytes and exabytes.",
+        what);
     return std::nullopt;
   }
   if (!size || *size < least || *size > most) {

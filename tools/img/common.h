@@ -107,10 +107,23 @@ bool same_file(const std::string& a, const std::string& b);
 // other path of that file, relative ones taken from the image above it; nullptr: there is none.
 BlockNode* find_in_chain(BlockNode& top, const std::string& name);
 
+// What is to be said of the image `name`: with the name in front, unless it is there already.
+std::string about(const std::string& name, std::string_view text);
+template <class... Args>
+void report_about(const std::string& name, fmt::format_string<Args...> text, Args&&... args) {
+  report_text(about(name, fmt::format(text, std::forward<Args>(args)...)));
+}
+
 // Reports a failed Result's error and gives 1.
 template <class T>
 int report_failure(const Result<T>& failed) {
   report_text(failed.error().message());
+  return 1;
+}
+// The same of work on the image `name`.
+template <class T>
+int report_failure(const std::string& name, const Result<T>& failed) {
+  report_text(about(name, failed.error().message()));
   return 1;
 }
 

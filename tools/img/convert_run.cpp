@@ -27,23 +27,27 @@ class Conversion {
     const Result<void> sources = co_await open_sources();
     PLATTER_CO_TRY(sources);
     Options options;
-    const Result<void> checked = check_target(options);
+    const Result<void> checked = about_target(check_target(options));
     PLATTER_CO_TRY(checked);
+    if (arguments_.bitmaps) {
+      const Result<void> bitmaps = check_bitmaps();
+      PLATTER_CO_TRY(bitmaps);
+    }
     if (!arguments_.no_create) {
       const Result<void> backing = co_await check_backing(options);
       PLATTER_CO_TRY(backing);
       const Result<void> created = co_await create_target(std::move(options));
       PLATTER_CO_TRY(created);
     }
-    const Result<void> opened = co_await open_target();
-    PLATTER_CO_TRY(opened);
-    const Result<void> copied = co_await copy_all();
-    PLATTER_CO_TRY(copied);
+    Result<void> step = co_await open_target();
+    PLATTER_CO_TRY(step);
+    step = co_await copy_all();
+    PLATTER_CO_TRY(step);
     if (arguments_.bitmaps) {
-      const Result<void> bitmaps = co_await copy_bitmaps();
-      PLATTER_CO_TRY(bitmaps);
+      step = co_await copy_bitmaps();
+      step = about_target(std::move(step));
     }
-    co_return {};
+    co_return step;
   }
 
   // Closes everything; tells the first error, unless there was one before.
@@ -71,6 +75,11 @@ class Conversion {
   Task<Result<void>> open_target();
   Task<Result<void>> copy_all();
 
+  Result<void> about_target(Result<void> result) const {
+    if (result) return result;
+    return fail(result.error().code(), "{}", about(arguments_.target, result.error().message()));
+  }
+
   const ConvertArguments& arguments_;
   std::vector<Edge> sources_;
   std::vector<std::uint64_t> lengths_;  // of the sources, in whole sectors
@@ -95,11 +104,11 @@ Task<Result<void>> Conversion::open_sources() {
     sources_.push_back(std::move(*source));
     if (arguments_.snapshot) {
       const Result<void> loaded = co_await load_snapshot(*sources_.back(), *arguments_.snapshot);
-      PLATTER_CO_TRY(loaded);
+      if (!loaded) co_return forward_error(loaded, "{}", name);
     }
     const std::uint64_t length = align_up(sources_.back()->size(), kSector);
     const std::optional<std::uint64_t> sum = checked_add(total_, length);
-    if (!sum) co_return fail(EFBIG, "The images are too large to be put together");
+    if (!sum) co_return fail(EFBIG, "{}: The images are too large to be put together", name);
     lengths_.push_back(length);
     total_ = *sum;
   }
@@ -109,10 +118,11 @@ Task<Result<void>> Conversion::open_sources() {
 Result<void> Conversion::check_bitmaps() {
   BitmapAbility* const bitmaps = sources_.front()->driver().bitmaps();
   if (bitmaps == nullptr || !bitmaps->supported())
-    return fail(ENOTSUP, "Source lacks bitmap support");
+    return fail(ENOTSUP, "{}: Source lacks bitmap support", arguments_.sources.front());
   const std::string format = arguments_.target_format.value_or("raw");
   if (!arguments_.target_image_opts && format != "qcow2") {
-    return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", format);
+    return fail(ENOTSUP, "{}: Format driver '{}' does not support bitmaps", arguments_.target,
+                format);
   }
   if (arguments_.skip_broken_bitmaps) return {};
   const std::vector<BitmapInfo> list = bitmaps->list();
@@ -120,9 +130,9 @@ Result<void> Conversion::check_bitmaps() {
                                    [](const BitmapInfo& bitmap) { return bitmap.inconsistent; });
   if (broken == list.rend()) return {};
   return fail(EINVAL,
-              "Cannot copy inconsistent bitmap '{}'\n"
+              "{}: Cannot copy inconsistent bitmap '{}': "
               "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
-              broken->name);
+              arguments_.sources.front(), broken->name);
 }
 
 Task<Result<void>> Conversion::copy_bitmap(BitmapAbility& from, BitmapAbility& to,
@@ -223,7 +233,6 @@ Result<void> Conversion::check_target(Options& options) {
   for (const auto& [key, value] : options) {
     if (key.ends_with("key-secret")) key_secrets_.set(key, value);
   }
-  if (arguments_.bitmaps) return check_bitmaps();
   return {};
 }
 
@@ -277,12 +286,16 @@ Task<Result<void>> Conversion::open_target() {
   target_ = std::move(*target);
   BitmapAbility* const bitmaps = target_->driver().bitmaps();
   if (arguments_.bitmaps && (bitmaps == nullptr || !bitmaps->supported())) {
-    co_return fail(ENOTSUP, "Format driver '{}' does not support bitmaps", target_->driver_name());
+    co_return fail(ENOTSUP, "{}: Format driver '{}' does not support bitmaps", arguments_.target,
+                   target_->driver_name());
   }
-  if (target_->size() < total_) co_return fail(EINVAL, "output file is smaller than input file");
+  if (target_->size() < total_) {
+    co_return fail(EINVAL, "{}: output file is smaller than input file", arguments_.target);
+  }
   if (arguments_.target_is_zero && target_->backing() != nullptr) {
     co_return fail(EINVAL,
-                   "Cannot use --target-is-zero when the destination image has a backing file");
+                   "{}: Cannot use --target-is-zero when the destination image has a backing file",
+                   arguments_.target);
   }
   co_return {};
 }
@@ -308,7 +321,8 @@ Task<Result<void>> Conversion::copy_all() {
   if (arguments_.compress) {
     const std::uint64_t cluster = target_->driver().info().cluster_size;
     if (cluster == 0 || cluster > (std::uint64_t{1} << 30)) {
-      co_return fail(ENOTSUP, "Compression not supported for this file format");
+      co_return fail(ENOTSUP, "{}: Compression not supported for this file format",
+                     arguments_.target);
     }
     options.compressed_unit = static_cast<std::uint32_t>(cluster);
     // Enough to keep every core's compressor busy while others read and write.

@@ -67,14 +67,14 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
         message.starts_with(prefix + "Unknown driver")) {
       message.erase(0, prefix.size());
     }
-    co_return fail(opened.error().code(), "{}\nCould not open backing image.", message);
+    co_return fail(opened.error().code(), "Could not open backing image: {}", message);
   }
   const std::uint64_t size = (*opened)->size();
   const std::string detected((*opened)->driver_name());
   Result<void> closed = co_await opened->detach();
   PLATTER_CO_TRY(closed);
   if (!format) {
-    co_return fail(EINVAL, "Backing file specified without backing format\nDetected format of {}.",
+    co_return fail(EINVAL, "Backing file specified without backing format: Detected format of {}",
                    detected);
   }
   co_return size;

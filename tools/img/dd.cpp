@@ -87,13 +87,14 @@ Task<int> dd(DdArguments arguments) {
   if (!input) co_return report_failure(input);
   Result<void> result;
   if (find_driver(arguments.output_format) == nullptr) {
-    result = fail(ENOENT, "Unknown file format '{}'", arguments.output_format);
+    result = fail(ENOENT, "{}: Unknown file format '{}'", *arguments.output,
+                  arguments.output_format);
   } else {
     const Result<CreateOptions> known = create_options(arguments.output_format, *arguments.output);
     if (known) {
       result = co_await write_out(**input, arguments);
     } else {
-      result = forward_error(known);
+      result = forward_error(known, "{}", *arguments.output);
     }
   }
   const Result<void> closed = co_await input->detach();

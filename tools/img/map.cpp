@@ -42,7 +42,7 @@ void attribute_to_shorter_backing(BlockNode& top, ChainExtent& extent) {
 
 class MapPrinter {
  public:
-  explicit MapPrinter(OutputFormat format) : format_(format) {
+  MapPrinter(const std::string& image, OutputFormat format) : image_(image), format_(format) {
     if (format_ == OutputFormat::kHuman) {
       print(fmt::format("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"));
     } else {
@@ -64,7 +64,7 @@ class MapPrinter {
     }
     if (!entry.extent.data || entry.extent.zero) return true;
     if (!entry.has_offset() || entry.extent.node == nullptr) {
-      report("File contains external, encrypted or compressed clusters.");
+      report_about(image_, "File contains external, encrypted or compressed clusters.");
       return false;
     }
     const auto number = [](std::uint64_t value) {
@@ -76,6 +76,7 @@ class MapPrinter {
   }
 
  private:
+  const std::string& image_;
   const OutputFormat format_;
 };
 
@@ -88,7 +89,7 @@ Task<int> show_map(MapArguments arguments) {
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
 
-  MapPrinter printer(arguments.common.output);
+  MapPrinter printer(arguments.filename, arguments.common.output);
   const std::uint64_t size = (*image)->size();
   const std::uint64_t end =
       arguments.length && *arguments.length < size - std::min(arguments.start, size)
@@ -99,8 +100,10 @@ Task<int> show_map(MapArguments arguments) {
   for (std::uint64_t at = arguments.start; at < end && status == 0;) {
     const Result<ChainExtent> extent = co_await chain_extent(**image, nullptr, at, end - at);
     if (!extent) {
-      report("Failed to read image metadata: {}", extent.error().message());
-      co_return 1;
+      report_about(arguments.filename, "Failed to read image metadata: {}",
+                   extent.error().message());
+      status = 1;
+      break;
     }
     const std::uint64_t length = std::min(extent->length, end - at);
     ChainExtent shown = *extent;
@@ -120,7 +123,7 @@ Task<int> show_map(MapArguments arguments) {
   }
   if (status == 0 && !printer.show(entry, true)) status = 1;
   const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(closed);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   co_return status;
 }
 

@@ -47,9 +47,9 @@ Task<int> measure(MeasureArguments arguments) {
     if (arguments.snapshot) {
       const Result<void> loaded = co_await load_snapshot(*source, *arguments.snapshot);
       if (!loaded) {
-        const int status = report_failure(loaded);
+        const int status = report_failure(arguments.filename, loaded);
         const Result<void> closed = co_await source.detach();
-        co_return closed ? status : report_failure(closed);
+        co_return closed ? status : report_failure(arguments.filename, closed);
       }
     }
   }
@@ -66,8 +66,9 @@ Task<int> measure(MeasureArguments arguments) {
     if (options) {
       request.options = std::move(*options);
     } else {
-      status = report_failure(options);
-      report("Invalid options for file format '{}'", arguments.output_format);
+      report("Invalid options for file format '{}': {}", arguments.output_format,
+             options.error().message());
+      status = 1;
     }
   }
   if (status == 0 && known->format->measure == nullptr) {
@@ -79,12 +80,12 @@ Task<int> measure(MeasureArguments arguments) {
     if (result) {
       show(*result, arguments.common.output);
     } else {
-      status = report_failure(result);
+      status = arguments.size ? report_failure(result) : report_failure(arguments.filename, result);
     }
   }
   if (source) {
     const Result<void> closed = co_await source.detach();
-    if (!closed) co_return report_failure(closed);
+    if (!closed) co_return report_failure(arguments.filename, closed);
   }
   co_return status;
 }

@@ -4,20 +4,13 @@
 
 #include "block/jobs/copy.h"
 #include "tools/img/cancel.h"
+#include "tools/img/chain_verb.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
 
 namespace platter::img {
 namespace {
-
-struct RebaseArguments {
-  CommonOptions common;
-  std::string filename;
-  std::optional<std::string> backing_file;
-  std::optional<std::string> backing_format;
-  bool unsafe = false;
-};
 
 // Copies into `top` what it shows now and would not show on `after`, which is in the chain or not.
 Task<Result<void>> keep_contents(BlockNode& top, BlockNode* after, bool in_chain,
@@ -47,8 +40,8 @@ BlockNode* in_chain(BlockNode& top, const std::string& filename) {
   return nullptr;
 }
 
-Task<Result<void>> change_reference(BlockNode& top, const RebaseArguments& arguments) {
-  const std::string name = arguments.backing_file.value_or("");
+Task<Result<void>> change_reference(BlockNode& top, const ChainOptions& arguments) {
+  const std::string name = arguments.backing.value_or("");
   BackingAbility* reference = top.driver().backing_reference();
   Result<void> changed = fail_errno(ENOTSUP);
   if (reference != nullptr) {
@@ -65,7 +58,7 @@ Task<Result<void>> change_reference(BlockNode& top, const RebaseArguments& argum
   co_return forward_error(changed, "Could not change the backing file to '{}'", name);
 }
 
-Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments,
+Task<Result<void>> rebase_node(BlockNode& top, const ChainOptions& arguments,
                                Progress& progress) {
   if (arguments.unsafe) {
     const Result<void> changed = co_await change_reference(top, arguments);
@@ -74,7 +67,7 @@ Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments,
   }
   Edge opened;
   BlockNode* after = nullptr;
-  const std::string name = arguments.backing_file.value_or("");
+  const std::string name = arguments.backing.value_or("");
   if (!name.empty()) {
     const Result<std::string> full = resolve_backing(top.filename(), name);
     PLATTER_CO_TRY(full);
@@ -107,32 +100,22 @@ Task<Result<void>> rebase_node(BlockNode& top, const RebaseArguments& arguments,
   co_return result;
 }
 
-Task<int> rebase(RebaseArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
-  spec.cache = arguments.common.cache;
-  spec.flags.read_only = false;
+Task<Result<void>> rebase_with_progress(BlockNode& top, const ChainOptions& arguments) {
+  if (arguments.backing_format && find_driver(*arguments.backing_format) == nullptr) {
+    co_return fail(EINVAL, "Invalid format name: '{}'", *arguments.backing_format);
+  }
+  Progress progress(arguments.common.progress && !arguments.common.quiet);
+  progress.start();
+  co_return co_await rebase_node(top, arguments, progress);
+}
+
+Task<int> rebase(ChainOptions arguments) {
+  OpenSpec spec = chain_spec(arguments);
   spec.flags.no_backing = arguments.unsafe;
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
-  if (arguments.backing_format && find_driver(*arguments.backing_format) == nullptr) {
-    report("Invalid format name: '{}'", *arguments.backing_format);
-    const Result<void> closed = co_await image->detach();
-    co_return closed ? 1 : report_failure(closed);
-  }
-  Result<void> result;
-  {
-    Progress progress(arguments.common.progress && !arguments.common.quiet);
-    progress.start();
-    result = co_await rebase_node(**image, arguments, progress);
-  }
-  const Result<void> closed = co_await image->detach();
-  if (result && !closed) result = closed;
-  if (result) co_return 0;
-  report_text(result.error().message());
-  co_return Cancellation::ended(result) ? Cancellation::status() : 1;
+  Result<void> result = co_await rebase_with_progress(**image, arguments);
+  co_return co_await end_chain_work(*image, arguments.filename, std::move(result));
 }
 
 }  // namespace
@@ -150,37 +133,14 @@ int run_rebase(int argc, char** argv) {
                                     {'U', "force-share"},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"}};
-  RebaseArguments rebase_arguments;
-  CommonOptions& common = rebase_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
-  while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return 1;
-    switch (option->id) {
-      case 'h':
-        return print_help();
-      case 'F':
-        rebase_arguments.backing_format = option->value;
-        break;
-      case 'b':
-        rebase_arguments.backing_file = option->value;
-        break;
-      case 'u':
-        rebase_arguments.unsafe = true;
-        break;
-      default:
-        break;
-    }
-  }
-  if (arguments.failed()) return 1;
-  const std::vector<std::string> rest = arguments.rest();
-  if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (!rebase_arguments.unsafe && !rebase_arguments.backing_file) {
+  ChainOptions options;
+  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
+  if (!options.unsafe && !options.backing) {
     return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  if (!common.agree()) return 1;
-  rebase_arguments.filename = rest[0];
+  if (!options.common.agree()) return 1;
   const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return rebase(rebase_arguments); }));
+  return finish_output(run_to_end([&] { return rebase(options); }));
 }
 
 }  // namespace platter::img

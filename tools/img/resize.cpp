@@ -21,12 +21,13 @@ struct ResizeArguments {
 // What is wrong with the new size, or nothing.
 bool allowed(const ResizeArguments& arguments, std::uint64_t current, std::uint64_t size) {
   if (size <= current && arguments.preallocation != Preallocation::kOff) {
-    report("Preallocation can only be used for growing images");
+    report_about(arguments.filename, "Preallocation can only be used for growing images");
     return false;
   }
   if (size < current && !arguments.shrink) {
-    report("Use the --shrink option to perform a shrink operation.");
-    report(
+    report_about(
+        arguments.filename,
+        "Use the --shrink option to perform a shrink operation. "
         "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before "
         "performing such an operation, make sure there is no important data there.");
     return false;
@@ -41,7 +42,7 @@ Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
                                  ? current + arguments.size
                                  : current - std::min(arguments.size, current);
   if (size == 0 || size > kMostBytes) {
-    report("New image size must be positive");
+    report_about(arguments.filename, "New image size must be positive");
     co_return 1;
   }
   if (!allowed(arguments, current, size)) co_return 1;
@@ -49,7 +50,7 @@ Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
   request.size = size;
   request.preallocation = arguments.preallocation;
   const Result<void> resized = co_await node.resize(request);
-  if (!resized) co_return report_failure(resized);
+  if (!resized) co_return report_failure(arguments.filename, resized);
   co_return 0;
 }
 
@@ -63,7 +64,7 @@ Task<int> resize(ResizeArguments arguments) {
   if (!image) co_return report_failure(image);
   const int status = co_await resize_node(**image, arguments);
   const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(closed);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   if (status == 0 && !arguments.common.quiet) print("Image resized.\n");
   co_return status;
 }
@@ -108,9 +109,10 @@ int run_resize(int argc, char** argv) {
   }
   const Result<std::uint64_t> bytes = parse_size(size);
   if (!bytes) {
-    report_text(bytes.error().code() == ERANGE
-                    ? "New image size must be positive"
-                    : "Parameter 'size' expects a non-negative number below 2^64");
+    report_text(about(resize_arguments.filename,
+                      bytes.error().code() == ERANGE
+                          ? "New image size must be positive"
+                          : "Parameter 'size' expects a non-negative number below 2^64"));
     return 1;
   }
   resize_arguments.size = *bytes;

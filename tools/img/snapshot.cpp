@@ -19,7 +19,8 @@ struct SnapshotArguments {
   std::string name;
 };
 
-Task<int> create(BlockNode& node, std::string name) {
+Task<int> create_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
+  const std::string& name = arguments.name;
   SnapshotAbility* snapshots = node.driver().snapshots();
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
@@ -30,12 +31,13 @@ Task<int> create(BlockNode& node, std::string name) {
                                    static_cast<std::uint32_t>(microseconds % 1'000'000 * 1000));
   }
   if (created) co_return 0;
-  report("Could not create snapshot '{}': -{} ({})", name, created.error().code(),
+  report_about(arguments.filename, "Could not create snapshot '{}': -{} ({})", name, created.error().code(),
          created.error().message());
   co_return 1;
 }
 
-Task<int> apply(BlockNode& node, std::string name) {
+Task<int> apply_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
+  const std::string& name = arguments.name;
   SnapshotAbility* snapshots = node.driver().snapshots();
   Result<void> applied = fail(ENOTSUP, "Block driver does not support snapshots");
   if (snapshots != nullptr) {
@@ -45,11 +47,12 @@ Task<int> apply(BlockNode& node, std::string name) {
     }
   }
   if (applied) co_return 0;
-  report("Could not apply snapshot '{}': {}", name, applied.error().message());
+  report_about(arguments.filename, "Could not apply snapshot '{}': {}", name, applied.error().message());
   co_return 1;
 }
 
-Task<int> remove(BlockNode& node, std::string name) {
+Task<int> remove_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
+  const std::string& name = arguments.name;
   SnapshotAbility* snapshots = node.driver().snapshots();
   Result<void> removed = fail(ENOENT, "snapshot not found");
   // What is deleted is gone: here, unlike for -a, a number is not taken for an id.
@@ -61,7 +64,7 @@ Task<int> remove(BlockNode& node, std::string name) {
     if (found != list.end()) removed = co_await snapshots->remove(found->id);
   }
   if (removed) co_return 0;
-  report("Could not delete snapshot '{}': {}", name, removed.error().message());
+  report_about(arguments.filename, "Could not delete snapshot '{}': {}", name, removed.error().message());
   co_return 1;
 }
 
@@ -83,19 +86,19 @@ Task<int> act(SnapshotArguments arguments) {
       }
       break;
     case 'a':
-      status = co_await apply(**image, arguments.name);
+      status = co_await apply_snapshot(**image, arguments);
       break;
     case 'c':
-      status = co_await create(**image, arguments.name);
+      status = co_await create_snapshot(**image, arguments);
       break;
     case 'd':
-      status = co_await remove(**image, arguments.name);
+      status = co_await remove_snapshot(**image, arguments);
       break;
     default:
       break;
   }
   const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(closed);
+  if (!closed) co_return report_failure(arguments.filename, closed);
   co_return status;
 }
 

@@ -4,6 +4,7 @@
 #include <cerrno>
 
 #include "tools/img/cancel.h"
+#include "tools/img/chain_verb.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "tools/img/progress.h"
@@ -11,20 +12,13 @@
 namespace platter::img {
 namespace {
 
-struct StreamArguments {
-  CommonOptions common;
-  std::string filename;
-  std::string base;  // empty: none
-  std::uint64_t rate = 0;
-};
-
-Task<Result<void>> stream_node(BlockNode& top, const StreamArguments& arguments,
+Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments,
                                Progress& progress) {
   StreamOptions options;
-  if (!arguments.base.empty()) {
-    options.base = find_in_chain(top, arguments.base);
+  if (const std::string base = arguments.backing.value_or(""); !base.empty()) {
+    options.base = find_in_chain(top, base);
     if (options.base == nullptr) {
-      co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", arguments.base,
+      co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", base,
                      arguments.filename);
     }
   }
@@ -41,13 +35,8 @@ Task<Result<void>> stream_node(BlockNode& top, const StreamArguments& arguments,
   co_return streamed;
 }
 
-Task<int> stream_image(StreamArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
-  spec.cache = arguments.common.cache;
-  spec.flags.read_only = false;
+Task<int> stream_image(ChainOptions arguments) {
+  OpenSpec spec = chain_spec(arguments);
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
   Result<void> result;
@@ -56,14 +45,9 @@ Task<int> stream_image(StreamArguments arguments) {
     progress.start();
     result = co_await stream_node(**image, arguments, progress);
   }
-  const Result<void> closed = co_await image->detach();
-  if (result && !closed) result = closed;
-  if (!result) {
-    report_text(result.error().message());
-    co_return Cancellation::ended(result) ? Cancellation::status() : 1;
-  }
-  if (!arguments.common.quiet) print("Image streamed.\n");
-  co_return 0;
+  const int status = co_await end_chain_work(*image, arguments.filename, std::move(result));
+  if (status == 0 && !arguments.common.quiet) print("Image streamed.\n");
+  co_return status;
 }
 
 }  // namespace
@@ -78,34 +62,11 @@ int run_stream(int argc, char** argv) {
                                     {'q', nullptr},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"}};
-  StreamArguments stream_arguments;
-  CommonOptions& common = stream_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
-  while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return 1;
-    switch (option->id) {
-      case 'h':
-        return print_help();
-      case 'b':
-        stream_arguments.base = option->value;
-        break;
-      case 'r': {
-        const auto rate = parse_bounded_size(option->value, "rate limit", 0, kMostBytes);
-        if (!rate) return 1;
-        stream_arguments.rate = *rate;
-        break;
-      }
-      default:
-        break;
-    }
-  }
-  if (arguments.failed()) return 1;
-  const std::vector<std::string> rest = arguments.rest();
-  if (rest.size() != 1) return usage_error("Expecting one image file name");
-  if (!common.agree()) return 1;
-  stream_arguments.filename = rest[0];
+  ChainOptions options;
+  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
+  if (!options.common.agree()) return 1;
   const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return stream_image(stream_arguments); }));
+  return finish_output(run_to_end([&] { return stream_image(options); }));
 }
 
 }  // namespace platter::img

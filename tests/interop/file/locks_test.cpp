@@ -120,12 +120,14 @@ class Locks : public ::testing::Test {
     return child.finish() == 0 ? std::string() : child.output();
   }
 
-  const std::string& hint() const { return hint_; }
+  std::string hint() const { return "lock: " + hint_; }
+  // QEMU's own words.
+  std::string hint_of_qemu() const { return "lock\n" + hint_; }
 
   ScratchDir dir_;
   std::string path_ = dir_ / "disk";
   std::string contents_;
-  std::string hint_ = "lock\nIs another process using the image [" + path_ + "]?";
+  std::string hint_ = "Is another process using the image [" + path_ + "]?";
   std::unique_ptr<Executor> executor_;
 };
 
@@ -161,7 +163,7 @@ TEST_F(Locks, OurWriterKeepsQemuOut) {
   Result<Edge> edge = open(kWriter);
   ASSERT_TRUE(edge) << edge.error().message();
   EXPECT_EQ(qemu_img_info(false), "qemu-img: Could not open '" + path_ +
-                                      "': Failed to get shared \"write\" " + hint() + "\n");
+                                      "': Failed to get shared \"write\" " + hint_of_qemu() + "\n");
   EXPECT_EQ(qemu_img_info(true), "");
   Child writer({"qemu-io", "-f", "qcow2", "-c", "write 0 512", path_});
   EXPECT_EQ(writer.finish(), 1);

@@ -49,9 +49,9 @@ TEST_F(ByteLocksTest, MessagesNameTheRight) {
   ASSERT_TRUE(writer.want(Permissions::writer()));
   User second(path_);
   EXPECT_EQ(error_of(second.want(Permissions::writer())),
-            "Failed to get \"write\" lock\nIs another process using the image [disk]?");
+            "Failed to get \"write\" lock: Is another process using the image [disk]?");
   EXPECT_EQ(error_of(second.want(Permissions::reader())),
-            "Failed to get shared \"write\" lock\nIs another process using the image [disk]?");
+            "Failed to get shared \"write\" lock: Is another process using the image [disk]?");
   EXPECT_TRUE(second.want(Permissions::unsafe_reader()));
 }
 

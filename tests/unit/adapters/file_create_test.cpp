@@ -70,7 +70,7 @@ TEST(FileCreate, AnExistingFileSurvivesRefusals) {
   ByteLocks locks(Locking::kOn);
   ASSERT_TRUE(locks.change(user.get(), Permissions::writer(), path));
   EXPECT_EQ(error_of(create(path, 1)),
-            "Failed to get \"write\" lock\nIs another process using the image [" + path + "]?");
+            "Failed to get \"write\" lock: Is another process using the image [" + path + "]?");
   EXPECT_EQ(read_file(path), "precious");
 }
 

@@ -210,7 +210,7 @@ TEST_P(FileTest, ReopeningChangesWhatMayBeDone) {
   // The locks went along: another writer is kept out.
   OpenDriver other = open();
   EXPECT_EQ(error_of(other.permissions(Permissions::writer())),
-            "Failed to get \"write\" lock\nIs another process using the image [" + path_ + "]?");
+            "Failed to get \"write\" lock: Is another process using the image [" + path_ + "]?");
   ASSERT_TRUE(file.permissions(Permissions::reader()));
   ASSERT_TRUE(file.reopen({.read_only = true}));
   EXPECT_FALSE(file.write(0, iov_of(data)));

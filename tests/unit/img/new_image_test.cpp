@@ -16,6 +16,7 @@
 #include <sstream>
 
 #include "tools/img/commands.h"
+#include "unit/img/call.h"
 #include "unit/qcow2/engine_support.h"
 
 namespace platter::img {
@@ -30,14 +31,6 @@ using ::testing::UnorderedElementsAre;
 namespace fs = std::filesystem;
 
 constexpr const char* kOld = "old contents";
-
-int call(int (*verb)(int, char**), std::vector<std::string> words) {
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  optind = 0;
-  return verb(static_cast<int>(words.size()), argv.data());
-}
 
 class NewImageTest : public ::testing::Test {
  protected:

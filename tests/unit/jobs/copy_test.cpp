@@ -299,7 +299,7 @@ TEST(Copy, AReadErrorNamesItsPlaceAndEndsTheCopy) {
   source.disk->bad_offset = (1 << 20) + 700;
   const Result<void> result = run_copy(source, target, {});
   ASSERT_FALSE(result);
-  EXPECT_EQ(result.error().message(), "error while reading at byte 1048576: bad sector");
+  EXPECT_EQ(result.error().message(), "noting: error while reading at byte 1048576: bad sector");
   EXPECT_EQ(result.error().code(), EIO);
 }
 
@@ -314,7 +314,7 @@ TEST(Copy, WhatIsNotKnownIsNotTakenForZeroes) {
     options.in_order = in_order;
     const Result<void> copied = run_copy(source, target, options);
     ASSERT_FALSE(copied);
-    EXPECT_EQ(copied.error().message(), "error while reading block status at offset 4096: bad table");
+    EXPECT_EQ(copied.error().message(), "noting: error while reading block status at offset 4096: bad table");
     EXPECT_EQ(target.disk->zeroed, 0U);
     EXPECT_EQ(target.disk->bytes[kPage], std::byte{6});
   }
@@ -374,7 +374,7 @@ TEST(Copy, AWriteErrorNamesItsPlace) {
   target.disk->refuse_writes = true;
   const Result<void> result = run_copy(source, target, {});
   ASSERT_FALSE(result);
-  EXPECT_EQ(result.error().message(), "error while writing at byte 4096: no room");
+  EXPECT_EQ(result.error().message(), "noting: error while writing at byte 4096: no room");
 }
 
 TEST(Copy, ProgressCountsToTheEndWithoutGoingBack) {

@@ -88,7 +88,7 @@ TEST(Options, TakingChecksTheType) {
   EXPECT_EQ(options.take_bool("b").error().message(), "Parameter 'b' expects 'on' or 'off'");
   EXPECT_EQ(options.take_number("n").error().message(), "Parameter 'n' expects a number");
   EXPECT_TRUE(options.take_size("s").error().message().starts_with(
-      "Parameter 's' expects a non-negative number below 2^64\nOptional suffix"));
+      "Parameter 's' expects a non-negative number below 2^64: Optional suffix"));
   EXPECT_EQ(options.take_size("big").error().message(),
             "Value '99999999999999999999' is out of range for parameter 'big'");
   EXPECT_EQ(**options.take_bool("ok"), true);
