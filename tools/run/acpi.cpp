@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "block/base/bytes.h"

@@ -32,7 +32,9 @@ entry32:                    /* esi: the zero page; position of the code: 0x10000
   xchgl %ebx, %esi
   movl $0x3f8, %edx
   rep outsb
-  movl %ebx, %esi
+  movl 0x70(%ebx), %esi     /* the ACPI root pointer: its signature */
+  movl $8, %ecx
+  rep outsb
   movl 0x218(%ebx), %edi    /* initrd and its size */
   movl 0x21c(%ebx), %ecx
   movl 0x228(%ebx), %esi    /* the command line, to its end */
@@ -63,6 +65,9 @@ entry64:                    /* rsi: the zero page */
   movl $10, %ecx
   xchgq %rbx, %rsi
   movl $0x3f8, %edx
+  rep outsb
+  movl 0x70(%rbx), %esi
+  movl $8, %ecx
   rep outsb
   movl 0x218(%rbx), %edi
   movl 0x21c(%rbx), %ecx
