@@ -20,6 +20,8 @@ endif()
 if(PLATTER_FUZZ)
   target_compile_options(platter_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
+# Which mutex guards what: block/base/thread_annotations.h.
+target_compile_options(platter_flags INTERFACE $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>)
 target_include_directories(platter_flags INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
 target_link_libraries(platter_flags INTERFACE fmt::fmt)
 

@@ -113,7 +113,7 @@ void BlkDevice::fill_config() {
 }
 
 void BlkDevice::capacity_changed() {
-  change_config([this] { fill_config(); });
+  change_config([this]() PLATTER_REQUIRES(config_mutex_) { fill_config(); });
 }
 
 std::span<const std::byte> BlkDevice::config_bytes() { return config_; }
@@ -125,12 +125,12 @@ void BlkDevice::set_writeback(bool writeback) {
 
 void BlkDevice::on_features_ok(std::uint64_t features) {
   // A driver that cannot flush gets a disk on which every completed write is durable (5.2.5.2).
-  std::lock_guard lock(config_mutex_);
+  MutexLock lock(config_mutex_);
   set_writeback(options_.writeback && (features & kFlush) != 0);
 }
 
 void BlkDevice::on_reset() {
-  std::lock_guard lock(config_mutex_);
+  MutexLock lock(config_mutex_);
   set_writeback(options_.writeback);
 }
 

@@ -59,11 +59,12 @@ class BlkDevice final : public Device {
 
   void on_features_ok(std::uint64_t features) override;
   void on_reset() override;
-  void on_config_written(std::uint64_t offset, std::span<const std::byte> bytes) override;
-  std::span<const std::byte> config_bytes() override;
+  void on_config_written(std::uint64_t offset, std::span<const std::byte> bytes) override
+      PLATTER_REQUIRES(config_mutex_);
+  std::span<const std::byte> config_bytes() override PLATTER_REQUIRES(config_mutex_);
   void serve(Queue& queue, Chain& chain) override;
-  void fill_config();
-  void set_writeback(bool writeback);  // with config_mutex_ held
+  void fill_config() PLATTER_REQUIRES(config_mutex_);
+  void set_writeback(bool writeback) PLATTER_REQUIRES(config_mutex_);
   bool offers_ranges(std::uint32_t type) const;
 
   BlockNode& node_;
@@ -72,7 +73,7 @@ class BlkDevice final : public Device {
   std::atomic<std::uint64_t> capacity_{0};
   // Whether completed writes may sit in a volatile cache until a flush (5.2.5, writeback).
   std::atomic<bool> writeback_{true};
-  std::array<std::byte, kConfigSize> config_{};  // guarded by config_mutex_
+  std::array<std::byte, kConfigSize> config_ PLATTER_GUARDED_BY(config_mutex_){};
 };
 
 }  // namespace platter::virtio

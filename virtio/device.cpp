@@ -30,7 +30,7 @@ Device::Device(const GuestMemory& memory, std::uint16_t device_id, std::uint64_t
 Device::~Device() = default;
 
 void Device::set_driver_features(unsigned word, std::uint32_t bits) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   if ((status() & kStatusFeaturesOk) != 0) return;
   if (word > 1) {
     // No feature is offered there; accepting one must fail the negotiation.
@@ -42,12 +42,12 @@ void Device::set_driver_features(unsigned word, std::uint32_t bits) {
 }
 
 std::uint32_t Device::driver_features(unsigned word) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   return word > 1 ? 0 : static_cast<std::uint32_t>(accepted_ >> (32 * word));
 }
 
 void Device::write_status(std::uint8_t value) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   if (value == 0) return reset();
   const std::uint8_t before = status();
   // A driver never clears a bit (2.1.1).
@@ -98,14 +98,14 @@ void Device::reset() {
 }
 
 void Device::stop_and_wait() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   closing_ = true;
   stop_queues();
 }
 
 Task<void> Device::stop() {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex());
     closing_ = true;
     for (const auto& queue : queues_) {
       if (queue->running()) queue->request_stop();
@@ -116,7 +116,7 @@ Task<void> Device::stop() {
 
 void Device::read_config(std::uint64_t offset, std::span<std::byte> data) {
   std::memset(data.data(), 0, data.size());
-  std::lock_guard lock(config_mutex_);
+  MutexLock lock(config_mutex_);
   const std::span<const std::byte> bytes = config_bytes();
   if (offset >= bytes.size()) return;
   const std::size_t n = std::min<std::size_t>(data.size(), bytes.size() - offset);
@@ -124,7 +124,7 @@ void Device::read_config(std::uint64_t offset, std::span<std::byte> data) {
 }
 
 void Device::write_config(std::uint64_t offset, std::span<const std::byte> data) {
-  std::lock_guard lock(config_mutex_);
+  MutexLock lock(config_mutex_);
   if (range_within(offset, data.size(), config_bytes().size())) on_config_written(offset, data);
 }
 
@@ -134,13 +134,13 @@ std::uint16_t Device::queue_max_size(unsigned queue) const {
 }
 
 std::uint16_t Device::queue_size(unsigned queue) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   const Queue* q = find(queue);
   return q ? q->setup().layout.size : 0;
 }
 
 void Device::set_queue_size(unsigned queue, std::uint16_t size) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   Queue* q = find(queue);
   // A wrong size is remembered and refused when the ring starts, where the driver is told.
   if (q && !q->setup().enabled) {
@@ -164,13 +164,13 @@ auto& address_of(Layout& layout, RingPart part) {
 }  // namespace
 
 std::uint64_t Device::queue_address(unsigned queue, RingPart part) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   const Queue* q = find(queue);
   return q ? address_of(q->setup().layout, part) : 0;
 }
 
 void Device::set_queue_address(unsigned queue, RingPart part, unsigned half, std::uint32_t value) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   Queue* q = find(queue);
   if (!q || q->setup().enabled) return;
   std::uint64_t& address = address_of(q->setup().layout, part);
@@ -179,20 +179,20 @@ void Device::set_queue_address(unsigned queue, RingPart part, unsigned half, std
 }
 
 bool Device::queue_enabled(unsigned queue) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   const Queue* q = find(queue);
   return q && q->setup().enabled;
 }
 
 void Device::enable_queue(unsigned queue) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   Queue* q = find(queue);
   // Queues are set up between FEATURES_OK and DRIVER_OK (3.1.1).
   if (q && (status() & kStatusDriverOk) == 0) q->setup().enabled = true;
 }
 
 void Device::disable_queue(unsigned queue) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex());
   Queue* q = find(queue);
   if (!q) return;
   if (q->running()) {

@@ -24,11 +24,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "block/exec/executor.h"
 #include "block/exec/task.h"
 #include "virtio/features.h"
@@ -113,9 +113,10 @@ class Device : private QueueOwner {
   virtual void on_features_ok(std::uint64_t features) = 0;
   virtual void on_reset() = 0;
   // `bytes` are within the configuration space.
-  virtual void on_config_written(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
-  // The current configuration space; called under config_mutex_.
-  virtual std::span<const std::byte> config_bytes() = 0;
+  virtual void on_config_written(std::uint64_t offset, std::span<const std::byte> bytes)
+      PLATTER_REQUIRES(config_mutex_) = 0;
+  // The current configuration space.
+  virtual std::span<const std::byte> config_bytes() PLATTER_REQUIRES(config_mutex_) = 0;
   // Serve `chain` (executor thread of `queue`); ends with queue.complete(chain, ...).
   void serve(Queue& queue, Chain& chain) override = 0;
 
@@ -124,7 +125,7 @@ class Device : private QueueOwner {
   template <class F>
   void change_config(F&& change) {
     {
-      std::lock_guard lock(config_mutex_);
+      MutexLock lock(config_mutex_);
       change();
       generation_.fetch_add(1, std::memory_order_release);
     }
@@ -137,16 +138,16 @@ class Device : private QueueOwner {
   // thread.
   void break_device(const Error& why);
 
-  std::mutex config_mutex_;
+  Mutex config_mutex_;
 
  private:
   void on_queue_fault(Queue& queue, RingFault fault) override;
   void on_used_buffers(Queue& queue) noexcept override;
   bool queues_halted() const noexcept override { return (status() & kStatusNeedsReset) != 0; }
   void announce_config_change();
-  void start_queues();
-  void reset();
-  void stop_queues();
+  void start_queues() PLATTER_REQUIRES(device_mutex);
+  void reset() PLATTER_REQUIRES(device_mutex);
+  void stop_queues() PLATTER_REQUIRES(device_mutex);
   // The queue, or nullptr when there is none of that number.
   Queue* find(unsigned queue) const {
     return queue < queues_.size() ? queues_[queue].get() : nullptr;
@@ -158,11 +159,12 @@ class Device : private QueueOwner {
   InterruptSink* sink_ = nullptr;
   std::function<void(const Error&)> reporter_;
 
-  mutable std::mutex
-      mutex_;  // control state; held while waiting for queues, so never taken by them
-  std::uint64_t accepted_ = 0;    // guarded by mutex_: what the driver wrote so far
-  bool accepted_beyond_ = false;  // guarded by mutex_: bits above 63 were accepted
-  bool closing_ = false;          // guarded by mutex_: stop was called
+  // Control state; held while waiting for queues, so never taken by them.
+  Mutex& mutex() const PLATTER_RETURNS_CAPABILITY(device_mutex) { return mutex_; }
+  mutable Mutex mutex_;
+  std::uint64_t accepted_ PLATTER_GUARDED_BY(device_mutex) = 0;    // what the driver wrote so far
+  bool accepted_beyond_ PLATTER_GUARDED_BY(device_mutex) = false;  // bits above 63 were accepted
+  bool closing_ PLATTER_GUARDED_BY(device_mutex) = false;          // stop was called
   std::atomic<std::uint64_t> negotiated_{0};
   std::atomic<std::uint8_t> status_{0};
   std::atomic<std::uint32_t> generation_{0};

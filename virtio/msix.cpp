@@ -53,7 +53,7 @@ void MsixTable::settle(Entry& entry) noexcept {
 void MsixTable::raise(unsigned vector) noexcept {
   if (vector >= entries_.size()) return;
   Entry& entry = entries_[vector];
-  std::lock_guard lock(entry.mutex);
+  MutexLock lock(entry.mutex);
   if (deliverable(entry)) {
     send(entry);
   } else {
@@ -65,7 +65,7 @@ void MsixTable::set_control(bool enabled, bool masked) {
   function_masked_.store(masked, std::memory_order_release);
   enabled_.store(enabled, std::memory_order_release);
   for (Entry& entry : entries_) {
-    std::lock_guard lock(entry.mutex);
+    MutexLock lock(entry.mutex);
     settle(entry);
   }
 }
@@ -77,7 +77,7 @@ void MsixTable::read_table(std::uint64_t offset, std::span<std::byte> data) {
     const std::uint64_t vector = (offset + i) / kEntrySize;
     if (vector >= entries_.size()) return;
     Entry& entry = entries_[vector];
-    std::lock_guard lock(entry.mutex);
+    MutexLock lock(entry.mutex);
     std::uint32_t value = 0;
     switch ((offset + i) % kEntrySize / 4) {
       case kAddressLow:
@@ -105,7 +105,7 @@ void MsixTable::write_table(std::uint64_t offset, std::span<const std::byte> dat
     if (vector >= entries_.size()) return;
     Entry& entry = entries_[vector];
     const auto value = load_le<std::uint32_t>(data.data() + i);
-    std::lock_guard lock(entry.mutex);
+    MutexLock lock(entry.mutex);
     const MsiMessage before = entry.message;
     switch ((offset + i) % kEntrySize / 4) {
       case kAddressLow:
@@ -132,7 +132,7 @@ void MsixTable::read_pending(std::uint64_t offset, std::span<std::byte> data) {
     for (unsigned b = 0; b < 8; ++b) {
       const std::uint64_t vector = (offset + i) * 8 + b;
       if (vector >= entries_.size()) break;
-      std::lock_guard lock(entries_[vector].mutex);
+      MutexLock lock(entries_[vector].mutex);
       if (entries_[vector].pending) bits |= static_cast<std::uint8_t>(1u << b);
     }
     data[i] = std::byte{bits};
@@ -143,7 +143,7 @@ void MsixTable::reset() {
   enabled_.store(false, std::memory_order_release);
   function_masked_.store(false, std::memory_order_release);
   for (Entry& entry : entries_) {
-    std::lock_guard lock(entry.mutex);
+    MutexLock lock(entry.mutex);
     entry.message = {};
     entry.masked = true;
     entry.pending = false;

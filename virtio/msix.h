@@ -10,10 +10,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "virtio/platform.h"
 
 namespace platter::virtio {
@@ -46,18 +46,18 @@ class MsixTable {
  private:
   // On its own cache lines: raised from the executor of one queue.
   struct alignas(64) Entry {
-    std::mutex mutex;
-    MsiMessage message;  // the rest guarded by mutex
-    bool masked = true;
-    bool pending = false;
-    bool stale = true;  // the signal does not have `message` yet
-    std::unique_ptr<MsiSignal> signal;
+    Mutex mutex;
+    MsiMessage message PLATTER_GUARDED_BY(mutex);
+    bool masked PLATTER_GUARDED_BY(mutex) = true;
+    bool pending PLATTER_GUARDED_BY(mutex) = false;
+    bool stale PLATTER_GUARDED_BY(mutex) = true;  // the signal does not have `message` yet
+    std::unique_ptr<MsiSignal> signal PLATTER_GUARDED_BY(mutex);
   };
-  // All with the entry's mutex held.
-  bool deliverable(const Entry& entry) const;
-  void prepare(Entry& entry) noexcept;  // the signal has the current message afterwards
-  void send(Entry& entry) noexcept;
-  void settle(Entry& entry) noexcept;
+  bool deliverable(const Entry& entry) const PLATTER_REQUIRES(entry.mutex);
+  // The signal has the current message afterwards.
+  void prepare(Entry& entry) noexcept PLATTER_REQUIRES(entry.mutex);
+  void send(Entry& entry) noexcept PLATTER_REQUIRES(entry.mutex);
+  void settle(Entry& entry) noexcept PLATTER_REQUIRES(entry.mutex);
 
   Platform& platform_;
   std::vector<Entry> entries_;

@@ -57,6 +57,7 @@ void PciFunction::add_memory_bar(unsigned bar, std::uint32_t size) {
 }
 
 unsigned PciFunction::add_capability(std::uint8_t id, std::span<const std::byte> body) {
+  MutexLock lock(mutex_);
   const unsigned at = next_capability_;
   next_capability_ = align_up(at + 2 + static_cast<unsigned>(body.size()), 4);
   config_[at] = std::byte{id};
@@ -72,7 +73,7 @@ std::uint32_t PciFunction::read_config(unsigned offset, unsigned size) {
     return ~std::uint32_t{0};
   }
   before_config_read(offset, size);
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   std::uint32_t value = 0;
   for (unsigned i = 0; i < size; ++i) {
     value |= std::to_integer<std::uint32_t>(config_[offset + i]) << (8 * i);
@@ -83,7 +84,7 @@ std::uint32_t PciFunction::read_config(unsigned offset, unsigned size) {
 void PciFunction::write_config(unsigned offset, unsigned size, std::uint32_t value) {
   if (size == 0 || size > 4 || offset >= kConfigSize || offset % 4 + size > 4) return;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     for (unsigned i = 0; i < size; ++i) {
       const std::byte mask{writable_[offset + i]};
       std::byte& place = config_[offset + i];
@@ -119,7 +120,7 @@ void PciFunction::update_mappings() {
 
 void PciFunction::reset_function() {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     for (unsigned i = 0; i < kConfigSize; ++i) config_[i] &= ~std::byte{writable_[i]};
     update_mappings();
   }

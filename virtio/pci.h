@@ -11,8 +11,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <span>
+
+#include "block/base/mutex.h"
 
 namespace platter::virtio {
 
@@ -79,26 +80,26 @@ class PciFunction {
   // Called without the configuration lock, around accesses to bytes [offset, offset + size).
   virtual void before_config_read(unsigned offset, unsigned size) = 0;
   virtual void after_config_write(unsigned offset, unsigned size) = 0;
-  // Called with the configuration lock held.
-  virtual void bar_changed(unsigned bar, bool mapped, std::uint64_t address) = 0;
+  virtual void bar_changed(unsigned bar, bool mapped, std::uint64_t address)
+      PLATTER_REQUIRES(mutex_) = 0;
 
-  // The raw bytes; with config_mutex() held, or during construction.
-  std::span<std::byte> config() { return config_; }
-  std::mutex& config_mutex() { return mutex_; }
+  // The raw bytes.
+  std::span<std::byte> config() PLATTER_REQUIRES(mutex_) { return config_; }
+  Mutex& config_mutex() PLATTER_RETURNS_CAPABILITY(mutex_) { return mutex_; }
   // The command register's interrupt-disable bit, for callers that must not wait for the lock.
   bool intx_disabled() const { return intx_disabled_.load(std::memory_order_acquire); }
 
  private:
-  void update_mappings();
+  void update_mappings() PLATTER_REQUIRES(mutex_);
 
-  std::mutex mutex_;
+  Mutex mutex_;
   PciListener* listener_ = nullptr;
   const Identity identity_;
-  std::array<std::byte, kConfigSize> config_{};  // guarded by mutex_
+  std::array<std::byte, kConfigSize> config_ PLATTER_GUARDED_BY(mutex_){};
   std::array<std::uint8_t, kConfigSize> writable_{};
-  std::array<std::uint32_t, kBars> bar_size_{};   // 0: no such BAR
-  std::array<bool, kBars> mapped_{};              // guarded by mutex_
-  std::array<std::uint32_t, kBars> mapped_at_{};  // guarded by mutex_
+  std::array<std::uint32_t, kBars> bar_size_{};  // 0: no such BAR
+  std::array<bool, kBars> mapped_ PLATTER_GUARDED_BY(mutex_){};
+  std::array<std::uint32_t, kBars> mapped_at_ PLATTER_GUARDED_BY(mutex_){};
   std::atomic<bool> intx_disabled_{false};
   unsigned next_capability_ = 0x40;
   unsigned last_link_ = 0x34;

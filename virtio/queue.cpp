@@ -67,7 +67,7 @@ void Queue::reset_setup() {
 }
 
 bool Queue::running() const {
-  std::lock_guard lock(state_mutex_);
+  MutexLock lock(state_mutex_);
   return running_;
 }
 
@@ -75,7 +75,7 @@ Result<void> Queue::start(const GuestMemory& memory, std::uint64_t features) {
   auto ring = SplitRing::create(memory, setup_.layout, features);
   PLATTER_TRY(ring);
   {
-    std::lock_guard lock(state_mutex_);
+    MutexLock lock(state_mutex_);
     if (running_) die("started twice");
     running_ = true;
   }
@@ -93,15 +93,15 @@ void Queue::request_stop() noexcept {
 
 void Queue::wait_stopped() {
   if (Executor::current_or_null() == &executor_) die("its own executor waits for it to stop");
-  std::unique_lock lock(state_mutex_);
-  state_changed_.wait(lock, [&] { return !running_; });
+  UniqueMutexLock lock(state_mutex_);
+  while (running_) state_changed_.wait(lock);
 }
 
 Task<void> Queue::stopped() {
-  std::unique_lock lock(state_mutex_);
+  UniqueMutexLock lock(state_mutex_);
   while (running_) {
     co_await stop_waiters_.wait(lock);
-    lock = std::unique_lock(state_mutex_);
+    lock.lock();
   }
 }
 
@@ -175,7 +175,7 @@ Detached Queue::flush_loop() {
 }
 
 void Queue::finish_stop() noexcept {
-  std::lock_guard lock(state_mutex_);
+  MutexLock lock(state_mutex_);
   running_ = false;
   state_changed_.notify_all();
   stop_waiters_.notify_all();

@@ -12,14 +12,13 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <coroutine>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "block/exec/executor.h"
 #include "block/exec/sync.h"
 #include "block/exec/task.h"
@@ -30,6 +29,9 @@
 namespace platter::virtio {
 
 class Queue;
+
+// The mutex of the device that a queue belongs to.
+inline constexpr MutexRole device_mutex;
 
 // Whom a queue works for. Called on the queue's executor.
 class QueueOwner {
@@ -83,13 +85,14 @@ class Queue {
     SplitRing::Layout layout;
     bool enabled = false;
   };
-  Setup& setup() { return setup_; }
-  const Setup& setup() const { return setup_; }
+  Setup& setup() PLATTER_REQUIRES(device_mutex) { return setup_; }
+  const Setup& setup() const PLATTER_REQUIRES(device_mutex) { return setup_; }
   std::uint16_t max_size() const { return max_size_; }
-  void reset_setup();
+  void reset_setup() PLATTER_REQUIRES(device_mutex);
 
   // Begins service of the ring described by setup(). EINVAL when the layout is wrong.
-  Result<void> start(const GuestMemory& memory, std::uint64_t features);
+  Result<void> start(const GuestMemory& memory, std::uint64_t features)
+      PLATTER_REQUIRES(device_mutex);
   bool running() const;
   // Takes no more buffers from now on; returns at once.
   void request_stop() noexcept;
@@ -108,13 +111,13 @@ class Queue {
   const unsigned index_;
   const std::uint16_t max_size_;
   int kick_fd_ = -1;
-  Setup setup_;  // guarded by Device's mutex
+  Setup setup_ PLATTER_GUARDED_BY(device_mutex);
 
   std::atomic<bool> stopping_{false};
-  mutable std::mutex state_mutex_;
-  std::condition_variable state_changed_;
-  ConditionQueue stop_waiters_;  // guarded by state_mutex_
-  bool running_ = false;         // guarded by state_mutex_
+  mutable Mutex state_mutex_;
+  ConditionVariable state_changed_;
+  ConditionQueue stop_waiters_ PLATTER_GUARDED_BY(state_mutex_);
+  bool running_ PLATTER_GUARDED_BY(state_mutex_) = false;
 
   // The executor's, while running.
   std::optional<SplitRing> ring_;

@@ -89,7 +89,7 @@ std::uint32_t MmioTransport::read_register(std::uint64_t offset) {
     case kQueueReady:
       return device_.queue_enabled(s.queue) ? 1 : 0;
     case kInterruptStatus: {
-      std::lock_guard lock(interrupt_mutex_);
+      MutexLock lock(interrupt_mutex_);
       return interrupt_status_;
     }
     case kStatus:
@@ -112,7 +112,7 @@ void MmioTransport::write_register(std::uint64_t offset, std::uint32_t value) {
     case kDeviceFeaturesSel:
     case kDriverFeaturesSel:
     case kQueueSel: {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       if (offset == kDeviceFeaturesSel) selectors_.device_features = value;
       if (offset == kDriverFeaturesSel) selectors_.driver_features = value;
       if (offset == kQueueSel) selectors_.queue = value;
@@ -151,24 +151,24 @@ void MmioTransport::write_register(std::uint64_t offset, std::uint32_t value) {
 }
 
 MmioTransport::Selectors MmioTransport::selectors() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return selectors_;
 }
 
 bool MmioTransport::interrupt_pending() const {
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   return interrupt_status_ != 0;
 }
 
 void MmioTransport::raise(std::uint8_t cause) noexcept {
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   const bool was = interrupt_status_ != 0;
   interrupt_status_ |= cause;
   if (!was) line_.set_level(true);
 }
 
 void MmioTransport::acknowledge(std::uint32_t causes) noexcept {
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   const bool was = interrupt_status_ != 0;
   interrupt_status_ &= static_cast<std::uint8_t>(~causes);
   if (was && interrupt_status_ == 0) line_.set_level(false);

@@ -13,10 +13,10 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "virtio/device.h"
 #include "virtio/platform.h"
 
@@ -62,11 +62,11 @@ class MmioTransport final : private InterruptSink {
   const std::uint64_t base_;
   std::vector<bool> bound_;  // per queue; immutable after construction
 
-  std::mutex mutex_;
-  Selectors selectors_;  // guarded by mutex_
+  Mutex mutex_;
+  Selectors selectors_ PLATTER_GUARDED_BY(mutex_);
 
-  mutable std::mutex interrupt_mutex_;  // cause and line level change together
-  std::uint8_t interrupt_status_ = 0;   // guarded by interrupt_mutex_
+  mutable Mutex interrupt_mutex_;  // cause and line level change together
+  std::uint8_t interrupt_status_ PLATTER_GUARDED_BY(interrupt_mutex_) = 0;
 };
 
 }  // namespace platter::virtio

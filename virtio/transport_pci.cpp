@@ -171,7 +171,7 @@ void PciTransport::write_bar(unsigned bar, std::uint64_t offset, std::span<const
 }
 
 PciTransport::Selectors PciTransport::selectors() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return selectors_;
 }
 
@@ -234,7 +234,7 @@ void PciTransport::write_common(std::uint64_t offset, std::uint32_t value) {
     case kDeviceFeatureSelect:
     case kDriverFeatureSelect:
     case kQueueSelect: {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       if (offset == kDeviceFeatureSelect) selectors_.device_features = value;
       if (offset == kDriverFeatureSelect) selectors_.driver_features = value;
       if (offset == kQueueSelect) selectors_.queue = low16;
@@ -280,10 +280,10 @@ void PciTransport::device_was_reset() {
     vector.store(MsixTable::kNoVector, std::memory_order_relaxed);
   }
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     selectors_ = {};
   }
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   isr_ = 0;
   update_line();
 }
@@ -310,14 +310,14 @@ void PciTransport::config_interrupt() noexcept {
 }
 
 void PciTransport::raise_line(std::uint8_t cause) noexcept {
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   isr_ |= cause;
   update_line();
 }
 
 std::uint8_t PciTransport::read_isr() {
   // Reading acknowledges (4.1.4.5).
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   const std::uint8_t causes = isr_;
   isr_ = 0;
   update_line();
@@ -332,7 +332,7 @@ void PciTransport::update_line() noexcept {
 }
 
 bool PciTransport::interrupt_pending() const {
-  std::lock_guard lock(interrupt_mutex_);
+  MutexLock lock(interrupt_mutex_);
   return line_asserted_;
 }
 
@@ -340,10 +340,10 @@ void PciTransport::before_config_read(unsigned offset, unsigned size) {
   if (overlaps(offset, size, kStatusRegister, 1)) {
     bool pending;
     {
-      std::lock_guard lock(interrupt_mutex_);
+      MutexLock lock(interrupt_mutex_);
       pending = isr_ != 0 && !msix_.enabled();
     }
-    std::lock_guard lock(config_mutex());
+    MutexLock lock(config_mutex());
     std::byte& status = config()[kStatusRegister];
     status = pending ? status | kStatusInterrupt : status & ~kStatusInterrupt;
   }
@@ -354,13 +354,13 @@ void PciTransport::after_config_write(unsigned offset, unsigned size) {
   if (overlaps(offset, size, msix_capability_ + 3, 1)) {
     std::uint8_t control;
     {
-      std::lock_guard lock(config_mutex());
+      MutexLock lock(config_mutex());
       control = std::to_integer<std::uint8_t>(config()[msix_capability_ + 3]);
     }
     msix_.set_control((control & kMsixEnable) != 0, (control & kMsixMask) != 0);
   }
   {
-    std::lock_guard lock(interrupt_mutex_);
+    MutexLock lock(interrupt_mutex_);
     update_line();
   }
   // A reset of the whole function is no access to the window.
@@ -375,7 +375,7 @@ void PciTransport::window_access(bool write) {
   std::uint32_t length;
   std::array<std::byte, 4> data{};
   {
-    std::lock_guard lock(config_mutex());
+    MutexLock lock(config_mutex());
     const std::byte* cap = config().data() + window_capability_;
     bar = std::to_integer<std::uint8_t>(cap[kCapBar]);
     offset = load_le<std::uint32_t>(cap + kCapOffset);
@@ -385,7 +385,7 @@ void PciTransport::window_access(bool write) {
   if ((length != 1 && length != 2 && length != 4) || !is_aligned(offset, length)) return;
   if (write) return write_bar(bar, offset, std::span(data).first(length));
   read_bar(bar, offset, std::span(data).first(length));
-  std::lock_guard lock(config_mutex());
+  MutexLock lock(config_mutex());
   std::memcpy(config().data() + window_capability_ + kCapData, data.data(), length);
 }
 

@@ -12,11 +12,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "virtio/device.h"
 #include "virtio/msix.h"
 #include "virtio/pci.h"
@@ -55,7 +55,8 @@ class PciTransport final : public PciFunction, private InterruptSink {
  private:
   void before_config_read(unsigned offset, unsigned size) override;
   void after_config_write(unsigned offset, unsigned size) override;
-  void bar_changed(unsigned bar, bool mapped, std::uint64_t address) override;
+  void bar_changed(unsigned bar, bool mapped, std::uint64_t address) override
+      PLATTER_REQUIRES(config_mutex());
 
   struct Selectors {
     std::uint32_t device_features = 0;
@@ -75,7 +76,7 @@ class PciTransport final : public PciFunction, private InterruptSink {
   void queue_interrupt(unsigned queue) noexcept override;
   void config_interrupt() noexcept override;
   void raise_line(std::uint8_t cause) noexcept;
-  void update_line() noexcept;  // with interrupt_mutex_ held
+  void update_line() noexcept PLATTER_REQUIRES(interrupt_mutex_);
   void window_access(bool write);
 
   NotifyAddress notify_address(unsigned queue, std::uint64_t bar_address) const;
@@ -87,18 +88,19 @@ class PciTransport final : public PciFunction, private InterruptSink {
   unsigned msix_capability_ = 0;
   unsigned window_capability_ = 0;
 
-  std::mutex mutex_;
-  Selectors selectors_;  // guarded by mutex_
+  Mutex mutex_;
+  Selectors selectors_ PLATTER_GUARDED_BY(mutex_);
 
   std::atomic<std::uint16_t> config_vector_{MsixTable::kNoVector};
   std::vector<std::atomic<std::uint16_t>> queue_vectors_;
 
-  std::uint64_t bound_address_ = 0;  // under the configuration lock, as is
-  std::vector<bool> bound_;          // which queues' notifications are bound there
+  // Which queues' notifications are bound where.
+  std::uint64_t bound_address_ PLATTER_GUARDED_BY(config_mutex()) = 0;
+  std::vector<bool> bound_ PLATTER_GUARDED_BY(config_mutex());
 
-  mutable std::mutex interrupt_mutex_;
-  std::uint8_t isr_ = 0;        // guarded by interrupt_mutex_
-  bool line_asserted_ = false;  // guarded by interrupt_mutex_
+  mutable Mutex interrupt_mutex_;
+  std::uint8_t isr_ PLATTER_GUARDED_BY(interrupt_mutex_) = 0;
+  bool line_asserted_ PLATTER_GUARDED_BY(interrupt_mutex_) = false;
 };
 
 }  // namespace platter::virtio

@@ -11,12 +11,12 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
 #include "block/adapters/byte_locks.h"
 #include "block/adapters/posix_file.h"
+#include "block/base/mutex.h"
 #include "block/node/driver.h"
 #include "block/node/registry.h"
 
@@ -119,9 +119,10 @@ class FileDriver : public Driver {
   // The file that this one was found unable to be copied from.
   std::atomic<const FileDriver*> no_copy_from_{nullptr};
 
-  std::mutex extent_mutex_;
-  Extent last_extent_;                    // guarded by extent_mutex_
-  std::uint64_t last_extent_change_ = 0;  // value of changes_ that it belongs to; likewise
+  Mutex extent_mutex_;
+  Extent last_extent_ PLATTER_GUARDED_BY(extent_mutex_);
+  // The value of changes_ that it belongs to.
+  std::uint64_t last_extent_change_ PLATTER_GUARDED_BY(extent_mutex_) = 0;
 
   // One control thread.
   ByteLocks locks_;

@@ -124,7 +124,7 @@ Task<Result<Extent>> FileDriver::do_extent(std::uint64_t offset, std::uint64_t l
   if (!can_seek_data_.load(std::memory_order_relaxed) || offset >= size()) co_return unknown;
   const std::uint64_t change = changes_.load(std::memory_order_acquire);
   {
-    std::lock_guard lock(extent_mutex_);
+    MutexLock lock(extent_mutex_);
     if (last_extent_change_ == change && offset >= last_extent_.offset &&
         offset < last_extent_.end()) {
       co_return clipped(last_extent_);
@@ -137,7 +137,7 @@ Task<Result<Extent>> FileDriver::do_extent(std::uint64_t offset, std::uint64_t l
   }
   if (found->length == 0) co_return unknown;  // cut short meanwhile
   {
-    std::lock_guard lock(extent_mutex_);
+    MutexLock lock(extent_mutex_);
     last_extent_ = *found;
     last_extent_change_ = change;
   }

@@ -7,17 +7,18 @@
 namespace platter {
 
 std::uint64_t MemoryDisk::allocated() const {
-  const std::shared_lock lock(mutex_);
+  const ReaderLock lock(mutex_);
   return pages_.size() * kPage;
 }
 
 void MemoryDisk::read(std::uint64_t offset, const IoVec& iov) const {
-  const std::shared_lock lock(mutex_);
+  const ReaderLock lock(mutex_);
+  const auto* const pages = &pages_;  // a lambda is checked as if it ran without the lock
   iov.for_each([&](std::span<std::byte> piece) {
     while (!piece.empty()) {
       const std::size_t n = std::min<std::uint64_t>(piece.size(), kPage - offset % kPage);
-      const auto page = pages_.find(offset / kPage);
-      if (page == pages_.end()) {
+      const auto page = pages->find(offset / kPage);
+      if (page == pages->end()) {
         std::memset(piece.data(), 0, n);
       } else {
         std::memcpy(piece.data(), page->second.get() + offset % kPage, n);
@@ -29,11 +30,12 @@ void MemoryDisk::read(std::uint64_t offset, const IoVec& iov) const {
 }
 
 void MemoryDisk::write(std::uint64_t offset, const IoVec& iov) {
-  const std::unique_lock lock(mutex_);
+  const WriterLock lock(mutex_);
+  auto* const pages = &pages_;  // as above
   iov.for_each([&](std::span<const std::byte> piece) {
     while (!piece.empty()) {
       const std::size_t n = std::min<std::uint64_t>(piece.size(), kPage - offset % kPage);
-      std::unique_ptr<std::byte[]>& page = pages_[offset / kPage];
+      std::unique_ptr<std::byte[]>& page = (*pages)[offset / kPage];
       if (!page) page = std::make_unique<std::byte[]>(kPage);
       std::memcpy(page.get() + offset % kPage, piece.data(), n);
       piece = piece.subspan(n);
@@ -59,20 +61,20 @@ void MemoryDisk::zero_locked(std::uint64_t offset, std::uint64_t end) {
 }
 
 void MemoryDisk::zero(std::uint64_t offset, std::uint64_t length) {
-  const std::unique_lock lock(mutex_);
+  const WriterLock lock(mutex_);
   zero_locked(offset, offset + length);
   if (offset + length > size()) size_.store(offset + length, std::memory_order_release);
 }
 
 void MemoryDisk::resize(std::uint64_t size) {
-  const std::unique_lock lock(mutex_);
+  const WriterLock lock(mutex_);
   // What lies behind a new end must be zero when the disk grows again.
   zero_locked(size, ~std::uint64_t{0});
   size_.store(size, std::memory_order_release);
 }
 
 bool MemoryDisk::stored(std::uint64_t offset, std::uint64_t& length) const {
-  const std::shared_lock lock(mutex_);
+  const ReaderLock lock(mutex_);
   auto page = pages_.lower_bound(offset / kPage);
   const bool here = page != pages_.end() && page->first == offset / kPage;
   std::uint64_t end = offset + length;
@@ -90,8 +92,8 @@ bool MemoryDisk::stored(std::uint64_t offset, std::uint64_t& length) const {
 namespace {
 
 struct NamedDisks {
-  std::mutex mutex;
-  std::map<std::string, std::shared_ptr<MemoryDisk>, std::less<>> disks;  // guarded by mutex
+  Mutex mutex;
+  std::map<std::string, std::shared_ptr<MemoryDisk>, std::less<>> disks PLATTER_GUARDED_BY(mutex);
 };
 NamedDisks& named() {
   static NamedDisks all;
@@ -103,20 +105,20 @@ constexpr std::string_view kPrefix = "memory:";
 }  // namespace
 
 std::shared_ptr<MemoryDisk> find_memory_disk(std::string_view name) {
-  const std::lock_guard lock(named().mutex);
+  const MutexLock lock(named().mutex);
   const auto it = named().disks.find(name);
   return it == named().disks.end() ? nullptr : it->second;
 }
 
 std::shared_ptr<MemoryDisk> make_memory_disk(std::string name, std::uint64_t size) {
   auto disk = std::make_shared<MemoryDisk>(size);
-  const std::lock_guard lock(named().mutex);
+  const MutexLock lock(named().mutex);
   named().disks.insert_or_assign(std::move(name), disk);
   return disk;
 }
 
 void remove_memory_disk(std::string_view name) {
-  const std::lock_guard lock(named().mutex);
+  const MutexLock lock(named().mutex);
   if (const auto it = named().disks.find(name); it != named().disks.end()) named().disks.erase(it);
 }
 

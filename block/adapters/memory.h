@@ -13,13 +13,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "block/base/mutex.h"
 #include "block/node/driver.h"
 #include "block/node/node.h"
 
@@ -44,11 +43,12 @@ class MemoryDisk {
   bool stored(std::uint64_t offset, std::uint64_t& length) const;
 
  private:
-  void zero_locked(std::uint64_t offset, std::uint64_t end);
+  void zero_locked(std::uint64_t offset, std::uint64_t end) PLATTER_REQUIRES(mutex_);
 
-  mutable std::shared_mutex mutex_;
-  std::map<std::uint64_t, std::unique_ptr<std::byte[]>> pages_;  // by index; guarded by mutex_
-  std::atomic<std::uint64_t> size_;                              // changed under mutex_
+  mutable SharedMutex mutex_;
+  std::map<std::uint64_t, std::unique_ptr<std::byte[]>> pages_
+      PLATTER_GUARDED_BY(mutex_);    // by index
+  std::atomic<std::uint64_t> size_;  // changed under mutex_
 };
 
 // The disk "memory:NAME", or nullptr.

@@ -146,6 +146,7 @@ Result<std::unique_ptr<SectorCipher>> SectorCipher::create(const CipherSpec& spe
   // Says now what would be wrong with the key (xts refuses two equal halves).
   auto state = made->make_state();
   PLATTER_TRY(state);
+  MutexLock lock(made->mutex_);
   made->idle_.push_back(std::move(*state));
   return made;
 }
@@ -169,7 +170,7 @@ Result<std::unique_ptr<SectorCipher::State>> SectorCipher::make_state() const {
 
 Result<std::unique_ptr<SectorCipher::State>> SectorCipher::take_state() {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (!idle_.empty()) {
       auto state = std::move(idle_.back());
       idle_.pop_back();
@@ -198,7 +199,7 @@ Result<void> SectorCipher::run(std::uint64_t sector, std::span<std::byte> bytes,
                     kSectorSize);
     }
   }
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   idle_.push_back(std::move(*state));
   return result;
 }

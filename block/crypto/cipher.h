@@ -12,13 +12,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "block/crypto/digest.h"
 #include "block/crypto/secret.h"
 
@@ -70,8 +70,9 @@ class SectorCipher {
   const CipherSpec spec_;
   SecretBytes key_;
   SecretBytes essiv_key_;  // kEssiv: the hash of the key
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<State>> idle_;  // guarded by mutex_: one per thread at work, at most
+  Mutex mutex_;
+  // One per thread at work, at most.
+  std::vector<std::unique_ptr<State>> idle_ PLATTER_GUARDED_BY(mutex_);
 };
 
 }  // namespace platter::crypto

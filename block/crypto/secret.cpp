@@ -4,14 +4,15 @@
 
 #include <algorithm>
 #include <map>
-#include <mutex>
+
+#include "block/base/mutex.h"
 
 namespace platter::crypto {
 namespace {
 
 struct Table {
-  std::mutex mutex;
-  std::map<std::string, SecretBytes, std::less<>> secrets;  // guarded by mutex
+  Mutex mutex;
+  std::map<std::string, SecretBytes, std::less<>> secrets PLATTER_GUARDED_BY(mutex);
 };
 
 Table& table() {
@@ -53,7 +54,7 @@ SecretBytes SecretBytes::of(std::string_view text) { return of(std::as_bytes(std
 
 Result<void> add_secret(std::string id, SecretBytes value) {
   Table& all = table();
-  std::lock_guard lock(all.mutex);
+  MutexLock lock(all.mutex);
   const auto [at, added] = all.secrets.try_emplace(std::move(id), std::move(value));
   if (added) return {};
   return fail(EEXIST, "attempt to add duplicate property '{}' to object (type 'container')",
@@ -62,7 +63,7 @@ Result<void> add_secret(std::string id, SecretBytes value) {
 
 Result<SecretBytes> find_secret(std::string_view id) {
   Table& all = table();
-  std::lock_guard lock(all.mutex);
+  MutexLock lock(all.mutex);
   const auto found = all.secrets.find(id);
   if (found == all.secrets.end()) return fail(ENOENT, "No secret with id '{}'", id);
   return found->second.copy();
@@ -70,7 +71,7 @@ Result<SecretBytes> find_secret(std::string_view id) {
 
 void remove_secret(std::string_view id) {
   Table& all = table();
-  std::lock_guard lock(all.mutex);
+  MutexLock lock(all.mutex);
   if (const auto found = all.secrets.find(id); found != all.secrets.end())
     all.secrets.erase(found);
 }

@@ -60,7 +60,7 @@ Executor::~Executor() {
     std::abort();
   }
   // A poster may still be on its way out.
-  { std::lock_guard lock(inbox_mutex_); }
+  { MutexLock lock(inbox_mutex_); }
   if (ring_open_) io_uring_queue_exit(&ring_);
   if (event_fd_ >= 0) close(event_fd_);
   used_indexes.fetch_and(~(std::uint64_t{1} << index_));
@@ -157,7 +157,7 @@ void Executor::reap() {
 
 void Executor::take_inbox() {
   if (!inbox_filled_.load(std::memory_order_acquire)) return;
-  std::lock_guard lock(inbox_mutex_);
+  MutexLock lock(inbox_mutex_);
   ready_.insert(ready_.end(), inbox_.begin(), inbox_.end());
   inbox_.clear();
   inbox_filled_.store(false, std::memory_order_relaxed);
@@ -235,7 +235,7 @@ void Executor::write_event() noexcept {
 }
 
 void Executor::stop() {
-  std::lock_guard lock(inbox_mutex_);
+  MutexLock lock(inbox_mutex_);
   stop_.store(true, std::memory_order_seq_cst);
   if (sleeping_.exchange(false, std::memory_order_seq_cst)) write_event();
 }
@@ -243,7 +243,7 @@ void Executor::stop() {
 void Executor::post_from_any_thread(std::coroutine_handle<> handle) noexcept {
   // The mutex is held to the end: the coroutine may be the last that the executor waits for, and
   // the executor destroyed as soon as it has run.
-  std::lock_guard lock(inbox_mutex_);
+  MutexLock lock(inbox_mutex_);
   inbox_.push_back(handle);
   inbox_filled_.store(true, std::memory_order_seq_cst);
   if (sleeping_.exchange(false, std::memory_order_seq_cst)) write_event();

@@ -24,10 +24,10 @@
 #include <coroutine>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "block/exec/task.h"
 
 namespace platter {
@@ -175,8 +175,8 @@ class Executor {
   int event_fd_ = -1;
   std::uint64_t event_value_ = 0;
   // Held by a poster until it touches the executor no more.
-  std::mutex inbox_mutex_;
-  std::vector<std::coroutine_handle<>> inbox_;  // guarded by inbox_mutex_
+  Mutex inbox_mutex_;
+  std::vector<std::coroutine_handle<>> inbox_ PLATTER_GUARDED_BY(inbox_mutex_);
   std::atomic<bool> inbox_filled_{false};
 };
 

@@ -13,13 +13,12 @@
 // flight. Coroutines that wait for something else by then are lost, so end their work before.
 #pragma once
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <type_traits>
 
+#include "block/base/mutex.h"
 #include "block/exec/executor.h"
 #include "block/exec/sync.h"
 #include "block/exec/task.h"
@@ -106,19 +105,19 @@ class Completion {
  public:
   void resume() {
     // To the end under the mutex: the waiter may destroy this as soon as it can see done_.
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     done_ = true;
     changed_.notify_one();
   }
   void wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return done_; });
+    UniqueMutexLock lock(mutex_);
+    while (!done_) changed_.wait(lock);
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool done_ = false;  // guarded by mutex_
+  Mutex mutex_;
+  ConditionVariable changed_;
+  bool done_ PLATTER_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace detail

@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
 #include <new>
+
+#include "block/base/mutex.h"
 
 namespace platter::detail {
 namespace {
@@ -55,16 +56,17 @@ Slab* map_slab() {
 
 // The slabs for blocks of one size. Never destroyed: buffers may live in other static objects.
 struct SizeClass {
-  std::mutex mutex;
-  Slab* open = nullptr;  // those that have a block to give; guarded by mutex, as are their contents
+  Mutex mutex;
+  // Those that have a block to give. The mutex guards what is in them, too.
+  Slab* open PLATTER_GUARDED_BY(mutex) = nullptr;
 
-  void link(Slab* slab) {
+  void link(Slab* slab) PLATTER_REQUIRES(mutex) {
     slab->previous = nullptr;
     slab->next = open;
     if (open) open->previous = slab;
     open = slab;
   }
-  void unlink(Slab* slab) {
+  void unlink(Slab* slab) PLATTER_REQUIRES(mutex) {
     if (slab->next) slab->next->previous = slab->previous;
     (slab->previous ? slab->previous->next : open) = slab->next;
   }
@@ -77,7 +79,7 @@ constinit SizeClass classes[kSlabClasses];
 std::byte* allocate_block(unsigned size_class) {
   SizeClass& all = classes[size_class];
   const std::size_t bytes = kSlabPage << size_class;
-  const std::scoped_lock lock(all.mutex);
+  const MutexLock lock(all.mutex);
   if (!all.open) all.link(map_slab());
   Slab* const slab = all.open;
   std::byte* block = nullptr;
@@ -94,7 +96,7 @@ std::byte* allocate_block(unsigned size_class) {
 
 void free_block(std::byte* block, unsigned size_class) noexcept {
   SizeClass& all = classes[size_class];
-  const std::scoped_lock lock(all.mutex);
+  const MutexLock lock(all.mutex);
   Slab* const slab = slab_of(block);
   if (slab->used == blocks_in_slab(kSlabPage << size_class)) all.link(slab);
   slab->returned = ::new (block) FreeBlock{slab->returned};

@@ -50,14 +50,14 @@ void resume_all(Waiter* waiter) {
 }  // namespace
 
 bool AsyncMutex::try_acquire() noexcept {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (held_) return false;
   held_ = true;
   return true;
 }
 
 bool AsyncMutex::LockAwaiter::await_suspend(std::coroutine_handle<> h) noexcept {
-  std::lock_guard lock(mutex.mutex_);
+  MutexLock lock(mutex.mutex_);
   if (!mutex.held_) {
     mutex.held_ = true;
     return false;
@@ -72,7 +72,7 @@ bool AsyncMutex::LockAwaiter::await_suspend(std::coroutine_handle<> h) noexcept 
 void AsyncMutex::unlock() noexcept {
   Waiter* next;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     // Ownership passes straight to the next waiter, so that nobody overtakes it.
     next = waiters_.pop();
     if (!next) held_ = false;
@@ -82,7 +82,7 @@ void AsyncMutex::unlock() noexcept {
 
 bool AsyncEvent::WaitAwaiter::await_suspend(std::coroutine_handle<> h) noexcept {
   // Always under the mutex: who has seen set_ may destroy the event, so set() must have left it.
-  std::lock_guard lock(event.mutex_);
+  MutexLock lock(event.mutex_);
   if (event.is_set()) return false;
   capture(h);
   event.waiters_.push(*this);
@@ -92,7 +92,7 @@ bool AsyncEvent::WaitAwaiter::await_suspend(std::coroutine_handle<> h) noexcept 
 void AsyncEvent::set() noexcept {
   Waiter* all;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     set_.store(true, std::memory_order_release);
     all = waiters_.take_all();
   }
@@ -106,7 +106,7 @@ void ConditionQueue::notify_one() noexcept {
 }
 
 bool AsyncSemaphore::AcquireAwaiter::await_suspend(std::coroutine_handle<> h) noexcept {
-  std::lock_guard lock(semaphore.mutex_);
+  MutexLock lock(semaphore.mutex_);
   if (semaphore.permits_ > 0) {
     --semaphore.permits_;
     return false;
@@ -119,7 +119,7 @@ bool AsyncSemaphore::AcquireAwaiter::await_suspend(std::coroutine_handle<> h) no
 void AsyncSemaphore::release() noexcept {
   Waiter* next;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     next = waiters_.pop();
     if (!next) ++permits_;
   }
@@ -134,7 +134,7 @@ bool RangeLock::grantable(const Hold& hold) {
 }
 
 bool RangeLock::enqueue(Hold& hold) noexcept {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   hold.queued_ = true;
   hold.previous_ = tail_;
   (tail_ ? tail_->next_ : head_) = &hold;
@@ -144,7 +144,7 @@ bool RangeLock::enqueue(Hold& hold) noexcept {
 }
 
 bool RangeLock::suspend(Hold& hold, std::coroutine_handle<> handle) noexcept {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   // It may have become free between the two calls.
   if (hold.granted_) return false;
   hold.waiter_.capture(handle);
@@ -154,7 +154,7 @@ bool RangeLock::suspend(Hold& hold, std::coroutine_handle<> handle) noexcept {
 void RangeLock::release(Hold& hold) noexcept {
   WaiterQueue granted;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     (hold.previous_ ? hold.previous_->next_ : head_) = hold.next_;
     (hold.next_ ? hold.next_->previous_ : tail_) = hold.previous_;
     hold.queued_ = false;
@@ -193,34 +193,29 @@ void Gate::leave() noexcept {
   } while (true);
   Waiter* closers = nullptr;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (state_.fetch_sub(2, std::memory_order_seq_cst) == 3) closers = waiters_.take_all();
   }
   resume_all(closers);
 }
 
-namespace {
-struct GateAwaiter : Waiter {
-  std::mutex& mutex;
-  WaiterQueue& waiters;
-  std::atomic<std::uint64_t>& state;
-  GateAwaiter(std::mutex& m, WaiterQueue& w, std::atomic<std::uint64_t>& s)
-      : mutex(m), waiters(w), state(s) {}
+struct Gate::EmptyAwaiter : Waiter {
+  Gate& gate;
+  explicit EmptyAwaiter(Gate& g) : gate(g) {}
   bool await_ready() noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> h) noexcept {
-    std::lock_guard lock(mutex);
-    if ((state.load(std::memory_order_seq_cst) >> 1) == 0) return false;
+    MutexLock lock(gate.mutex_);
+    if ((gate.state_.load(std::memory_order_seq_cst) >> 1) == 0) return false;
     capture(h);
-    waiters.push(*this);
+    gate.waiters_.push(*this);
     return true;
   }
   void await_resume() noexcept {}
 };
-}  // namespace
 
 Task<void> Gate::close() {
   state_.fetch_or(1, std::memory_order_seq_cst);
-  GateAwaiter empty(mutex_, waiters_, state_);
+  EmptyAwaiter empty(*this);
   co_await empty;
 }
 

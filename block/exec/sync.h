@@ -14,9 +14,9 @@
 #include <coroutine>
 #include <cstdint>
 #include <list>
-#include <mutex>
 #include <utility>
 
+#include "block/base/mutex.h"
 #include "block/exec/executor.h"
 #include "block/exec/task.h"
 
@@ -85,9 +85,9 @@ class AsyncMutex {
   bool try_acquire() noexcept;
   void unlock() noexcept;
 
-  std::mutex mutex_;
-  bool held_ = false;    // guarded by mutex_
-  WaiterQueue waiters_;  // guarded by mutex_
+  Mutex mutex_;
+  bool held_ PLATTER_GUARDED_BY(mutex_) = false;
+  WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
 // One-shot: wait() completes once set() has been called, at most once, from any thread. Who has come
@@ -106,31 +106,34 @@ class AsyncEvent {
   bool is_set() const noexcept { return set_.load(std::memory_order_acquire); }
 
  private:
-  std::mutex mutex_;
+  Mutex mutex_;
   std::atomic<bool> set_{false};
-  WaiterQueue waiters_;  // guarded by mutex_
+  WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
-// A condition queue used with a caller's std::mutex: `co_await queue.wait(lock)` enqueues, drops the
-// lock, suspends; on return the lock is NOT held: take it again and look at the condition again.
+// A condition queue used with a caller's Mutex: `co_await queue.wait(lock)` enqueues, drops the
+// lock, suspends; on return the lock is NOT held: take it again (lock.lock()) and look at the
+// condition again.
 class ConditionQueue {
  public:
   struct WaitAwaiter : Waiter {
     ConditionQueue& queue;
-    std::unique_lock<std::mutex>& lock;
-    WaitAwaiter(ConditionQueue& q, std::unique_lock<std::mutex>& l) : queue(q), lock(l) {}
+    UniqueMutexLock& lock;
+    WaitAwaiter(ConditionQueue& q, UniqueMutexLock& l) : queue(q), lock(l) {}
     bool await_ready() noexcept { return false; }
-    void await_suspend(std::coroutine_handle<> h) noexcept {
+    void await_suspend(std::coroutine_handle<> h) noexcept PLATTER_NO_THREAD_CHECK {
       capture(h);
       queue.waiters_.push(*this);
       // Once unlocked this frame may be resumed and gone: touch nothing afterwards.
-      std::unique_lock<std::mutex> taken = std::move(lock);
-      taken.unlock();
+      lock.unlock();
     }
     void await_resume() noexcept {}
   };
-  // `lock` holds the mutex that guards this queue.
-  WaitAwaiter wait(std::unique_lock<std::mutex>& lock) { return WaitAwaiter(*this, lock); }
+  // `lock` holds the mutex that guards this queue. To the caller it is given up here, although that
+  // happens when the answer is awaited, which is the next thing to do.
+  WaitAwaiter wait(UniqueMutexLock& lock) PLATTER_RELEASE_LOCK(lock) PLATTER_NO_THREAD_CHECK {
+    return WaitAwaiter(*this, lock);
+  }
   // Both require that the guarding mutex is held.
   void notify_all() noexcept;
   void notify_one() noexcept;
@@ -155,9 +158,9 @@ class AsyncSemaphore {
   void release() noexcept;
 
  private:
-  std::mutex mutex_;
-  std::uint64_t permits_;  // guarded by mutex_
-  WaiterQueue waiters_;    // guarded by mutex_
+  Mutex mutex_;
+  std::uint64_t permits_ PLATTER_GUARDED_BY(mutex_);
+  WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
 // Ownership of byte ranges. A shared holder excludes exclusive ones that overlap it and conversely;
@@ -216,9 +219,10 @@ class RangeLock {
   bool suspend(Hold& hold, std::coroutine_handle<> handle) noexcept;
   void release(Hold& hold) noexcept;
 
-  std::mutex mutex_;
-  Hold* head_ = nullptr;  // guarded by mutex_; claims in order of arrival
-  Hold* tail_ = nullptr;
+  Mutex mutex_;
+  // Claims in order of arrival.
+  Hold* head_ PLATTER_GUARDED_BY(mutex_) = nullptr;
+  Hold* tail_ PLATTER_GUARDED_BY(mutex_) = nullptr;
 };
 
 // Counts running work. `if (!gate.enter()) return closed;` ... `gate.leave();`, best as
@@ -253,10 +257,11 @@ class Gate {
   std::uint64_t inside() const noexcept { return state_.load(std::memory_order_relaxed) >> 1; }
 
  private:
+  struct EmptyAwaiter;
   // Bit 0: closed. Above: number inside.
   std::atomic<std::uint64_t> state_{0};
-  std::mutex mutex_;
-  WaiterQueue waiters_;  // guarded by mutex_
+  Mutex mutex_;
+  WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
 // Fire-and-forget tasks of one executor; join(), by one coroutine at a time, waits for all that were

@@ -8,7 +8,7 @@ WorkerPool::WorkerPool(unsigned threads) : limit_(std::max(1U, threads)) {}
 
 WorkerPool::~WorkerPool() {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     stop_ = true;
   }
   wake_.notify_all();
@@ -27,7 +27,7 @@ WorkerPool& WorkerPool::blocking() {
 
 void WorkerPool::submit(std::function<void()> work) {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     queue_.push_back(std::move(work));
     if (idle_ < queue_.size() && threads_.size() < limit_) threads_.emplace_back([this] { loop(); });
   }
@@ -35,7 +35,7 @@ void WorkerPool::submit(std::function<void()> work) {
 }
 
 void WorkerPool::loop() {
-  std::unique_lock lock(mutex_);
+  UniqueMutexLock lock(mutex_);
   while (true) {
     if (queue_.empty()) {
       if (stop_) return;

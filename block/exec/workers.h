@@ -7,15 +7,14 @@
 // Threads: submit() from any; a coroutine that awaits is resumed on its own executor.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "block/exec/sync.h"
 
 namespace platter {
@@ -40,12 +39,12 @@ class WorkerPool {
   void loop();
 
   const unsigned limit_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> queue_;  // guarded by mutex_
-  std::vector<std::thread> threads_;         // guarded by mutex_
-  unsigned idle_ = 0;                        // guarded by mutex_
-  bool stop_ = false;                        // guarded by mutex_
+  Mutex mutex_;
+  ConditionVariable wake_;
+  std::deque<std::function<void()>> queue_ PLATTER_GUARDED_BY(mutex_);
+  std::vector<std::thread> threads_ PLATTER_GUARDED_BY(mutex_);
+  unsigned idle_ PLATTER_GUARDED_BY(mutex_) = 0;
+  bool stop_ PLATTER_GUARDED_BY(mutex_) = false;
 };
 
 namespace detail {

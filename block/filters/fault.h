@@ -16,11 +16,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "block/exec/sync.h"
 #include "block/node/driver.h"
 #include "block/node/node.h"
@@ -116,19 +116,22 @@ class FaultPoints {
     std::string tag;
     bool released = false;
   };
-  Task<void> halt(std::unique_lock<std::mutex> lock, std::string tag);
+  // Halts a request, which then awaits wait_released().
+  std::shared_ptr<Halted> halt(std::string tag) PLATTER_REQUIRES(mutex_);
+  Task<void> wait_released(std::shared_ptr<Halted> halted) PLATTER_EXCLUDES(mutex_);
 
-  mutable std::mutex mutex_;  // guards all below
-  std::vector<Armed> rules_;
-  std::vector<Transition> transitions_;
-  std::vector<Break> breaks_;
-  std::vector<std::shared_ptr<Halted>> halted_;
-  ConditionQueue changed_;  // a request halted, or was released
-  unsigned state_ = 1;
-  std::uint64_t acted_ = 0;
-  std::vector<std::uint64_t> announced_ =
+  mutable Mutex mutex_;
+  std::vector<Armed> rules_ PLATTER_GUARDED_BY(mutex_);
+  std::vector<Transition> transitions_ PLATTER_GUARDED_BY(mutex_);
+  std::vector<Break> breaks_ PLATTER_GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<Halted>> halted_ PLATTER_GUARDED_BY(mutex_);
+  // A request halted, or was released.
+  ConditionQueue changed_ PLATTER_GUARDED_BY(mutex_);
+  unsigned state_ PLATTER_GUARDED_BY(mutex_) = 1;
+  std::uint64_t acted_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::vector<std::uint64_t> announced_ PLATTER_GUARDED_BY(mutex_) =
       std::vector<std::uint64_t>(static_cast<std::size_t>(FaultEvent::kCount));
-  std::vector<std::uint64_t> requests_ = std::vector<std::uint64_t>(8);
+  std::vector<std::uint64_t> requests_ PLATTER_GUARDED_BY(mutex_) = std::vector<std::uint64_t>(8);
 };
 
 // The fault points of this node, or of the nearest one below it; nullptr: none.

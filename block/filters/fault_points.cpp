@@ -17,33 +17,33 @@ bool overlaps(std::uint64_t offset, std::uint64_t length, std::uint64_t rule_off
 }  // namespace
 
 void FaultPoints::add(FaultRule rule) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   rules_.push_back({.rule = rule, .matches = 0, .armed = rule.event == FaultEvent::kNone});
 }
 
 void FaultPoints::add_transition(FaultEvent event, unsigned state, unsigned new_state) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   transitions_.push_back({event, state, new_state});
 }
 
 void FaultPoints::clear_rules() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   rules_.clear();
   transitions_.clear();
 }
 
 std::uint64_t FaultPoints::acted() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return acted_;
 }
 
 std::uint64_t FaultPoints::announced(FaultEvent event) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return announced_[static_cast<std::size_t>(event)];
 }
 
 std::uint64_t FaultPoints::requests(std::uint32_t operations) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   std::uint64_t sum = 0;
   for (std::size_t bit = 0; bit < requests_.size(); ++bit) {
     if ((operations >> bit & 1) != 0) sum += requests_[bit];
@@ -52,32 +52,32 @@ std::uint64_t FaultPoints::requests(std::uint32_t operations) const {
 }
 
 void FaultPoints::suspend(std::string tag, FaultEvent event) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   breaks_.push_back({std::move(tag), event, 0, 0, 0});
 }
 
 void FaultPoints::suspend_operation(std::string tag, std::uint32_t operations, std::uint64_t offset,
                                     std::uint64_t length) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   breaks_.push_back({std::move(tag), FaultEvent::kNone, operations, offset, length});
 }
 
 bool FaultPoints::is_suspended(std::string_view tag) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return std::ranges::any_of(halted_, [&](const auto& halted) { return halted->tag == tag; });
 }
 
 Task<void> FaultPoints::wait_suspended(std::string tag) {
-  std::unique_lock lock(mutex_);
+  UniqueMutexLock lock(mutex_);
   while (std::ranges::none_of(halted_, [&](const auto& halted) { return halted->tag == tag; })) {
     auto wait = changed_.wait(lock);
     co_await wait;
-    lock = std::unique_lock(mutex_);
+    lock.lock();
   }
 }
 
 Result<void> FaultPoints::resume(std::string_view tag) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   bool found = false;
   std::erase_if(halted_, [&](const std::shared_ptr<Halted>& halted) {
     if (halted->tag != tag) return false;
@@ -93,7 +93,7 @@ Result<void> FaultPoints::resume(std::string_view tag) {
 Result<void> FaultPoints::remove_break(std::string_view tag) {
   std::size_t removed;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     removed = std::erase_if(breaks_, [&](const Break& b) { return b.tag == tag; });
   }
   const Result<void> resumed = resume(tag);
@@ -102,24 +102,27 @@ Result<void> FaultPoints::remove_break(std::string_view tag) {
   return {};
 }
 
-Task<void> FaultPoints::halt(std::unique_lock<std::mutex> held, std::string tag) {
-  // Parameters live until the Task is destroyed, which is after somebody else may have run.
-  std::unique_lock<std::mutex> lock = std::move(held);
-  const auto halted = std::make_shared<Halted>();
+std::shared_ptr<FaultPoints::Halted> FaultPoints::halt(std::string tag) {
+  auto halted = std::make_shared<Halted>();
   halted->tag = std::move(tag);
   halted_.push_back(halted);
   changed_.notify_all();
+  return halted;
+}
+
+Task<void> FaultPoints::wait_released(std::shared_ptr<Halted> halted) {
+  UniqueMutexLock lock(mutex_);
   while (!halted->released) {
     auto wait = changed_.wait(lock);
     co_await wait;
-    lock = std::unique_lock(mutex_);
+    lock.lock();
   }
 }
 
 Task<void> FaultPoints::announce(FaultEvent event) {
-  std::unique_lock lock(mutex_);
+  UniqueMutexLock lock(mutex_);
   ++announced_[static_cast<std::size_t>(event)];
-  const auto matches = [&](FaultEvent e, unsigned state) {
+  const auto matches = [&](FaultEvent e, unsigned state) PLATTER_REQUIRES(mutex_) {
     return e == event && (state == 0 || state == state_);
   };
   bool first = true;
@@ -142,13 +145,15 @@ Task<void> FaultPoints::announce(FaultEvent event) {
   if (reached == breaks_.end()) co_return;
   std::string tag = std::move(reached->tag);
   breaks_.erase(reached);
-  auto halted = halt(std::move(lock), std::move(tag));
-  co_await halted;
+  const std::shared_ptr<Halted> halted = halt(std::move(tag));
+  lock.unlock();
+  auto released = wait_released(halted);
+  co_await released;
 }
 
 Task<void> FaultPoints::pass_breakpoints(std::uint32_t operation, std::uint64_t offset,
                                          std::uint64_t length) {
-  std::unique_lock lock(mutex_);
+  UniqueMutexLock lock(mutex_);
   ++requests_[static_cast<std::size_t>(std::countr_zero(operation))];
   const auto reached = std::ranges::find_if(breaks_, [&](const Break& b) {
     return (b.operations & operation) != 0 && overlaps(offset, length, b.offset, b.length);
@@ -156,13 +161,15 @@ Task<void> FaultPoints::pass_breakpoints(std::uint32_t operation, std::uint64_t 
   if (reached == breaks_.end()) co_return;
   std::string tag = std::move(reached->tag);
   breaks_.erase(reached);
-  auto halted = halt(std::move(lock), std::move(tag));
-  co_await halted;
+  const std::shared_ptr<Halted> halted = halt(std::move(tag));
+  lock.unlock();
+  auto released = wait_released(halted);
+  co_await released;
 }
 
 std::optional<FaultRule> FaultPoints::match(std::uint32_t operation, std::uint64_t offset,
                                             std::uint64_t length) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   for (auto armed = rules_.begin(); armed != rules_.end(); ++armed) {
     const FaultRule& rule = armed->rule;
     if (!armed->armed || (rule.operations & operation) == 0) continue;

@@ -7,7 +7,7 @@
 namespace platter {
 
 std::size_t WriteLog::moments() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return moments_;
 }
 
@@ -19,20 +19,20 @@ void WriteLog::mark(std::string text) {
 }
 
 void WriteLog::clear() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_.clear();
   moments_ = 0;
 }
 
 std::size_t WriteLog::begin(Entry entry) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entry.begin = moments_++;
   entries_.push_back(std::move(entry));
   return entries_.size() - 1;
 }
 
 void WriteLog::end(std::size_t index, bool failed) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_[index].end = moments_++;
   entries_[index].failed = failed;
 }

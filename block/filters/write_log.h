@@ -8,7 +8,7 @@
 //
 // Several nodes may share a log: an entry says on which disk it was, and a flush is one disk's.
 //
-// Threads: WriteLog: any. Entries are read when no request is running.
+// Threads: WriteLog: any. Entries are read when no request is running, and then without a mutex.
 // Ownership: the log is shared by its user and the filter.
 //
 // Example:
@@ -23,10 +23,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "block/exec/iovec.h"
 #include "block/node/driver.h"
 #include "block/node/node.h"
@@ -55,7 +55,7 @@ class WriteLog {
 
   // Number of moments: a cut at `m` happens after moments 0 ... m-1.
   std::size_t moments() const;
-  const std::vector<Entry>& entries() const { return entries_; }
+  const std::vector<Entry>& entries() const PLATTER_NO_THREAD_CHECK { return entries_; }
   // A note in the sequence (what the test has been told is durable, say).
   void mark(std::string text);
   void clear();
@@ -65,14 +65,14 @@ class WriteLog {
   void end(std::size_t index, bool failed);
 
   // Whether a cut at moment `cut` must leave this entry's effect in place.
-  bool durable(const Entry& entry, std::size_t cut) const;
+  bool durable(const Entry& entry, std::size_t cut) const PLATTER_NO_THREAD_CHECK;
   // For each entry the first cut that must leave its effect in place, or kNever.
-  std::vector<std::size_t> durable_from() const;
+  std::vector<std::size_t> durable_from() const PLATTER_NO_THREAD_CHECK;
 
  private:
-  mutable std::mutex mutex_;
-  std::vector<Entry> entries_;  // guarded by mutex_ while requests run
-  std::size_t moments_ = 0;     // guarded by mutex_
+  mutable Mutex mutex_;
+  std::vector<Entry> entries_ PLATTER_GUARDED_BY(mutex_);
+  std::size_t moments_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 // Applies to `image` (anything with write(offset, IoVec), zero(offset, length) and resize(size),

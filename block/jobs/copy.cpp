@@ -58,14 +58,14 @@ std::unexpected<Error> CopyRun::write_failed(const Result<void>& written,
 }
 
 void CopyRun::give_up(Error error) {
-  const std::scoped_lock lock(turn_mutex_);
+  const MutexLock lock(turn_mutex_);
   if (!error_) error_ = std::move(error);
   turn_changed_.notify_all();
 }
 
 bool CopyRun::gives_up() {
   if (cancelled()) give_up(Error(ECANCELED, "cancelled"));
-  const std::scoped_lock lock(turn_mutex_);
+  const MutexLock lock(turn_mutex_);
   return error_.has_value();
 }
 
@@ -173,7 +173,7 @@ Task<void> CopyRun::pace(std::uint64_t bytes) {
 
 Task<Result<void>> CopyRun::wait_for_turn(std::uint64_t sequence) {
   for (;;) {
-    std::unique_lock<std::mutex> lock(turn_mutex_);
+    UniqueMutexLock lock(turn_mutex_);
     if (error_) co_return std::unexpected(*error_);
     if (!options_.in_order || turn_ == sequence) co_return {};
     co_await turn_changed_.wait(lock);
@@ -181,7 +181,7 @@ Task<Result<void>> CopyRun::wait_for_turn(std::uint64_t sequence) {
 }
 
 void CopyRun::end_turn() {
-  const std::scoped_lock lock(turn_mutex_);
+  const MutexLock lock(turn_mutex_);
   ++turn_;
   if (!turn_changed_.empty()) turn_changed_.notify_all();
 }
@@ -208,6 +208,7 @@ Task<Result<void>> CopyRun::run() {
   workers.reserve(count);
   for (unsigned i = 0; i < count; ++i) workers.push_back(work());
   for (Task<void>& worker : workers) co_await worker;
+  const MutexLock lock(turn_mutex_);
   if (error_) co_return std::unexpected(*error_);
   co_return {};
 }

@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "block/exec/buffer.h"
 #include "block/exec/sync.h"
 #include "block/jobs/copy.h"
@@ -106,10 +106,10 @@ class CopyRun {
   std::uint64_t next_sequence_ = 0;
   std::chrono::steady_clock::time_point due_ = std::chrono::steady_clock::now();
 
-  std::mutex turn_mutex_;
-  ConditionQueue turn_changed_;
-  std::uint64_t turn_ = 0;
-  std::optional<Error> error_;
+  Mutex turn_mutex_;
+  ConditionQueue turn_changed_ PLATTER_GUARDED_BY(turn_mutex_);
+  std::uint64_t turn_ PLATTER_GUARDED_BY(turn_mutex_) = 0;
+  std::optional<Error> error_ PLATTER_GUARDED_BY(turn_mutex_);
   std::uint64_t done_ = 0;
 };
 

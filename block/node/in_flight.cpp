@@ -27,7 +27,7 @@ bool InFlight::scan() {
 }
 
 std::uint64_t InFlight::barrier() {
-  std::unique_lock lock(mutex_);
+  UniqueMutexLock lock(mutex_);
   const bool was_running = running_.load();
   const std::uint64_t number = passed_.load() + (was_running ? 2 : 1);
   if (number > wanted_) wanted_ = number;
@@ -38,7 +38,7 @@ std::uint64_t InFlight::barrier() {
 }
 
 void InFlight::advance() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (!running_.load() || !scan()) return;
   while (true) {
     const std::uint64_t done = passed_.load() + 1;
@@ -56,7 +56,7 @@ void InFlight::advance() {
 Task<void> InFlight::wait() {
   const std::uint64_t number = barrier();
   while (true) {
-    std::unique_lock lock(mutex_);
+    UniqueMutexLock lock(mutex_);
     if (passed(number)) co_return;
     co_await waiters_.wait(lock);
   }

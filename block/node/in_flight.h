@@ -19,9 +19,9 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <utility>
 
+#include "block/base/mutex.h"
 #include "block/exec/executor.h"
 #include "block/exec/sync.h"
 
@@ -82,19 +82,18 @@ class InFlight {
     return counter;
   }
   void advance();
-  // Both need mutex_.
-  void start();
-  bool scan();
+  void start() PLATTER_REQUIRES(mutex_);
+  bool scan() PLATTER_REQUIRES(mutex_);
 
   std::array<Slot, Executor::kMaxExecutors> slots_{};
   std::atomic<unsigned> phase_{0};
   std::atomic<bool> running_{false};  // a barrier is waiting
   std::atomic<std::uint64_t> passed_{0};
 
-  std::mutex mutex_;
-  std::uint64_t wanted_ = 0;               // guarded by mutex_: the highest number given out
-  std::array<std::uint64_t, 2> unseen_{};  // guarded by mutex_: slots not yet seen at zero
-  ConditionQueue waiters_;                 // guarded by mutex_
+  Mutex mutex_;
+  std::uint64_t wanted_ PLATTER_GUARDED_BY(mutex_) = 0;  // the highest number given out
+  std::array<std::uint64_t, 2> unseen_ PLATTER_GUARDED_BY(mutex_){};  // slots not yet seen at zero
+  ConditionQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
 }  // namespace platter

@@ -14,10 +14,10 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <span>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "block/exec/buffer.h"
 #include "block/exec/iovec.h"
 #include "block/exec/task.h"
@@ -216,9 +216,9 @@ class MappedDriver : public Driver {
   DataTransform* transform_ = nullptr;  // immutable after open
   std::atomic<bool> notes_changes_{false};
   std::atomic<bool> held_{false};
-  std::mutex held_mutex_;
-  unsigned holders_ = 0;     // guarded by held_mutex_
-  ConditionQueue released_;  // guarded by held_mutex_
+  Mutex held_mutex_;
+  unsigned holders_ PLATTER_GUARDED_BY(held_mutex_) = 0;
+  ConditionQueue released_ PLATTER_GUARDED_BY(held_mutex_);
 };
 
 }  // namespace platter

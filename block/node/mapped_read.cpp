@@ -21,7 +21,7 @@ Task<InFlight::Ticket> MappedDriver::admit_slowly() {
     InFlight::Ticket ticket(in_flight_);
     if (!held_.load()) co_return std::move(ticket);
     ticket.release();
-    std::unique_lock lock(held_mutex_);
+    UniqueMutexLock lock(held_mutex_);
     if (holders_ == 0) continue;
     co_await released_.wait(lock);
   }
@@ -29,7 +29,7 @@ Task<InFlight::Ticket> MappedDriver::admit_slowly() {
 
 Task<void> MappedDriver::hold() {
   {
-    std::lock_guard lock(held_mutex_);
+    MutexLock lock(held_mutex_);
     ++holders_;
     held_.store(true);
   }
@@ -38,7 +38,7 @@ Task<void> MappedDriver::hold() {
 }
 
 void MappedDriver::release() {
-  std::lock_guard lock(held_mutex_);
+  MutexLock lock(held_mutex_);
   if (--holders_ != 0) return;
   held_.store(false);
   released_.notify_all();

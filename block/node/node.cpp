@@ -75,7 +75,7 @@ Result<void> BlockNode::check_write(std::uint64_t offset, std::uint64_t length) 
 
 Task<Result<void>> BlockNode::enter() {
   while (!gate_.enter()) {
-    std::unique_lock lock(pause_mutex_);
+    UniqueMutexLock lock(pause_mutex_);
     if (closed_) co_return fail(ESHUTDOWN, "node '{}' is closed", node_name_);
     if (drains_ == 0) continue;
     auto wait = resumed_.wait(lock);
@@ -92,7 +92,7 @@ Task<Result<void>> BlockNode::leave_after(Task<Result<void>> task) {
 
 Task<void> BlockNode::drain() {
   {
-    std::lock_guard lock(pause_mutex_);
+    MutexLock lock(pause_mutex_);
     ++drains_;
   }
   auto closed = gate_.close();
@@ -100,7 +100,7 @@ Task<void> BlockNode::drain() {
 }
 
 void BlockNode::undrain() {
-  std::lock_guard lock(pause_mutex_);
+  MutexLock lock(pause_mutex_);
   if (--drains_ != 0) return;
   if (!closed_) gate_.reopen();
   resumed_.notify_all();
@@ -108,7 +108,7 @@ void BlockNode::undrain() {
 
 Task<Result<void>> BlockNode::close() {
   {
-    std::lock_guard lock(pause_mutex_);
+    MutexLock lock(pause_mutex_);
     closed_ = true;
     resumed_.notify_all();
   }

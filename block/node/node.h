@@ -14,12 +14,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "block/exec/iovec.h"
 #include "block/exec/sync.h"
 #include "block/exec/task.h"
@@ -157,10 +157,10 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   std::atomic<bool> dirty_{false};  // written since the last flush began
   Gate gate_;
   RangeLock ranges_;
-  std::mutex pause_mutex_;
-  ConditionQueue resumed_;  // guarded by pause_mutex_, as are the following two
-  unsigned drains_ = 0;
-  bool closed_ = false;
+  Mutex pause_mutex_;
+  ConditionQueue resumed_ PLATTER_GUARDED_BY(pause_mutex_);
+  unsigned drains_ PLATTER_GUARDED_BY(pause_mutex_) = 0;
+  bool closed_ PLATTER_GUARDED_BY(pause_mutex_) = false;
   AsyncMutex permissions_mutex_;  // held over changes of the following two
   std::vector<Edge*> parents_;
   Permissions cumulative_;

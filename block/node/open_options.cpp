@@ -3,8 +3,8 @@
 #include <atomic>
 #include <cctype>
 #include <map>
-#include <mutex>
 
+#include "block/base/mutex.h"
 #include "block/node/open_state.h"
 
 namespace platter {
@@ -124,8 +124,8 @@ OpenFlags backing_flags(OpenFlags flags) {
 namespace {
 
 struct Names {
-  std::mutex mutex;
-  std::map<std::string, std::weak_ptr<BlockNode>, std::less<>> nodes;  // guarded by mutex
+  Mutex mutex;
+  std::map<std::string, std::weak_ptr<BlockNode>, std::less<>> nodes PLATTER_GUARDED_BY(mutex);
   std::atomic<unsigned> made_up{0};
 };
 Names& names() {
@@ -150,7 +150,7 @@ Result<void> check_node_name(std::string_view name) {
 std::string made_up_node_name() { return fmt::format("#block{:03}", names().made_up++); }
 
 void remember_node(const NodePtr& node) {
-  const std::lock_guard lock(names().mutex);
+  const MutexLock lock(names().mutex);
   std::erase_if(names().nodes, [](const auto& entry) { return entry.second.expired(); });
   names().nodes.insert_or_assign(node->node_name(), node);
 }
@@ -158,7 +158,7 @@ void remember_node(const NodePtr& node) {
 }  // namespace detail
 
 NodePtr find_node(std::string_view node_name) {
-  const std::lock_guard lock(detail::names().mutex);
+  const MutexLock lock(detail::names().mutex);
   const auto it = detail::names().nodes.find(node_name);
   return it == detail::names().nodes.end() ? nullptr : it->second.lock();
 }

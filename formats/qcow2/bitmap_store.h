@@ -38,7 +38,7 @@ Task<Result<std::unique_ptr<DirtyBitmap>>> load_bitmap(BlockNode& file, const Ge
 // Clusters set aside and written, which nothing on disk refers to yet.
 struct Placed {
   std::vector<Reservation> places;
-  void link() {  // Core::mutex
+  void link() PLATTER_REQUIRES(metadata_mutex) {
     for (Reservation& place : places) place.link();
   }
 };

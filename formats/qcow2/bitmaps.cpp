@@ -246,7 +246,7 @@ void Bitmaps::put_into(Header& header, const Change& change) const {
 void Bitmaps::take_over(Change& change) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
-  std::lock_guard lock(core.mutex);
+  MutexLock lock(core.mutex());
   change.placed.link();
   for (const Run& run : change.old) {
     core.metadata.remove(run.host, run.length);
@@ -265,7 +265,7 @@ void Bitmaps::take_over(Change& change) {
 
 void Bitmaps::give_up(Change& change) {
   // The header may have reached the disk: both must stay.
-  std::lock_guard lock(driver_.core_.mutex);
+  MutexLock lock(driver_.core_.mutex());
   change.placed.link();
   header_uncertain_ = true;
   ready_.store(false, std::memory_order_release);

@@ -40,8 +40,8 @@ class Bitmaps final : public BitmapAbility {
   // As the directory says, with those in use flagged.
   std::vector<BitmapEntry> entries() const;
   bool empty() const { return bitmaps_.empty(); }
-  // Adds directory and tables to the metadata. Core::mutex.
-  void list_metadata() const;
+  // Adds directory and tables to the metadata.
+  void list_metadata() const PLATTER_REQUIRES(metadata_mutex);
 
   // Loads what is enabled; start() then makes requests mark it, until stop().
   Task<Result<void>> load_enabled();

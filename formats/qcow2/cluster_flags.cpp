@@ -47,7 +47,7 @@ Task<Result<bool>> ClusterWriter::regain_table(std::uint64_t i, const RefcountMa
   for (const std::uint64_t end = at + g.l2_coverage(); at < end;) {
     auto pin = co_await tables_.cache().load(tables_.slice_of(at));
     PLATTER_CO_TRY(pin);
-    std::unique_lock lock(core_.mutex);
+    UniqueMutexLock lock(core_.mutex());
     if (tables_.being_made(i)) {
       co_await tables_.made().wait(lock);
       co_return false;
@@ -61,7 +61,7 @@ Task<Result<bool>> ClusterWriter::regain_table(std::uint64_t i, const RefcountMa
     at += step << g.cluster_bits;
   }
   if (ours) co_return true;
-  std::unique_lock lock(core_.mutex);
+  UniqueMutexLock lock(core_.mutex());
   if (tables_.being_made(i)) {
     co_await tables_.made().wait(lock);
     co_return false;

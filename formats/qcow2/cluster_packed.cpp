@@ -20,7 +20,7 @@ Task<Result<ClusterWriter::PackedPlace>> ClusterWriter::place_packed(std::uint64
   while (true) {
     std::optional<std::uint64_t> load;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       std::uint64_t& cursor = clusters_.packed_cursor;
       PackedPlace place;
       const std::uint64_t current = g.cluster_index(cursor);
@@ -90,7 +90,7 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
       co_return fail(EIO, "the image is corrupt and is not written to any more");
     auto pin = co_await tables_.make_writable(offset);
     PLATTER_CO_TRY(pin);
-    std::unique_lock lock(core_.mutex);
+    UniqueMutexLock lock(core_.mutex());
     if (Claim* other = claimed(first, 1)) {
       co_await other->waiters.wait(lock);
       continue;
@@ -113,7 +113,7 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
     written = co_await core_.file->write(place->host, IoVec(packed.span(0, *length)));
     PLATTER_FAULT(*core_.file, FaultEvent::kL2UpdateCompressed);
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   if (written) {
     const std::uint64_t index = tables_.entry_of(offset);
     const L2Entry old = tables_.entry(*claim->slice.get(), index);

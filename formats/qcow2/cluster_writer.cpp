@@ -143,7 +143,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
     std::uint64_t need = 0;
     TableCache::Slice* slice = nullptr;
     {
-      std::unique_lock lock(core_.mutex);
+      UniqueMutexLock lock(core_.mutex());
       if (Claim* other = claimed(first, 1)) {
         if (reservation) reservation.give_back();
         co_await other->waiters.wait(lock);
@@ -199,7 +199,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
 
 void ClusterWriter::show(WritePlan& plan, bool data) {
   const Geometry& g = core_.geometry;
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   Claim& claim = *static_cast<Claim*>(plan.token);
   const std::uint64_t entry_index = tables_.entry_of(plan.offset);
   const std::uint64_t from = plan.offset - plan.head;
@@ -232,7 +232,7 @@ void ClusterWriter::publish(WritePlan& plan) { show(plan, true); }
 void ClusterWriter::publish_space(WritePlan& plan) { show(plan, false); }
 
 void ClusterWriter::abandon(WritePlan& plan) {
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   Claim& claim = *static_cast<Claim*>(plan.token);
   if (claim.reservation) claim.reservation.give_back();
   finish(claim);

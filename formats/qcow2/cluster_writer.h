@@ -57,8 +57,8 @@ class ClusterWriter {
   // clusters whose count is exactly one, as far as the flag may be missing there.
   Task<Result<void>> regain(const RefcountMap& single);
 
-  // Whether some claim is held. mutex.
-  bool idle() const { return claims_.empty(); }
+  // Whether no claim is held.
+  bool idle() const PLATTER_REQUIRES(metadata_mutex) { return claims_.empty(); }
 
  private:
   // Guest clusters [first, first + count) whose mapping is about to be replaced.
@@ -70,19 +70,20 @@ class ClusterWriter {
     std::uint64_t host = 0;   // of the first cluster, bytes
     TableCache::Pin slice;
     std::uint64_t packed_length = 0;  // packed write: bytes at host
-    ConditionQueue waiters;
+    ConditionQueue waiters PLATTER_GUARDED_BY(metadata_mutex);
   };
   using Claims = std::map<std::uint64_t, std::unique_ptr<Claim>>;
 
-  // mutex: the claim on a cluster of [first, first + count), or nullptr.
-  Claim* claimed(std::uint64_t first, std::uint64_t count);
-  // mutex: how far a plan may go: clusters from `first` on that need a new place.
+  // The claim on a cluster of [first, first + count), or nullptr.
+  Claim* claimed(std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
+  // How far a plan may go: clusters from `first` on that need a new place.
   std::uint64_t replaceable(const TableCache::Slice& slice, std::uint64_t entry,
-                            std::uint64_t most) const;
-  // mutex: the two kinds of plans, for data in the cluster's own place and in a fresh one.
-  void plan_own(WritePlan& plan, const ClusterUnits& units, TableCache::Slice* slice);
+                            std::uint64_t most) const PLATTER_REQUIRES(metadata_mutex);
+  // The two kinds of plans, for data in the cluster's own place and in a fresh one.
+  void plan_own(WritePlan& plan, const ClusterUnits& units, TableCache::Slice* slice)
+      PLATTER_REQUIRES(metadata_mutex);
   void plan_fresh(WritePlan& plan, std::uint64_t count, TableCache::Slice* slice,
-                  Reservation reservation);
+                  Reservation reservation) PLATTER_REQUIRES(metadata_mutex);
   // Units that show zeroes when they are neither allocated nor zero.
   UnitMask clear_units(std::uint64_t guest) const;
   // Whether bytes [from, to) of the cluster that `guest` is in read as zeroes by its entry alone.
@@ -91,10 +92,10 @@ class ClusterWriter {
   // Bytes of the disk behind `end`: what lies in the last cluster behind the disk's end is not
   // copied.
   std::uint64_t left_behind(std::uint64_t end) const;
-  // mutex: what `entry` referred to is not referred to any more.
-  void unlink_entry(L2Entry entry, Discard why);
+  // What `entry` referred to is not referred to any more.
+  void unlink_entry(L2Entry entry, Discard why) PLATTER_REQUIRES(metadata_mutex);
   void show(WritePlan& plan, bool data);
-  void finish(Claim& claim);
+  void finish(Claim& claim) PLATTER_REQUIRES(metadata_mutex);
   struct PackedPlace;
   Task<Result<PackedPlace>> place_packed(std::uint64_t length);
 
@@ -105,14 +106,14 @@ class ClusterWriter {
   // The same for the entry of the cluster that `from` is in, of which [from, end) is meant.
   std::optional<L2Entry> changed_entry(L2Entry entry, std::uint64_t from, std::uint64_t end,
                                        Change change) const;
-  // mutex: changes entries from `offset` on; where it has stopped.
+  // Changes entries from `offset` on; where it has stopped.
   std::uint64_t apply(TableCache::Slice& slice, std::uint64_t offset, std::uint64_t end,
-                      Change change, Discard why);
+                      Change change, Discard why) PLATTER_REQUIRES(metadata_mutex);
   // regain() for one L1 entry; false: its table has been replaced meanwhile.
   Task<Result<bool>> regain_table(std::uint64_t l1_index, const RefcountMap& single);
-  // mutex: for some entries of a table, ours alone or not; gives a claim that must end first.
+  // For some entries of a table, ours alone or not; gives a claim that must end first.
   Claim* regain_entries(TableCache::Slice& slice, std::uint64_t offset, std::uint64_t count,
-                        bool ours, const RefcountMap& single);
+                        bool ours, const RefcountMap& single) PLATTER_REQUIRES(metadata_mutex);
   // Hands a range of an external data file on, if it is to be.
   bool passes_on(Change change, Discard why) const;
   Task<Result<void>> pass_on(std::uint64_t offset, std::uint64_t end, Change change);
@@ -120,7 +121,7 @@ class ClusterWriter {
   Core& core_;
   L2Tables& tables_;
   HostClusters& clusters_;
-  Claims claims_;  // guarded by Core::mutex; by first cluster
+  Claims claims_ PLATTER_GUARDED_BY(metadata_mutex);  // by first cluster
 };
 
 }  // namespace platter::qcow2

@@ -155,7 +155,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     }
     bool claimed_any = false;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       claimed_any = claimed(g.cluster_index(offset), clusters) != nullptr;
     }
     if (!changes && !claimed_any) {
@@ -164,7 +164,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     }
     auto pin = co_await tables_.make_writable(offset);
     PLATTER_CO_TRY(pin);
-    std::unique_lock lock(core_.mutex);
+    UniqueMutexLock lock(core_.mutex());
     if (Claim* other = claimed(g.cluster_index(offset), clusters)) {
       co_await other->waiters.wait(lock);
       continue;

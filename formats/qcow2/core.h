@@ -5,7 +5,6 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <string>
 
 #include "block/base/error.h"
@@ -15,6 +14,7 @@
 #include "formats/qcow2/geometry.h"
 #include "formats/qcow2/layout.h"
 #include "formats/qcow2/metadata_map.h"
+#include "formats/qcow2/metadata_mutex.h"
 
 namespace platter::qcow2 {
 
@@ -41,7 +41,7 @@ struct Core {
 
   // Guards L1, the refcount table, all slices, claims and host-cluster states. Held for
   // microseconds and never across a suspension.
-  std::mutex mutex;
+  Mutex& mutex() PLATTER_RETURNS_CAPABILITY(metadata_mutex) { return mutex_; }
 
   // Changed under header_mutex (and, for what others read, also under mutex).
   AsyncMutex header_mutex;
@@ -69,6 +69,9 @@ struct Core {
   // The image's tables are wrong: says so once, marks a writable image as corrupt if `fatal`, and
   // gives the error for the request. `what` is one line without period.
   Task<Error> corruption(std::string what, bool fatal);
+
+ private:
+  Mutex mutex_;
 };
 
 }  // namespace platter::qcow2

@@ -54,7 +54,7 @@ std::vector<Edge*> Qcow2Driver::children() {
 }
 
 std::uint64_t Qcow2Driver::refcount_of(std::uint64_t host_cluster) {
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   return refcounts_.get(host_cluster).value_or(~std::uint64_t{0});
 }
 
@@ -77,7 +77,7 @@ void Qcow2Driver::shed_if_due() {
   }
   if (now - last < static_cast<std::int64_t>(options_.cache_clean_interval)) return;
   if (!last_shed_.compare_exchange_strong(last, now)) return;
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   tables_.cache().shed_unused();
   if (core_.writable) refcounts_.cache().shed_unused();
 }
@@ -172,7 +172,7 @@ Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t l
 
 Task<Result<void>> Qcow2Driver::relieve() {
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     if (clusters_.unlinked_clusters() << core_.geometry.cluster_bits < kMaxUnsettled) co_return {};
   }
   {

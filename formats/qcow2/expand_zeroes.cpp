@@ -88,6 +88,7 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
       if (!is_zero_cluster(word)) continue;
       if (const std::uint64_t host = word & kOffsetMask; host != 0) {
         const std::uint64_t cluster = g.cluster_index(host);
+        MutexLock lock(core_.mutex());
         if (host >= core_.file->size() || refcounts_.block(g.reftable_index(cluster)) == 0)
           co_return fail(kCorrupt, "a table refers to offset {:#x}, which nothing counts", host);
         lost.add(cluster, times, ~std::uint64_t{0}, overflow);
@@ -112,7 +113,7 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   if (written) written = co_await core_.file->flush();
   PLATTER_CO_TRY(written);
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     for (Reservation& one : places) one.link();
   }
   auto lowered = co_await clusters_.lower(lost, Discard::kOther);

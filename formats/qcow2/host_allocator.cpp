@@ -9,7 +9,7 @@ namespace platter::qcow2 {
 
 void HostClusters::open() {
   can_grow_ = core_.file->driver().can_grow();
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   frontier_known_ = false;
   frontier_ = next_scan_ = 0;
   regions_.clear();
@@ -128,7 +128,7 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
   while (true) {
     std::optional<std::uint64_t> conflict;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       auto taken = take_from_map(count, false);
       const std::uint64_t scannable =
           std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
@@ -156,21 +156,18 @@ Task<Error> HostClusters::refuse_conflict(std::uint64_t cluster) {
 }
 
 Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
-  if (!frontier_known_) {
-    auto found = co_await find_frontier();
-    PLATTER_CO_TRY(found);
-    co_return TableCache::Pin();
-  }
   std::uint64_t slice = 0;
   std::uint64_t block = 0;
-  enum { kLoad, kScan, kMakeBlock, kGrow, kFull } step;
+  enum { kFindFrontier, kLoad, kScan, kMakeBlock, kGrow, kFull } step;
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     const std::uint64_t scannable =
         std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
     const bool full = frontier_ >= limit();
     block = core_.geometry.reftable_index(frontier_);
-    if (search != Search::kFrontier && !with_free_.empty()) {
+    if (!frontier_known_) {
+      step = kFindFrontier;
+    } else if (search != Search::kFrontier && !with_free_.empty()) {
       slice = *with_free_.begin();
       step = kLoad;
     } else if (next_scan_ < scannable &&
@@ -190,12 +187,15 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
   }
   Result<void> done;
   switch (step) {
+    case kFindFrontier:
+      done = co_await find_frontier();
+      break;
     case kLoad: {
       auto pin = co_await refcounts_.cache().load(slice);
       if (pin && !*pin) {
         auto error = co_await core_.corruption(
             fmt::format("Refblock offset {:#x} unaligned (reftable index: {:#x})",
-                        refcounts_.block(slice / refcounts_.slices_per_block()),
+                        this->block(slice / refcounts_.slices_per_block()),
                         slice / refcounts_.slices_per_block()),
             true);
         co_return std::unexpected<Error>(error);
@@ -223,21 +223,21 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
 Task<Result<void>> HostClusters::find_frontier() {
   const Geometry& g = core_.geometry;
   std::uint64_t end = 0;
-  for (std::uint64_t block = refcounts_.block_count(); block-- != 0 && end == 0;) {
-    if (refcounts_.block(block) == 0) continue;
+  for (std::uint64_t index = block_count(); index-- != 0 && end == 0;) {
+    if (block(index) == 0) continue;
     for (std::uint64_t i = refcounts_.slices_per_block(); i-- != 0 && end == 0;) {
-      const std::uint64_t slice = block * refcounts_.slices_per_block() + i;
+      const std::uint64_t slice = index * refcounts_.slices_per_block() + i;
       auto pin = co_await refcounts_.cache().load(slice);
       PLATTER_CO_TRY(pin);
       if (!*pin) continue;
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       for (std::uint64_t c = refcounts_.slice_clusters(); c-- != 0 && end == 0;) {
         if (refcount_get(g, (*pin)->data.data(), c) != 0)
           end = slice * refcounts_.slice_clusters() + c + 1;
       }
     }
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   frontier_ = std::max<std::uint64_t>(end, 1);
   frontier_known_ = true;
   co_return {};
@@ -248,18 +248,18 @@ Task<Result<std::uint64_t>> HostClusters::end() {
   open();
   auto found = co_await find_frontier();
   PLATTER_CO_TRY(found);
-  co_return frontier_;
+  co_return frontier();
 }
 
 Task<Result<void>> HostClusters::scan(std::uint64_t slice) {
-  const bool counted = refcounts_.block(slice / refcounts_.slices_per_block()) != 0;
+  const bool counted = block(slice / refcounts_.slices_per_block()) != 0;
   TableCache::Pin pin;
   if (counted) {
     auto loaded = co_await refcounts_.cache().load(slice);
     PLATTER_CO_TRY(loaded);
     pin = std::move(*loaded);
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   while (regions_.size() <= slice) regions_.push_back(std::make_unique<Region>());
   next_scan_ = slice + 1;
   if (!pin) {
@@ -275,9 +275,24 @@ Task<Result<void>> HostClusters::scan(std::uint64_t slice) {
   co_return {};
 }
 
+std::uint64_t HostClusters::frontier() {
+  MutexLock lock(core_.mutex());
+  return frontier_;
+}
+
 bool HostClusters::frontier_reads_zero() {
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   return reads_zero(frontier_);
+}
+
+std::uint64_t HostClusters::block_count() {
+  MutexLock lock(core_.mutex());
+  return refcounts_.block_count();
+}
+
+std::uint64_t HostClusters::block(std::uint64_t index) {
+  MutexLock lock(core_.mutex());
+  return refcounts_.block(index);
 }
 
 Task<Result<void>> HostClusters::write_zeroes_at(std::uint64_t first, std::uint64_t count) {
@@ -289,14 +304,14 @@ Task<Result<void>> HostClusters::write_zeroes_at(std::uint64_t first, std::uint6
 Task<Result<void>> HostClusters::make_block(std::uint64_t index) {
   // The block of the region in which the frontier is counts itself.
   const unsigned bits = core_.geometry.cluster_bits;
-  const std::uint64_t cluster = frontier_;
+  const std::uint64_t cluster = frontier();
   PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAlloc);
   const bool zero = frontier_reads_zero();
   if (!zero) {
     auto written = co_await write_zeroes_at(cluster, 1);
     PLATTER_CO_TRY(written);
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   if (core_.metadata.contains(cluster)) {
     conflict_ = cluster;
     co_return {};
@@ -316,11 +331,11 @@ Task<Result<void>> HostClusters::make_block(std::uint64_t index) {
 
 Task<Result<void>> HostClusters::grow_table() {
   const Geometry& g = core_.geometry;
-  const std::uint64_t first = frontier_;
+  const std::uint64_t first = frontier();
   const std::uint64_t first_block = g.reftable_index(first);
   PLATTER_FAULT(*core_.file, FaultEvent::kReftableGrow);
   // New blocks, then the table; the blocks must count both.
-  std::uint64_t entries = std::max(first_block + 1, refcounts_.block_count() * 3 / 2);
+  std::uint64_t entries = std::max(first_block + 1, block_count() * 3 / 2);
   std::uint64_t blocks = 1;
   std::uint64_t table_clusters = 0;
   while (true) {
@@ -344,7 +359,7 @@ Task<Result<void>> HostClusters::grow_table() {
     PLATTER_CO_TRY(written);
   }
   PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteTable);
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   const unsigned bits = g.cluster_bits;
   if (core_.metadata.overlaps(first << bits, (blocks + table_clusters) << bits)) {
     conflict_ = first;
@@ -389,7 +404,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
     bool known = false;
     std::optional<std::uint64_t> conflict;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       conflict = conflict_;
       first = frontier_;
       known = frontier_known_;
@@ -416,8 +431,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       co_return std::unexpected<Error>(error);
     }
     if (known && missing >= limit()) co_return fail_errno(ENOSPC);
-    const std::uint64_t block = core_.geometry.reftable_index(missing);
-    if (known && refcounts_.block(block) != 0) {
+    if (known && block(core_.geometry.reftable_index(missing)) != 0) {
       auto pin = co_await refcounts_.cache().load(refcounts_.slice_of(missing));
       PLATTER_CO_TRY(pin);
       if (!*pin) co_return fail(EIO, "a refcount block's offset is unaligned");
@@ -427,7 +441,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
     if (known && missing != first) {
       // The range reaches into a region without a block: let the frontier go there, where the block
       // then counts itself, and start behind it. What is left behind is free and in the map.
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       const std::uint64_t from = frontier_;
       frontier_ = missing;
       for (std::uint64_t c = from; c < missing; ++c) mark_free(c);

@@ -45,7 +45,7 @@ void ClusterRun::move_to(ClusterStage next) {
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this == &other) return *this;
   if (owner_) {
-    std::lock_guard lock(owner_->core_.mutex);
+    MutexLock lock(owner_->core_.mutex());
     give_back();
   }
   owner_ = std::exchange(other.owner_, nullptr);
@@ -55,7 +55,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 
 Reservation::~Reservation() {
   if (!owner_) return;
-  std::lock_guard lock(owner_->core_.mutex);
+  MutexLock lock(owner_->core_.mutex());
   give_back();
 }
 
@@ -164,7 +164,7 @@ void HostClusters::not_settled(std::vector<ClusterRun> runs) {
 
 Task<void> HostClusters::reap(Wait wait) {
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     if (quarantined_.empty() || (wait == Wait::kNo && reapers_ != 0)) co_return;
     ++reapers_;
   }
@@ -173,7 +173,7 @@ Task<void> HostClusters::reap(Wait wait) {
     auto reaping = reap_passed();
     co_await reaping;
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   --reapers_;
 }
 
@@ -182,7 +182,7 @@ Task<void> HostClusters::reap_passed() {
   while (true) {
     ClusterRun run;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       if (quarantined_.empty() || !core_.in_flight.passed(quarantined_.front().barrier)) co_return;
       run = quarantined_.front();
       quarantined_.pop_front();
@@ -194,13 +194,13 @@ Task<void> HostClusters::reap_passed() {
 
 HostClusters::ReapingStop::~ReapingStop() {
   if (!owner_) return;
-  std::lock_guard lock(owner_->core_.mutex);
+  MutexLock lock(owner_->core_.mutex());
   --owner_->reapers_;
 }
 
 Task<HostClusters::ReapingStop> HostClusters::stop_reaping() {
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     ++reapers_;
   }
   auto guard = co_await reaping_.lock();
@@ -215,14 +215,14 @@ Task<void> HostClusters::reap_run(ClusterRun run) {
     auto pin = co_await refcounts_.cache().load(slice);
     if (!pin || !*pin) {
       // The clusters stay counted: a leak, which the checker finds.
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       if (!pin && !punch_error_) punch_error_ = pin.error();
       at = chunk_end;
       continue;
     }
     std::vector<ClusterRun> last;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       for (; at < chunk_end; ++at) {
         const std::uint64_t count = refcounts_.get(at).value_or(0);
         if (count == 0) continue;  // tables that refer to a free cluster
@@ -261,7 +261,7 @@ Task<void> HostClusters::free_last(std::vector<ClusterRun> last, Discard why) {
           std::min(one.count << core_.geometry.cluster_bits, file_end - std::min(from, file_end));
       punched = co_await core_.file->discard(from, length);
     }
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     if (!punched && punched.error().code() != ENOTSUP && punched.error().code() != EOPNOTSUPP) {
       if (!punch_error_) punch_error_ = punched.error().in("could not give back freed space");
       continue;
@@ -275,7 +275,7 @@ Task<void> HostClusters::free_last(std::vector<ClusterRun> last, Discard why) {
 }
 
 Result<void> HostClusters::take_error() {
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   if (!punch_error_) return {};
   Error error = *punch_error_;
   punch_error_.reset();

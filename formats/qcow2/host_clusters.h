@@ -18,7 +18,7 @@
 // When punching fails, what the cluster holds is unknown and it is not used again until it has been
 // checked (its count stays: a leak); the next flush reports the error.
 //
-// Threads: coroutines from any executor; "mutex" members need Core::mutex.
+// Threads: coroutines from any executor; the annotations say what needs Core::mutex().
 #pragma once
 
 #include <cstdint>
@@ -70,19 +70,19 @@ class [[nodiscard]] Reservation {
   Reservation(Reservation&& other) noexcept
       : owner_(std::exchange(other.owner_, nullptr)), run_(other.run_) {}
   Reservation& operator=(Reservation&& other) noexcept;
-  ~Reservation();  // takes Core::mutex when it gives something back
+  ~Reservation();  // takes Core::mutex() when it gives something back
 
   explicit operator bool() const { return owner_ != nullptr; }
   std::uint64_t first() const { return run_.first; }
   std::uint64_t count() const { return run_.count; }
   bool reads_zero() const { return run_.reads_zero; }
   std::uint64_t host() const;  // bytes
-  // mutex: the first `count` (> 0, at most all) of them; the rest goes back to free.
-  Reservation first_part(std::uint64_t count);
-  // mutex: a table refers to it now.
-  void link();
-  // mutex: goes back to free.
-  void give_back();
+  // The first `count` (> 0, at most all) of them; the rest goes back to free.
+  Reservation first_part(std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
+  // A table refers to it now.
+  void link() PLATTER_REQUIRES(metadata_mutex);
+  // Goes back to free.
+  void give_back() PLATTER_REQUIRES(metadata_mutex);
 
  private:
   HostClusters* owner_ = nullptr;
@@ -100,32 +100,40 @@ class HostClusters {
   Task<Result<Reservation>> reserve(std::uint64_t count);
   // Exactly `count`, for tables that must be contiguous.
   Task<Result<Reservation>> reserve_exactly(std::uint64_t count);
-  // mutex: the same as reserve() when no table must be loaded or made; empty: use reserve().
-  Reservation try_reserve(std::uint64_t count);
+  // The same as reserve() when no table must be loaded or made; empty: use reserve().
+  Reservation try_reserve(std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
 
-  // mutex: a table has ceased to refer to [first, first + count).
-  void unlink(std::uint64_t first, std::uint64_t count, Discard discard);
-  // mutex: the same for the clusters that [host, host + length) touches.
-  void unlink_bytes(std::uint64_t host, std::uint64_t length, Discard discard);
+  // A table has ceased to refer to [first, first + count).
+  void unlink(std::uint64_t first, std::uint64_t count, Discard discard)
+      PLATTER_REQUIRES(metadata_mutex);
+  // The same for the clusters that [host, host + length) touches.
+  void unlink_bytes(std::uint64_t host, std::uint64_t length, Discard discard)
+      PLATTER_REQUIRES(metadata_mutex);
 
   // Raises the count of one owned or linked cluster, for another packed neighbour in it.
-  // mutex: false: not possible (slice not loaded, or the count is at its maximum).
-  bool share(std::uint64_t cluster);
-  // mutex: whether the cluster's count is in memory; load_count() brings it there.
-  bool counted(std::uint64_t cluster) const { return refcounts_.get(cluster).has_value(); }
+  // False: not possible (slice not loaded, or the count is at its maximum).
+  bool share(std::uint64_t cluster) PLATTER_REQUIRES(metadata_mutex);
+  // Whether the cluster's count is in memory; load_count() brings it there.
+  bool counted(std::uint64_t cluster) const PLATTER_REQUIRES(metadata_mutex) {
+    return refcounts_.get(cluster).has_value();
+  }
   Task<Result<TableCache::Pin>> load_count(std::uint64_t cluster) {
     return refcounts_.cache().load(refcounts_.slice_of(cluster));
   }
-  // Lowers what share() raised, when nothing came to refer to it. mutex.
-  void unshare(std::uint64_t cluster);
+  // Lowers what share() raised, when nothing came to refer to it.
+  void unshare(std::uint64_t cluster) PLATTER_REQUIRES(metadata_mutex);
 
-  // Write-back (write_back.h). mutex: what is unlinked by now, as settling.
-  std::vector<ClusterRun> take_unlinked();
-  // mutex: the write-back succeeded or failed.
-  void settled(std::vector<ClusterRun> runs);
-  void not_settled(std::vector<ClusterRun> runs);
-  bool has_unlinked() const { return !unlinked_.empty() || !quarantined_.empty(); }
-  std::uint64_t unlinked_clusters() const { return unlinked_clusters_; }
+  // Write-back (write_back.h). What is unlinked by now, as settling.
+  std::vector<ClusterRun> take_unlinked() PLATTER_REQUIRES(metadata_mutex);
+  // The write-back succeeded or failed.
+  void settled(std::vector<ClusterRun> runs) PLATTER_REQUIRES(metadata_mutex);
+  void not_settled(std::vector<ClusterRun> runs) PLATTER_REQUIRES(metadata_mutex);
+  bool has_unlinked() const PLATTER_REQUIRES(metadata_mutex) {
+    return !unlinked_.empty() || !quarantined_.empty();
+  }
+  std::uint64_t unlinked_clusters() const PLATTER_REQUIRES(metadata_mutex) {
+    return unlinked_clusters_;
+  }
 
   // Frees what has left quarantine. With kNo, not if somebody is at it, or it has been stopped: a
   // slow punch holds up nobody else. An error of punching is kept for take_error().
@@ -161,17 +169,17 @@ class HostClusters {
   // Leaves in the map those clusters whose count is exactly one, once each.
   Task<Result<void>> keep_single(RefcountMap& map);
 
-  // mutex: the end of what tables were made in without writing them: the file must reach it before
+  // The end of what tables were made in without writing them: the file must reach it before
   // anything refers to them on disk. 0: nothing.
-  std::uint64_t unwritten_end() const { return unwritten_end_; }
-  void note_unwritten(std::uint64_t end_byte) {
+  std::uint64_t unwritten_end() const PLATTER_REQUIRES(metadata_mutex) { return unwritten_end_; }
+  void note_unwritten(std::uint64_t end_byte) PLATTER_REQUIRES(metadata_mutex) {
     unwritten_end_ = std::max(unwritten_end_, end_byte);
   }
-  void written_to(std::uint64_t end_byte) {
+  void written_to(std::uint64_t end_byte) PLATTER_REQUIRES(metadata_mutex) {
     if (unwritten_end_ <= end_byte) unwritten_end_ = 0;
   }
-  // mutex: where the packed bytes of compressed clusters continue; 0: nowhere.
-  std::uint64_t packed_cursor = 0;
+  // Where the packed bytes of compressed clusters continue; 0: nowhere.
+  std::uint64_t packed_cursor PLATTER_GUARDED_BY(metadata_mutex) = 0;
 
   // The first cluster behind everything that is in use. Nothing is running or waiting to be freed.
   Task<Result<std::uint64_t>> end();
@@ -185,14 +193,16 @@ class HostClusters {
   };
   static constexpr std::uint64_t kLastHostCluster = ~std::uint64_t{0};
 
-  // mutex:
-  std::optional<Reservation> take_from_map(std::uint64_t count, bool exactly);
-  std::optional<Reservation> take_at_frontier(std::uint64_t count);
-  Reservation own(std::uint64_t first, std::uint64_t count);
-  void release_owned(ClusterRun run);
-  void mark_free(std::uint64_t cluster);
+  std::optional<Reservation> take_from_map(std::uint64_t count, bool exactly)
+      PLATTER_REQUIRES(metadata_mutex);
+  std::optional<Reservation> take_at_frontier(std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
+  Reservation own(std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
+  void release_owned(ClusterRun run) PLATTER_REQUIRES(metadata_mutex);
+  void mark_free(std::uint64_t cluster) PLATTER_REQUIRES(metadata_mutex);
   std::uint64_t limit() const;  // clusters that the file can have
-  bool reads_zero(std::uint64_t first) const { return first >= zero_from_; }
+  bool reads_zero(std::uint64_t first) const PLATTER_REQUIRES(metadata_mutex) {
+    return first >= zero_from_;
+  }
 
   // All below under preparing_.
   Task<Result<Reservation>> reserve_locked(std::uint64_t count);
@@ -210,14 +220,18 @@ class HostClusters {
   Task<Result<void>> make_block(std::uint64_t index);
   Task<Result<void>> grow_table();
   Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
-  // Holds mutex for a moment: try_reserve() moves zero_from_ without preparing_.
-  bool frontier_reads_zero();
+  // These hold the mutex for a moment: try_reserve() moves zero_from_ without preparing_.
+  std::uint64_t frontier() PLATTER_EXCLUDES(metadata_mutex);
+  bool frontier_reads_zero() PLATTER_EXCLUDES(metadata_mutex);
+  std::uint64_t block_count() PLATTER_EXCLUDES(metadata_mutex);
+  std::uint64_t block(std::uint64_t index) PLATTER_EXCLUDES(metadata_mutex);
   Task<void> reap_passed();
   Task<void> reap_run(ClusterRun run);
   Task<Result<TableCache::Pin>> load_counts(std::uint64_t cluster);
   Task<Result<void>> lower_below(std::uint64_t end, const RefcountMap& less, Discard why);
-  // mutex: adds a cluster whose last reference has gone.
-  void note_last(std::vector<ClusterRun>& last, std::uint64_t cluster);
+  // Adds a cluster whose last reference has gone.
+  void note_last(std::vector<ClusterRun>& last, std::uint64_t cluster)
+      PLATTER_REQUIRES(metadata_mutex);
   // Hands the space of such clusters back, if that is wanted, and frees them.
   Task<void> free_last(std::vector<ClusterRun> last, Discard why);
 
@@ -227,20 +241,20 @@ class HostClusters {
   std::atomic<std::uint64_t> most_clusters_{kMaxHostOffset >> kMinClusterBits};
   AsyncMutex preparing_;  // one prepare() at a time
   AsyncMutex reaping_;
-  // Guarded by Core::mutex:
-  bool frontier_known_ = false;
-  std::uint64_t frontier_ = 0;
-  std::uint64_t zero_from_ = kLastHostCluster;
-  std::uint64_t next_scan_ = 0;  // slices below are in the map
-  std::vector<std::unique_ptr<Region>> regions_;
-  std::set<std::uint64_t> with_free_;
-  std::vector<ClusterRun> unlinked_;
-  std::uint64_t unlinked_clusters_ = 0;
-  std::deque<ClusterRun> quarantined_;
-  unsigned reapers_ = 0;  // and who has stopped them
-  std::uint64_t unwritten_end_ = 0;
-  std::optional<Error> punch_error_;
-  std::optional<std::uint64_t> conflict_;  // metadata that counts as free
+  bool frontier_known_ PLATTER_GUARDED_BY(metadata_mutex) = false;
+  std::uint64_t frontier_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
+  std::uint64_t zero_from_ PLATTER_GUARDED_BY(metadata_mutex) = kLastHostCluster;
+  std::uint64_t next_scan_ PLATTER_GUARDED_BY(metadata_mutex) = 0;  // slices below are in the map
+  std::vector<std::unique_ptr<Region>> regions_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::set<std::uint64_t> with_free_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::vector<ClusterRun> unlinked_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::uint64_t unlinked_clusters_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
+  std::deque<ClusterRun> quarantined_ PLATTER_GUARDED_BY(metadata_mutex);
+  unsigned reapers_ PLATTER_GUARDED_BY(metadata_mutex) = 0;  // and who has stopped them
+  std::uint64_t unwritten_end_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
+  std::optional<Error> punch_error_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::optional<std::uint64_t> conflict_
+      PLATTER_GUARDED_BY(metadata_mutex);  // metadata that counts as free
 };
 
 }  // namespace platter::qcow2

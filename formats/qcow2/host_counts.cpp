@@ -98,7 +98,7 @@ Task<Result<void>> HostClusters::raise(const RefcountMap& more) {
     auto pin = co_await load_counts(piece->first);
     if (!pin) result = forward_error(pin);
     if (!result) break;
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     Counts counts(g, *pin->get(), refcounts_, *piece, more);
     for (std::uint64_t c = piece->first; c < piece->end && result; ++c) {
       if (counts.times(c) > g.max_refcount() - counts.get(c)) {
@@ -127,7 +127,7 @@ Task<Result<void>> HostClusters::may_lower(const RefcountMap& less) {
   while (const auto piece = next_piece(refcounts_, less, done)) {
     auto pin = co_await load_counts(piece->first);
     PLATTER_CO_TRY(pin);
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     const Counts counts(core_.geometry, *pin->get(), refcounts_, *piece, less);
     for (std::uint64_t c = piece->first; c < piece->end; ++c) {
       if (counts.get(c) >= counts.times(c)) continue;
@@ -158,7 +158,7 @@ Task<Result<void>> HostClusters::lower_below(std::uint64_t end, const RefcountMa
     }
     std::vector<ClusterRun> last;
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       Counts counts(core_.geometry, *pin->get(), refcounts_, *piece, less);
       for (std::uint64_t c = piece->first; c < piece->end; ++c) {
         const std::uint64_t times = counts.times(c);
@@ -185,7 +185,7 @@ Task<Result<void>> HostClusters::keep_single(RefcountMap& map) {
   while (const auto piece = next_piece(refcounts_, map, done)) {
     auto pin = co_await load_counts(piece->first);
     PLATTER_CO_TRY(pin);
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     const Counts counts(core_.geometry, *pin->get(), refcounts_, *piece, map);
     for (std::uint64_t c = piece->first; c < piece->end; ++c) {
       const std::uint64_t single = counts.times(c) != 0 && counts.get(c) == 1 ? 1 : 0;

@@ -40,6 +40,7 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
   const auto take = [&table](std::uint64_t i, std::uint64_t entry) { table.fill(i, entry); };
   auto read = co_await stream_l1(core_.header.l1_table_offset, table.size(), take);
   PLATTER_CO_TRY(read);
+  MutexLock lock(core_.mutex());
   l1_ = std::move(table);
   l1_table_offset_ = core_.header.l1_table_offset;
   dirty_l1_.clear();

@@ -6,7 +6,7 @@
 // freeze() makes all of the disk shared by changing L1 alone. What is found in a table that is not
 // ours alone is never changed, and its copy starts without these flags.
 //
-// Threads: lookups from any executor; "mutex" members need Core::mutex.
+// Threads: lookups from any executor; the annotations say what needs Core::mutex().
 #pragma once
 
 #include <atomic>
@@ -34,7 +34,7 @@ class L2Tables {
   };
 
   L2Tables(Core& core, HostClusters& clusters)
-      : core_(core), clusters_(clusters), cache_(core.mutex, &core.in_flight) {}
+      : core_(core), clusters_(clusters), cache_(core.mutex(), &core.in_flight) {}
 
   // Reads the active L1 table. `clean` writes back dirty slices.
   Task<Result<void>> open(CacheSizes sizes, std::function<Task<Result<void>>()> clean);
@@ -47,8 +47,8 @@ class L2Tables {
   // Pin lives). Somebody may have changed it again by the time the caller holds the mutex: see
   // writable_slice().
   Task<Result<TableCache::Pin>> make_writable(std::uint64_t offset);
-  // mutex: the slice if its table may be changed now.
-  TableCache::Slice* writable_slice(std::uint64_t offset) const;
+  // The slice if its table may be changed now.
+  TableCache::Slice* writable_slice(std::uint64_t offset) const PLATTER_REQUIRES(metadata_mutex);
 
   // Slices and entries. Entry numbers count within a slice.
   std::uint64_t slice_of(std::uint64_t offset) const { return offset >> slice_shift_; }
@@ -59,33 +59,40 @@ class L2Tables {
   std::uint64_t slice_entries() const { return slice_entries_; }
   // Both words of an entry as they were at one moment.
   L2Entry entry(const TableCache::Slice& slice, std::uint64_t index) const;
-  // mutex: sets the entry of a table that is ours alone.
-  void set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry);
+  // Sets the entry of a table that is ours alone.
+  void set_entry(TableCache::Slice& slice, std::uint64_t index, L2Entry entry)
+      PLATTER_REQUIRES(metadata_mutex);
 
-  // mutex: says in an entry whether its cluster's count is one. Requests may go by the change at
+  // Says in an entry whether its cluster's count is one. Requests may go by the change at
   // once, or a little later.
-  void set_copied(TableCache::Slice& slice, std::uint64_t index, bool copied);
-  // mutex: whether the table of an L1 entry is being made or copied; made() tells its end.
-  bool being_made(std::uint64_t i) const { return making_.contains(i); }
-  ConditionQueue& made() { return made_; }
-  // mutex, with no request running: from now on no table is ours alone. Gives the L1 entries.
-  std::vector<std::uint64_t> freeze();
+  void set_copied(TableCache::Slice& slice, std::uint64_t index, bool copied)
+      PLATTER_REQUIRES(metadata_mutex);
+  // Whether the table of an L1 entry is being made or copied; made() tells its end.
+  bool being_made(std::uint64_t i) const PLATTER_REQUIRES(metadata_mutex) {
+    return making_.contains(i);
+  }
+  ConditionQueue& made() PLATTER_REQUIRES(metadata_mutex) { return made_; }
+  // With no request running: from now on no table is ours alone. Gives the L1 entries.
+  std::vector<std::uint64_t> freeze() PLATTER_REQUIRES(metadata_mutex);
 
-  // L1, mutex for changes; reads anywhere.
+  // L1; reads anywhere.
   std::uint64_t l1_size() const { return l1_.size(); }
   std::uint64_t l1(std::uint64_t i) const { return l1_.load(i); }
-  void set_l1(std::uint64_t i, std::uint64_t entry);
-  // mutex: the changed pieces of L1 for writing, as (first entry, bytes in disk order).
+  void set_l1(std::uint64_t i, std::uint64_t entry) PLATTER_REQUIRES(metadata_mutex);
+  // The changed pieces of L1 for writing, as (first entry, bytes in disk order).
   struct L1Piece {
     std::uint64_t first = 0;
     Buffer bytes;
   };
-  std::vector<L1Piece> take_dirty_l1();
-  void put_back(const std::vector<L1Piece>& pieces);
-  bool dirty() const { return cache_.has_dirty() || !dirty_l1_.empty(); }
+  std::vector<L1Piece> take_dirty_l1() PLATTER_REQUIRES(metadata_mutex);
+  void put_back(const std::vector<L1Piece>& pieces) PLATTER_REQUIRES(metadata_mutex);
+  bool dirty() const PLATTER_REQUIRES(metadata_mutex) {
+    return cache_.has_dirty() || !dirty_l1_.empty();
+  }
   std::uint64_t l1_table_offset() const { return l1_table_offset_; }
   // With no request running: another L1 table at another place, all of it as on disk.
-  void replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries);
+  void replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries)
+      PLATTER_REQUIRES(metadata_mutex);
   Task<Result<std::vector<std::uint64_t>>> read_l1(std::uint64_t offset, std::uint64_t entries);
 
   TableCache& cache() { return cache_; }
@@ -118,8 +125,8 @@ class L2Tables {
                     Mapping& mapping) const;
   Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
   Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
-  // mutex: no cluster in the slice is ours alone.
-  void disown(TableCache::Slice& slice);
+  // No cluster in the slice is ours alone.
+  void disown(TableCache::Slice& slice) PLATTER_REQUIRES(metadata_mutex);
   // Until the file has all of a table.
   Task<Result<void>> written_back(std::uint64_t l1_index);
 
@@ -131,10 +138,11 @@ class L2Tables {
   std::uint64_t slice_entries_ = 0;
   L1Table l1_;  // its entries are changed under mutex
   std::uint64_t l1_table_offset_ = 0;
-  // Guarded by mutex:
-  std::set<std::uint64_t> dirty_l1_;  // by piece of kL1Piece entries
-  std::set<std::uint64_t> making_;    // L1 entries whose table is being made
-  ConditionQueue made_;
+  std::set<std::uint64_t> dirty_l1_
+      PLATTER_GUARDED_BY(metadata_mutex);  // by piece of kL1Piece entries
+  std::set<std::uint64_t> making_
+      PLATTER_GUARDED_BY(metadata_mutex);  // L1 entries whose table is being made
+  ConditionQueue made_ PLATTER_GUARDED_BY(metadata_mutex);
 };
 
 }  // namespace platter::qcow2

@@ -13,7 +13,7 @@ Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
   while (true) {
     std::uint64_t entry = 0;
     {
-      std::unique_lock lock(core_.mutex);
+      UniqueMutexLock lock(core_.mutex());
       entry = l1(i);
       const bool ours = l1_offset(entry) != 0 && l1_copied(entry);
       if (!ours) {
@@ -36,7 +36,7 @@ Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
     }
     auto made = co_await make_table(i, entry);
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       making_.erase(i);
       made_.notify_all();
     }
@@ -47,7 +47,7 @@ Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
 Task<Result<void>> L2Tables::written_back(std::uint64_t i) {
   while (true) {
     {
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       if (!cache_.unwritten(i * slices_per_table(), slices_per_table())) co_return {};
     }
     auto cleaning = cache_.clean();
@@ -91,7 +91,7 @@ Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry
     auto zeroed = co_await core_.file->write_zeroes(host, g.cluster_size());
     PLATTER_CO_TRY(zeroed);
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   if (old_table == 0 && reservation->reads_zero())
     clusters_.note_unwritten(host + g.cluster_size());
   reservation->link();

@@ -5,7 +5,7 @@
 // while the image is open for writing, from the header, L1, refcount table, refcount blocks, active
 // L2 tables and snapshot tables.
 //
-// Threads: contains() from any; add() and remove() under the image's mutex.
+// Threads: contains() from any; add() and remove() under Core::mutex().
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "formats/qcow2/geometry.h"
+#include "formats/qcow2/metadata_mutex.h"
 
 namespace platter::qcow2 {
 
@@ -25,8 +26,8 @@ class MetadataMap {
   MetadataMap& operator=(const MetadataMap&) = delete;
 
   // Ranges in bytes; every cluster they touch counts.
-  void add(std::uint64_t offset, std::uint64_t length);
-  void remove(std::uint64_t offset, std::uint64_t length);
+  void add(std::uint64_t offset, std::uint64_t length) PLATTER_REQUIRES(metadata_mutex);
+  void remove(std::uint64_t offset, std::uint64_t length) PLATTER_REQUIRES(metadata_mutex);
   void clear();
   bool overlaps(std::uint64_t offset, std::uint64_t length) const {
     if (length == 0) return false;

@@ -216,7 +216,7 @@ Task<Result<void>> Qcow2Driver::load_tables() {
 }
 
 void Qcow2Driver::list_metadata() {
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   const Geometry& g = core_.geometry;
   MetadataMap& map = core_.metadata;
   map.clear();

@@ -27,6 +27,7 @@ Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes,
     for (std::uint64_t i = 0; i < entries; ++i)
       table[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
   }
+  MutexLock lock(core_.mutex());
   table_ = std::move(table);
   table_offset_ = core_.header.refcount_table_offset;
   const std::uint64_t slice = std::min(kSliceBytes, g.cluster_size());
@@ -37,8 +38,9 @@ Task<Result<void>> Refcounts::open(std::uint64_t cache_bytes,
                             .slice_count = entries * slices_per_block(),
                             .capacity = std::max(kMinRefcountSlices, bytes / slice),
                             .load_event = FaultEvent::kRefblockLoad};
-  cache_.configure(
-      config, *core_.file, [this](std::uint64_t index) { return locate(index); }, std::move(clean));
+  const auto where = [this](std::uint64_t index)
+                         PLATTER_REQUIRES(metadata_mutex) { return locate(index); };
+  cache_.configure(config, *core_.file, where, std::move(clean));
   co_return {};
 }
 
@@ -86,7 +88,7 @@ Refcounts::Place Refcounts::move_table(std::uint64_t host, std::uint64_t entries
 std::vector<Refcounts::TableWrite> Refcounts::take_dirty_table(bool& moved) {
   std::vector<TableWrite> writes;
   moved = moved_;
-  const auto take = [&](std::uint64_t first, std::uint64_t count) {
+  const auto take = [&](std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex) {
     TableWrite one{table_offset_ + first * 8, Buffer(count * 8)};
     for (std::uint64_t i = 0; i < count; ++i) store_be(one.bytes.data() + i * 8, table_[first + i]);
     writes.push_back(std::move(one));

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 
 #include "block/base/bytes.h"
 #include "block/base/checked.h"
+#include "block/base/mutex.h"
 #include "formats/qcow2/storage_io.h"
 #include "formats/qcow2/table_stream.h"
 
@@ -42,7 +42,7 @@ class Counter {
  public:
   Counter(Core& core, const Refcounts& refcounts, RefcountMap& map)
       : g_(core.geometry), map_(map), end_(g_.clusters_for(core.file->size())) {
-    std::lock_guard lock(core.mutex);
+    MutexLock lock(core.mutex());
     counted_.resize(refcounts.block_count());
     for (std::uint64_t i = 0; i < counted_.size(); ++i) counted_[i] = refcounts.block(i) != 0;
   }

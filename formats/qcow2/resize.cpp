@@ -137,12 +137,12 @@ Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
     if (!switched) {
       // The header may have reached the disk: both tables must stay.
       core_.header = before;
-      std::lock_guard lock(core_.mutex);
+      MutexLock lock(core_.mutex());
       place->link();
       co_return switched;
     }
   }
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   core_.metadata.remove(old_offset, old_bytes);
   core_.metadata.add(place->host(), entries * 8);
   tables_.replace_l1(place->host(), table);
@@ -155,7 +155,7 @@ Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
 
 void Qcow2Driver::shrink_l1(std::uint64_t entries) {
   const Geometry& g = core_.geometry;
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   for (std::uint64_t i = entries; i < tables_.l1_size(); ++i) {
     const std::uint64_t table = l1_offset(tables_.l1(i));
     if (table == 0) continue;

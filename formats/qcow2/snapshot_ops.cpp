@@ -123,7 +123,7 @@ Task<Result<void>> Snapshots::switch_table(const NewTables& tables) {
 
 void Snapshots::take_over(NewTables& tables) {
   Core& core = driver_.core_;
-  std::lock_guard lock(core.mutex);
+  MutexLock lock(core.mutex());
   core.metadata.add(tables.l1_offset, tables.l1_bytes);
   core.metadata.add(tables.table_offset, tables.table.size());
   if (tables.l1_place) tables.l1_place.link();
@@ -137,7 +137,7 @@ Task<Result<void>> Snapshots::give_up(NewTables& tables) {
   // the new tables' places are used for anything else.
   auto settled = co_await driver_.write_back_.commit(false);
   if (!settled && driver_.core_.header_unsure.load()) {
-    std::lock_guard lock(driver_.core_.mutex);
+    MutexLock lock(driver_.core_.mutex());
     if (tables.l1_place) tables.l1_place.link();
     if (tables.table_place) tables.table_place.link();
   }
@@ -199,7 +199,7 @@ Task<void> Snapshots::freeze(Frozen& frozen) {
   auto holding = driver_.hold();
   co_await holding;
   {
-    std::lock_guard lock(driver_.core_.mutex);
+    MutexLock lock(driver_.core_.mutex());
     frozen.l1 = driver_.tables_.freeze();
   }
   driver_.release();
@@ -228,7 +228,7 @@ Task<Result<void>> Snapshots::publish(Frozen& frozen, NewTables& tables) {
   if (step) step = co_await switch_table(tables);
   PLATTER_CO_TRY(step);
   take_over(tables);
-  std::lock_guard lock(core.mutex);
+  MutexLock lock(core.mutex());
   core.metadata.remove(old_offset, old_bytes);
   driver_.clusters_.unlink(g.cluster_index(old_offset), g.clusters_for(old_bytes),
                            Discard::kSnapshot);
@@ -302,7 +302,7 @@ Task<Result<void>> Snapshots::remove_now(std::string id_or_name) {
   }
   take_over(tables);
   {
-    std::lock_guard lock(core.mutex);
+    MutexLock lock(core.mutex());
     core.metadata.remove(old_offset, old_bytes);
     core.metadata.remove(snapshot.l1_table_offset, l1_bytes);
   }
@@ -375,7 +375,7 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
     co_return step;
   }
   if (tables.l1_place) {
-    std::lock_guard lock(core.mutex);
+    MutexLock lock(core.mutex());
     tables.l1_place.link();
   }
   step = co_await driver_.clusters_.lower(less, Discard::kSnapshot);

@@ -60,7 +60,7 @@ Task<Result<void>> Snapshots::load(std::string id_or_name) {
   auto holding = driver_.hold();
   co_await holding;
   {
-    std::lock_guard lock(core.mutex);
+    MutexLock lock(core.mutex());
     driver_.tables_.cache().drop(0, driver_.tables_.cache().slice_count());
     driver_.tables_.replace_l1(snapshot.l1_table_offset, *l1);
     driver_.tables_.cache().resize(l1->size() * driver_.tables_.slices_per_table());

@@ -94,7 +94,7 @@ TableCache::Slice* TableCache::pick_victim() {
 Task<Result<TableCache::Pin>> TableCache::load(std::uint64_t index) {
   bool cleaned = false;
   while (true) {
-    std::unique_lock lock(mutex_);
+    UniqueMutexLock lock(mutex());
     if (index >= config_.slice_count) co_return Pin();
     if (Slice* slice = std::atomic_ref(index_.get()[index]).load()) {
       slice->used.store(true, std::memory_order_relaxed);
@@ -224,7 +224,7 @@ Task<Result<void>> TableCache::write(std::vector<WriteBack> batch) {
       writes[started] = file_->write(batch[group.begin].host, IoVec(group.segments));
     }
     auto one = co_await writes[done];
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex());
     for (std::size_t i = groups[done].begin; i < groups[done].end; ++i) {
       if (one) {
         batch[i].slice->writing = 0;
@@ -257,7 +257,7 @@ void TableCache::drop(std::uint64_t first, std::uint64_t count) {
     slice->dirty = 0;
     evict(*slice);
   }
-  std::erase_if(dirty_, [](Slice* slice) {
+  std::erase_if(dirty_, [](Slice* slice) PLATTER_REQUIRES(metadata_mutex) {
     if (slice->dirty == 0) slice->listed = false;
     return slice->dirty == 0;
   });

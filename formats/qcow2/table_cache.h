@@ -18,7 +18,6 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -29,6 +28,7 @@
 #include "block/exec/sync.h"
 #include "block/node/in_flight.h"
 #include "block/node/node.h"
+#include "formats/qcow2/metadata_mutex.h"
 
 namespace platter::qcow2 {
 
@@ -43,16 +43,16 @@ class TableCache {
 
   struct Slice {
     std::uint64_t index = 0;
-    std::uint64_t host = 0;  // its offset in the file
+    std::uint64_t host PLATTER_GUARDED_BY(metadata_mutex) = 0;  // its offset in the file
     Buffer data;
     std::atomic<unsigned> pins{0};  // raised only under the mutex
     std::atomic<bool> used{false};  // since the clock's hand last passed
-    // Guarded by the mutex:
-    std::uint64_t dirty = 0;    // granules changed since they were last copied for writing
-    std::uint64_t writing = 0;  // granules being written
-    bool ready = false;
-    bool listed = false;  // in the list of dirty slices
-    ConditionQueue waiters;
+    // Granules changed since they were last copied for writing, and granules being written.
+    std::uint64_t dirty PLATTER_GUARDED_BY(metadata_mutex) = 0;
+    std::uint64_t writing PLATTER_GUARDED_BY(metadata_mutex) = 0;
+    bool ready PLATTER_GUARDED_BY(metadata_mutex) = false;
+    bool listed PLATTER_GUARDED_BY(metadata_mutex) = false;  // in the list of dirty slices
+    ConditionQueue waiters PLATTER_GUARDED_BY(metadata_mutex);
     // Odd while an entry of two words is being changed, which happens under the mutex.
     std::atomic<std::uint32_t> version{0};
 
@@ -77,7 +77,7 @@ class TableCache {
   class [[nodiscard]] Pin {
    public:
     Pin() = default;
-    explicit Pin(Slice* slice) : slice_(slice) {
+    explicit Pin(Slice* slice) PLATTER_REQUIRES(metadata_mutex) : slice_(slice) {
       if (slice_) slice_->pins.fetch_add(1, std::memory_order_relaxed);
     }
     Pin(Pin&& other) noexcept : slice_(std::exchange(other.slice_, nullptr)) {}
@@ -108,7 +108,7 @@ class TableCache {
   };
 
   // `readers`: who may hold a slice from peek(); nullptr when peek() is not used.
-  TableCache(std::mutex& mutex, InFlight* readers) : mutex_(mutex), readers_(readers) {}
+  TableCache(Mutex& mutex, InFlight* readers) : mutex_(mutex), readers_(readers) {}
   TableCache(const TableCache&) = delete;
   TableCache& operator=(const TableCache&) = delete;
 
@@ -116,9 +116,9 @@ class TableCache {
   // `locate(index)`, called under the mutex: the slice's offset in the file, or 0: there is none.
   // `clean()`: writes back what is dirty, because all slices are.
   void configure(Config config, BlockNode& file, std::function<std::uint64_t(std::uint64_t)> locate,
-                 std::function<Task<Result<void>>()> clean);
+                 std::function<Task<Result<void>>()> clean) PLATTER_REQUIRES(metadata_mutex);
   // The tables have become larger or smaller; no request is running and nothing is pinned.
-  void resize(std::uint64_t slice_count);
+  void resize(std::uint64_t slice_count) PLATTER_REQUIRES(metadata_mutex);
 
   std::uint64_t slice_bytes() const { return config_.slice_bytes; }
   std::uint64_t slice_count() const { return config_.slice_count; }
@@ -139,25 +139,28 @@ class TableCache {
   // Writes back what is dirty.
   Task<Result<void>> clean() { return clean_(); }
 
-  // With the mutex:
   // A slice that has just come into being at `host` and reads as zeroes there.
-  Slice* add_zeroed(std::uint64_t index, std::uint64_t host);
-  void mark_dirty(Slice& slice, std::uint64_t offset, std::uint64_t length);
-  bool has_dirty() const { return !dirty_.empty(); }
+  Slice* add_zeroed(std::uint64_t index, std::uint64_t host) PLATTER_REQUIRES(metadata_mutex);
+  void mark_dirty(Slice& slice, std::uint64_t offset, std::uint64_t length)
+      PLATTER_REQUIRES(metadata_mutex);
+  bool has_dirty() const PLATTER_REQUIRES(metadata_mutex) { return !dirty_.empty(); }
   // Whether the file lacks changes of a slice in [first, first + count).
-  bool unwritten(std::uint64_t first, std::uint64_t count) const;
-  std::vector<WriteBack> take_dirty();
+  bool unwritten(std::uint64_t first, std::uint64_t count) const PLATTER_REQUIRES(metadata_mutex);
+  std::vector<WriteBack> take_dirty() PLATTER_REQUIRES(metadata_mutex);
   // The copies were not written after all: their slices are dirty again.
-  void put_back(std::vector<WriteBack> batch);
+  void put_back(std::vector<WriteBack> batch) PLATTER_REQUIRES(metadata_mutex);
   // Gives up every slice in [first, first + count): the table is gone. Nothing is pinned.
-  void drop(std::uint64_t first, std::uint64_t count);
+  void drop(std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
   // The table of these slices now lies at `host`; contents are the same.
-  void relocate(std::uint64_t first, std::uint64_t count, std::uint64_t host);
-  std::uint64_t resident() const { return slices_.size() - spare_.size() - limbo_.size(); }
+  void relocate(std::uint64_t first, std::uint64_t count, std::uint64_t host)
+      PLATTER_REQUIRES(metadata_mutex);
+  std::uint64_t resident() const PLATTER_REQUIRES(metadata_mutex) {
+    return slices_.size() - spare_.size() - limbo_.size();
+  }
   // Gives up clean slices that nobody used since the last call.
-  void shed_unused();
+  void shed_unused() PLATTER_REQUIRES(metadata_mutex);
 
-  // Without the mutex: writes the copies, merging neighbours; then accounts for them.
+  // Writes the copies, merging neighbours; then accounts for them.
   Task<Result<void>> write(std::vector<WriteBack> batch);
 
  private:
@@ -168,15 +171,16 @@ class TableCache {
     Slice* slice;
     std::uint64_t barrier;
   };
-  // With the mutex:
-  Slice* obtain(std::uint64_t index);
-  void evict(Slice& slice);
-  Slice* pick_victim();
-  void publish(Slice& slice);
-  void restore(const WriteBack& one);
+  Slice* obtain(std::uint64_t index) PLATTER_REQUIRES(metadata_mutex);
+  void evict(Slice& slice) PLATTER_REQUIRES(metadata_mutex);
+  Slice* pick_victim() PLATTER_REQUIRES(metadata_mutex);
+  void publish(Slice& slice) PLATTER_REQUIRES(metadata_mutex);
+  void restore(const WriteBack& one) PLATTER_REQUIRES(metadata_mutex);
   std::uint64_t granule() const { return granule_; }
 
-  std::mutex& mutex_;
+  Mutex& mutex() PLATTER_RETURNS_CAPABILITY(metadata_mutex) { return mutex_; }
+
+  Mutex& mutex_;
   InFlight* const readers_;
   // Immutable after configure(), but for config_.slice_count and index_, see resize().
   Config config_;
@@ -185,13 +189,12 @@ class TableCache {
   std::function<std::uint64_t(std::uint64_t)> locate_;
   std::function<Task<Result<void>>()> clean_;
   std::unique_ptr<Slice*, Free> index_;  // by slice; entries are atomic, changed under the mutex
-  // Guarded by mutex_:
-  std::vector<std::unique_ptr<Slice>> slices_;
-  std::vector<Slice*> spare_;
-  std::deque<Retired> limbo_;
-  std::unordered_map<std::uint64_t, Slice*> loading_;
-  std::vector<Slice*> dirty_;
-  std::size_t hand_ = 0;
+  std::vector<std::unique_ptr<Slice>> slices_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::vector<Slice*> spare_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::deque<Retired> limbo_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::unordered_map<std::uint64_t, Slice*> loading_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::vector<Slice*> dirty_ PLATTER_GUARDED_BY(metadata_mutex);
+  std::size_t hand_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
 };
 
 }  // namespace platter::qcow2

@@ -46,7 +46,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   if (core_.poisoned.load())
     co_return fail(EIO, "the image is corrupt and is not written to any more");
   {
-    std::lock_guard lock(core_.mutex);
+    MutexLock lock(core_.mutex());
     if (!lazy) {
       counts = refcounts_.cache().take_dirty();
       table = refcounts_.take_dirty_table(moved);
@@ -125,7 +125,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   }
   if (result && (references || flush_always || !unlinked.empty())) result = co_await barrier();
 
-  std::lock_guard lock(core_.mutex);
+  MutexLock lock(core_.mutex());
   if (result) {
     clusters_.settled(std::move(unlinked));
     clusters_.written_to(end);

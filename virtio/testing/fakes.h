@@ -5,12 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "virtio/device.h"
 #include "virtio/platform.h"
 
@@ -20,23 +19,23 @@ namespace platter::virtio::testing {
 class Counter {
  public:
   void add() {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     ++count_;
     changed_.notify_all();
   }
   unsigned count() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return count_;
   }
   void wait_for(unsigned count) const {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return count_ >= count; });
+    UniqueMutexLock lock(mutex_);
+    while (count_ < count) changed_.wait(lock);
   }
 
  private:
-  mutable std::mutex mutex_;
-  mutable std::condition_variable changed_;
-  unsigned count_ = 0;
+  mutable Mutex mutex_;
+  mutable ConditionVariable changed_;
+  unsigned count_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 // What a device sees of a transport.
@@ -79,31 +78,31 @@ class FakePlatform final : public Platform {
 
   Result<std::unique_ptr<MsiSignal>> create_msi(const MsiMessage& message) override {
     if (refuse_msi) return fail(ENOSPC, "no more interrupt routes");
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     ++signals_made_;
     return std::make_unique<Signal>(*this, message);
   }
   Result<void> bind_notify(const NotifyAddress& where, int event_fd) override {
     if (refuse_bindings) return fail(ENOSPC, "no more ioeventfds");
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     bindings_.push_back({where, event_fd});
     return {};
   }
   void unbind_notify(const NotifyAddress& where, int event_fd) override {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     std::erase(bindings_, Binding{where, event_fd});
   }
 
   std::vector<Binding> bindings() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return bindings_;
   }
   std::vector<MsiMessage> sent() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return sent_;
   }
   unsigned signals_made() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return signals_made_;
   }
   Counter& messages() { return messages_; }
@@ -119,7 +118,7 @@ class FakePlatform final : public Platform {
         : platform_(platform), message_(message) {}
     void raise() noexcept override {
       {
-        std::lock_guard lock(platform_.mutex_);
+        MutexLock lock(platform_.mutex_);
         platform_.sent_.push_back(message_);
       }
       platform_.messages_.add();
@@ -134,10 +133,10 @@ class FakePlatform final : public Platform {
     MsiMessage message_;
   };
 
-  mutable std::mutex mutex_;
-  std::vector<Binding> bindings_;  // guarded by mutex_, as are the next two
-  std::vector<MsiMessage> sent_;
-  unsigned signals_made_ = 0;
+  mutable Mutex mutex_;
+  std::vector<Binding> bindings_ PLATTER_GUARDED_BY(mutex_);
+  std::vector<MsiMessage> sent_ PLATTER_GUARDED_BY(mutex_);
+  unsigned signals_made_ PLATTER_GUARDED_BY(mutex_) = 0;
   Counter messages_;
 };
 

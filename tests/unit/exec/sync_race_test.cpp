@@ -146,7 +146,7 @@ TEST(SyncRace, AnEventOfAThreadMayDieAfterItsWait) {
 }
 
 struct Queue {
-  std::mutex mutex;
+  Mutex mutex;
   ConditionQueue filled;
   int items = 0;
   long taken = 0;
@@ -155,7 +155,7 @@ struct Queue {
 Task<void> produce(Queue& queue, int count) {
   for (int i = 0; i < count; ++i) {
     {
-      std::lock_guard lock(queue.mutex);
+      MutexLock lock(queue.mutex);
       ++queue.items;
       queue.filled.notify_one();
     }
@@ -167,7 +167,7 @@ Task<void> produce(Queue& queue, int count) {
 Task<void> consume(Queue& queue) {
   for (int i = 0; i < kRounds; ++i) {
     while (true) {
-      std::unique_lock lock(queue.mutex);
+      UniqueMutexLock lock(queue.mutex);
       if (queue.items > 0) {
         --queue.items;
         ++queue.taken;

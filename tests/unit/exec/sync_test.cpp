@@ -67,7 +67,7 @@ Task<void> event_wakes_all() {
 TEST(AsyncEvent, WakesAllAndStaysSet) { run(event_wakes_all); }
 
 struct Box {
-  std::mutex mutex;
+  Mutex mutex;
   ConditionQueue changed;
   int items = 0;
   int taken = 0;
@@ -75,14 +75,16 @@ struct Box {
 
 Task<void> take_one(Box& box) {
   while (true) {
-    std::unique_lock lock(box.mutex);
+    UniqueMutexLock lock(box.mutex);
     if (box.items > 0) {
       --box.items;
       ++box.taken;
       co_return;
     }
     co_await box.changed.wait(lock);
-    EXPECT_FALSE(lock.owns_lock());
+    const bool was_free = box.mutex.try_lock();
+    EXPECT_TRUE(was_free);
+    if (was_free) box.mutex.unlock();
   }
 }
 
@@ -91,14 +93,14 @@ Task<void> condition() {
   std::vector<Task<void>> tasks;
   for (int i = 0; i < 3; ++i) tasks.push_back(take_one(box));
   {
-    std::lock_guard lock(box.mutex);
+    MutexLock lock(box.mutex);
     box.items = 1;
     box.changed.notify_one();
   }
   co_await tasks[0];
   EXPECT_EQ(box.taken, 1);
   {
-    std::lock_guard lock(box.mutex);
+    MutexLock lock(box.mutex);
     EXPECT_FALSE(box.changed.empty());
     box.items = 2;
     box.changed.notify_all();
