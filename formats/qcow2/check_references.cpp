@@ -273,9 +273,9 @@ Task<Result<void>> Checker::count_bitmaps() {
       co_return forward_error(table);
     }
     for (const std::uint64_t entry : *table) {
-      constexpr std::uint64_t kReserved = 0xff00'0000'0000'01fe;
+      constexpr std::uint64_t kReservedTableBits = 0xff00'0000'0000'01fe;
       const std::uint64_t offset = entry & kOffsetMask;
-      if ((entry & kReserved) != 0 || g_.in_cluster(offset) != 0 ||
+      if ((entry & kReservedTableBits) != 0 || g_.in_cluster(offset) != 0 ||
           (offset != 0 && (entry & 1) != 0)) {
         say("ERROR bitmap table entry {:x} of bitmap at {:#x} is corrupted", entry,
             bitmap.table_offset);
