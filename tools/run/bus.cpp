@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <iterator>
-#include <mutex>
 
 #include "block/base/checked.h"
+#include "block/base/mutex.h"
 
 namespace platter::run {
 
@@ -25,7 +25,7 @@ Result<void> Bus::add(std::uint64_t base, std::uint64_t size, std::string name,
   if (size == 0 || !checked_add(base, size)) {
     return fail(EINVAL, "'{}' at {:#x} has an impossible size of {:#x}", name, base, size);
   }
-  std::unique_lock lock(mutex_);
+  WriterLock lock(mutex_);
   auto next = entries_.lower_bound(base);
   const auto clash = [&](const auto& entry) {
     return fail(EEXIST, "'{}' [{:#x}, {:#x}) overlaps '{}' [{:#x}, {:#x})", name, base, base + size,
@@ -42,7 +42,7 @@ Result<void> Bus::add(std::uint64_t base, std::uint64_t size, std::string name,
 
 bool Bus::remove(std::uint64_t base) {
   std::shared_ptr<BusDevice> last_reference;  // dropped after the lock
-  std::unique_lock lock(mutex_);
+  WriterLock lock(mutex_);
   auto found = entries_.find(base);
   if (found == entries_.end()) return false;
   last_reference = std::move(found->second.device);
@@ -51,7 +51,7 @@ bool Bus::remove(std::uint64_t base) {
 }
 
 Bus::Found Bus::find(std::uint64_t address, std::size_t size) const {
-  std::shared_lock lock(mutex_);
+  ReaderLock lock(mutex_);
   auto after = entries_.upper_bound(address);
   if (after == entries_.begin()) return {};
   const auto& [base, entry] = *std::prev(after);

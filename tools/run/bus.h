@@ -15,11 +15,11 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <shared_mutex>
 #include <span>
 #include <string>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 
 namespace platter::run {
 
@@ -71,8 +71,8 @@ class Bus {
   };
   Found find(std::uint64_t address, std::size_t size) const;
 
-  mutable std::shared_mutex mutex_;
-  std::map<std::uint64_t, Entry> entries_;  // guarded by mutex_, by base
+  mutable SharedMutex mutex_;
+  std::map<std::uint64_t, Entry> entries_ PLATTER_GUARDED_BY(mutex_);  // by base
 };
 
 }  // namespace platter::run

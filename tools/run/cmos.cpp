@@ -17,7 +17,7 @@ std::uint8_t to_bcd(int value) {
 }  // namespace
 
 Cmos::Cmos(const Config& config, std::function<std::time_t()> now) : now_(std::move(now)) {
-  const auto put16 = [this](unsigned index, std::uint64_t value) {
+  const auto put16 = [this](unsigned index, std::uint64_t value) PLATTER_REQUIRES(mutex_) {
     memory_[index] = static_cast<std::uint8_t>(value);
     memory_[index + 1] = static_cast<std::uint8_t>(value >> 8);
   };
@@ -43,7 +43,7 @@ std::uint8_t Cmos::value(unsigned index) const {
   std::tm time{};
   const std::time_t now = now_();
   ::gmtime_r(&now, &time);
-  const auto shown = [this](int number) {
+  const auto shown = [this](int number) PLATTER_REQUIRES(mutex_) {
     return (memory_[kStatusB] & kBinaryMode) != 0 ? static_cast<std::uint8_t>(number)
                                                   : to_bcd(number);
   };
@@ -73,14 +73,14 @@ std::uint8_t Cmos::value(unsigned index) const {
 }
 
 void Cmos::read(std::uint64_t offset, std::span<std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (std::size_t i = 0; i < data.size(); ++i) {
     data[i] = offset + i == 1 ? std::byte{value(index_)} : std::byte{0xff};
   }
 }
 
 void Cmos::write(std::uint64_t offset, std::span<const std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (std::size_t i = 0; i < data.size(); ++i) {
     const auto byte = std::to_integer<std::uint8_t>(data[i]);
     if (offset + i == 0) {

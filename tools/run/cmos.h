@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <ctime>
 #include <functional>
-#include <mutex>
 #include <span>
 
+#include "block/base/mutex.h"
 #include "tools/run/bus.h"
 
 namespace platter::run {
@@ -33,12 +33,12 @@ class Cmos final : public BusDevice {
   void write(std::uint64_t offset, std::span<const std::byte> data) override;
 
  private:
-  std::uint8_t value(unsigned index) const;
+  std::uint8_t value(unsigned index) const PLATTER_REQUIRES(mutex_);
 
-  std::mutex mutex_;  // guards all below
-  std::function<std::time_t()> now_;
-  std::array<std::uint8_t, 128> memory_{};
-  unsigned index_ = 0;
+  Mutex mutex_;
+  std::function<std::time_t()> now_ PLATTER_GUARDED_BY(mutex_);
+  std::array<std::uint8_t, 128> memory_ PLATTER_GUARDED_BY(mutex_){};
+  unsigned index_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace platter::run

@@ -34,7 +34,7 @@ Result<std::unique_ptr<Control>> Control::create() {
 }
 
 void Control::end(EndReason reason, std::string message) noexcept {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (reason_ != EndReason::kNone) return;
   reason_ = reason;
   message_ = std::move(message);
@@ -45,12 +45,12 @@ void Control::end(EndReason reason, std::string message) noexcept {
 }
 
 EndReason Control::reason() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return reason_;
 }
 
 std::string Control::message() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return message_;
 }
 

@@ -8,10 +8,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "tools/run/unique_fd.h"
 
 namespace platter::run {
@@ -47,9 +47,9 @@ class Control {
   Control() = default;
   UniqueFd fd_;
   std::atomic<bool> ended_{false};
-  mutable std::mutex mutex_;
-  EndReason reason_ = EndReason::kNone;  // guarded by mutex_
-  std::string message_;                  // guarded by mutex_
+  mutable Mutex mutex_;
+  EndReason reason_ PLATTER_GUARDED_BY(mutex_) = EndReason::kNone;
+  std::string message_ PLATTER_GUARDED_BY(mutex_);
 };
 
 }  // namespace platter::run

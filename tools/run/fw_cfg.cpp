@@ -29,6 +29,11 @@ FwCfg::FwCfg(const Memory& memory) : memory_(memory) {
 }
 
 void FwCfg::add_item(std::uint16_t key, std::vector<std::byte> content) {
+  MutexLock lock(mutex_);
+  put(key, std::move(content));
+}
+
+void FwCfg::put(std::uint16_t key, std::vector<std::byte> content) {
   items_.insert_or_assign(key, std::move(content));
 }
 
@@ -43,10 +48,11 @@ Result<void> FwCfg::add_file(std::string_view name, std::vector<std::byte> conte
     return fail(EINVAL, "firmware file name '{}' has {} bytes, and 1 to {} fit", name, name.size(),
                 kMaxName);
   }
+  MutexLock lock(mutex_);
   if (files_.contains(name)) return fail(EEXIST, "firmware file '{}' exists already", name);
   const auto key = static_cast<std::uint16_t>(kFirstFile + files_.size());
   files_.emplace(name, key);
-  add_item(key, std::move(content));
+  put(key, std::move(content));
   update_directory();
   return {};
 }
@@ -72,7 +78,7 @@ void FwCfg::update_directory() {
     writer.bytes(std::as_bytes(std::span(name)));
     writer.zeroes(kMaxName + 1 - name.size());
   }
-  add_item(kFileDirectory, std::move(directory));
+  put(kFileDirectory, std::move(directory));
 }
 
 void FwCfg::select(std::uint16_t key) {
@@ -87,7 +93,7 @@ std::byte FwCfg::next_byte() {
 }
 
 void FwCfg::read(std::uint64_t offset, std::span<std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (offset == 1) {
     for (std::byte& byte : data) byte = next_byte();
     return;
@@ -101,7 +107,7 @@ void FwCfg::read(std::uint64_t offset, std::span<std::byte> data) {
 }
 
 void FwCfg::write(std::uint64_t offset, std::span<const std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (offset == 0 && data.size() == 2) {
     select(load_le<std::uint16_t>(data.data()));
   } else if (offset == 4 && data.size() == 4) {

@@ -8,12 +8,12 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "tools/run/bus.h"
 #include "tools/run/memory.h"
 
@@ -49,18 +49,19 @@ class FwCfg final : public BusDevice {
   void write(std::uint64_t offset, std::span<const std::byte> data) override;
 
  private:
-  void select(std::uint16_t key);
-  std::byte next_byte();
-  void run_dma(std::uint64_t address);
-  void update_directory();
+  void select(std::uint16_t key) PLATTER_REQUIRES(mutex_);
+  std::byte next_byte() PLATTER_REQUIRES(mutex_);
+  void run_dma(std::uint64_t address) PLATTER_REQUIRES(mutex_);
+  void put(std::uint16_t key, std::vector<std::byte> content) PLATTER_REQUIRES(mutex_);
+  void update_directory() PLATTER_REQUIRES(mutex_);
 
   const Memory& memory_;
-  std::mutex mutex_;  // guards all below
-  std::map<std::uint16_t, std::vector<std::byte>> items_;
-  std::map<std::string, std::uint16_t, std::less<>> files_;
-  std::uint16_t selected_ = 0;
-  std::size_t position_ = 0;
-  std::uint32_t dma_high_ = 0;
+  Mutex mutex_;
+  std::map<std::uint16_t, std::vector<std::byte>> items_ PLATTER_GUARDED_BY(mutex_);
+  std::map<std::string, std::uint16_t, std::less<>> files_ PLATTER_GUARDED_BY(mutex_);
+  std::uint16_t selected_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::size_t position_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint32_t dma_high_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 // The "etc/e820" file: RAM ranges of the machine (20 bytes each: address, length, type 1).

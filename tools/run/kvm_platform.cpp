@@ -103,7 +103,7 @@ std::unique_ptr<virtio::InterruptLine> SharedLevel::connect() {
 }
 
 void SharedLevel::change(int by) noexcept {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   const bool before = asserted_ > 0;
   asserted_ += by;
   const bool after = asserted_ > 0;

@@ -7,8 +7,8 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 
+#include "block/base/mutex.h"
 #include "tools/run/vm.h"
 #include "virtio/platform.h"
 
@@ -55,8 +55,8 @@ class SharedLevel {
 
   Vm& vm_;
   const unsigned gsi_;
-  std::mutex mutex_;
-  int asserted_ = 0;  // guarded by mutex_
+  Mutex mutex_;
+  int asserted_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace platter::run

@@ -159,13 +159,13 @@ void PciHost::bar_mapped(virtio::PciFunction& function, unsigned bar, std::uint6
       [&function, bar](std::uint64_t offset, std::span<const std::byte> data) {
         function.write_bar(bar, offset, data);
       });
-  std::lock_guard lock(mapped_mutex_);
+  MutexLock lock(mapped_mutex_);
   // While firmware sizes BARs they may lie anywhere for a moment, also on top of each other.
   if (memory_.add(address, size, "PCI BAR", std::move(device))) mapped_[{&function, bar}] = address;
 }
 
 void PciHost::bar_unmapped(virtio::PciFunction& function, unsigned bar) {
-  std::lock_guard lock(mapped_mutex_);
+  MutexLock lock(mapped_mutex_);
   const auto found = mapped_.find({&function, bar});
   if (found == mapped_.end()) return;
   memory_.remove(found->second);

@@ -14,10 +14,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "block/base/mutex.h"
 #include "tools/run/bus.h"
 #include "tools/run/control.h"
 #include "virtio/pci.h"
@@ -68,9 +68,10 @@ class PciHost final : public BusDevice, private virtio::PciListener {
   std::array<virtio::PciFunction*, kSlots> slots_{};  // immutable once the guest runs
   std::atomic<std::uint32_t> address_{0};
 
-  std::mutex mapped_mutex_;
-  // What is on the memory bus, by function and BAR; guarded by mapped_mutex_.
-  std::map<std::pair<virtio::PciFunction*, unsigned>, std::uint64_t> mapped_;
+  Mutex mapped_mutex_;
+  // What is on the memory bus, by function and BAR.
+  std::map<std::pair<virtio::PciFunction*, unsigned>, std::uint64_t> mapped_
+      PLATTER_GUARDED_BY(mapped_mutex_);
 };
 
 }  // namespace platter::run

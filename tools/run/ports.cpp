@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string_view>
 
+#include "block/base/mutex.h"
 #include "tools/run/power.h"
 
 namespace platter::run {
@@ -44,7 +44,7 @@ class BochsShutdown final : public BusDevice {
     std::ranges::fill(data, std::byte{0xff});
   }
   void write(std::uint64_t, std::span<const std::byte> data) override {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const char letter = static_cast<char>(first(data));
     matched_ = letter == kShutdown[matched_] ? matched_ + 1 : letter == kShutdown[0] ? 1 : 0;
     if (matched_ < kShutdown.size()) return;
@@ -54,8 +54,8 @@ class BochsShutdown final : public BusDevice {
 
  private:
   Control& control_;
-  std::mutex mutex_;
-  std::size_t matched_ = 0;  // guarded by mutex_
+  Mutex mutex_;
+  std::size_t matched_ PLATTER_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace

@@ -17,7 +17,7 @@ constexpr std::uint16_t kSleepEnable = 1U << 13;  // reads as zero
 }  // namespace
 
 void Power::read(std::uint64_t offset, std::span<std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   store_le(
       registers_ + kControlOffset,
       static_cast<std::uint16_t>(load_le<std::uint16_t>(registers_ + kControlOffset) | kAcpiMode));
@@ -25,7 +25,7 @@ void Power::read(std::uint64_t offset, std::span<std::byte> data) {
 }
 
 void Power::write(std::uint64_t offset, std::span<const std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (std::size_t i = 0; i < data.size(); ++i) {
     // Status bits are cleared by writing ones, and none is ever set.
     if (offset + i >= kEnableOffset) registers_[offset + i] = data[i];

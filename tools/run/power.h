@@ -8,8 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 
+#include "block/base/mutex.h"
 #include "tools/run/bus.h"
 #include "tools/run/control.h"
 
@@ -30,8 +30,8 @@ class Power final : public BusDevice {
 
  private:
   Control& control_;
-  std::mutex mutex_;                  // guards what follows
-  std::byte registers_[kPorts] = {};  // status stays zero
+  Mutex mutex_;
+  std::byte registers_[kPorts] PLATTER_GUARDED_BY(mutex_) = {};  // status stays zero
 };
 
 }  // namespace platter::run

@@ -20,7 +20,7 @@ Serial::Serial(Sink sink, SetLine set_line)
     : sink_(std::move(sink)), set_line_(std::move(set_line)) {}
 
 void Serial::read(std::uint64_t offset, std::span<std::byte> data) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (std::size_t i = 0; i < data.size(); ++i) {
     data[i] = std::byte{read_register(static_cast<unsigned>(offset + i))};
   }
@@ -32,22 +32,22 @@ void Serial::write(std::uint64_t offset, std::span<const std::byte> data) {
   for (std::size_t i = 0; i < data.size(); ++i) {
     bool send;
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       send = write_register(static_cast<unsigned>(offset + i), std::to_integer<std::uint8_t>(data[i]));
     }
     if (!send) continue;
     {
-      std::lock_guard lock(output_mutex_);
+      MutexLock lock(output_mutex_);
       sink_(data[i]);
     }
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     transmit_empty_pending_ = true;
     update_interrupt();
   }
 }
 
 std::size_t Serial::receive(std::span<const std::byte> bytes) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   const std::size_t taken = std::min(bytes.size(), kMaxPending - input_.size());
   input_.insert(input_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(taken));
   update_interrupt();
@@ -55,7 +55,7 @@ std::size_t Serial::receive(std::span<const std::byte> bytes) {
 }
 
 std::size_t Serial::room() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return kMaxPending - input_.size();
 }
 

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <span>
 
+#include "block/base/mutex.h"
 #include "tools/run/bus.h"
 
 namespace platter::run {
@@ -38,26 +38,26 @@ class Serial final : public BusDevice {
   std::size_t room();
 
  private:
-  std::uint8_t read_register(unsigned index);
+  std::uint8_t read_register(unsigned index) PLATTER_REQUIRES(mutex_);
   // True when the byte is to be sent.
-  bool write_register(unsigned index, std::uint8_t value);
-  void update_interrupt();
-  bool divisor_latch() const { return (line_control_ & 0x80) != 0; }
+  bool write_register(unsigned index, std::uint8_t value) PLATTER_REQUIRES(mutex_);
+  void update_interrupt() PLATTER_REQUIRES(mutex_);
+  bool divisor_latch() const PLATTER_REQUIRES(mutex_) { return (line_control_ & 0x80) != 0; }
 
-  std::mutex output_mutex_;  // never taken with mutex_ held
-  Sink sink_;                // called with output_mutex_ held
+  Mutex output_mutex_;  // never taken with mutex_ held
+  Sink sink_ PLATTER_GUARDED_BY(output_mutex_);
 
-  std::mutex mutex_;  // guards all below
-  SetLine set_line_;
-  std::deque<std::byte> input_;
-  std::uint8_t interrupt_enable_ = 0;
-  std::uint8_t fifo_control_ = 0;
-  std::uint8_t line_control_ = 0;
-  std::uint8_t modem_control_ = 0;
-  std::uint8_t scratch_ = 0;
-  std::uint16_t divisor_ = 12;
-  bool transmit_empty_pending_ = false;
-  bool line_ = false;
+  Mutex mutex_;
+  SetLine set_line_ PLATTER_GUARDED_BY(mutex_);
+  std::deque<std::byte> input_ PLATTER_GUARDED_BY(mutex_);
+  std::uint8_t interrupt_enable_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint8_t fifo_control_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint8_t line_control_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint8_t modem_control_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint8_t scratch_ PLATTER_GUARDED_BY(mutex_) = 0;
+  std::uint16_t divisor_ PLATTER_GUARDED_BY(mutex_) = 12;
+  bool transmit_empty_pending_ PLATTER_GUARDED_BY(mutex_) = false;
+  bool line_ PLATTER_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace platter::run

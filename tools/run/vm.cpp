@@ -214,7 +214,7 @@ Result<void> Vm::detach_irqfd(unsigned gsi, int eventfd) {
 }
 
 Result<unsigned> Vm::allocate_message_gsi() {
-  std::lock_guard lock(routes_mutex_);
+  MutexLock lock(routes_mutex_);
   for (std::size_t i = 0; i < messages_.size(); ++i) {
     if (!messages_[i].used) {
       messages_[i] = Message{};
@@ -230,13 +230,13 @@ Result<unsigned> Vm::allocate_message_gsi() {
 }
 
 void Vm::free_message_gsi(unsigned gsi) {
-  std::lock_guard lock(routes_mutex_);
+  MutexLock lock(routes_mutex_);
   // The route stays in the kernel's table until the next change; nothing points to it any more.
   if (gsi >= kLines && gsi - kLines < messages_.size()) messages_[gsi - kLines] = Message{};
 }
 
 Result<void> Vm::set_message(unsigned gsi, std::uint64_t address, std::uint32_t data) {
-  std::lock_guard lock(routes_mutex_);
+  MutexLock lock(routes_mutex_);
   if (gsi < kLines || gsi - kLines >= messages_.size()) {
     return fail(EINVAL, "interrupt {} is not a message-signalled one", gsi);
   }
@@ -245,10 +245,10 @@ Result<void> Vm::set_message(unsigned gsi, std::uint64_t address, std::uint32_t 
   message.routed = true;
   message.address = address;
   message.data = data;
-  return commit_routes_locked();
+  return commit_routes();
 }
 
-Result<void> Vm::commit_routes_locked() {
+Result<void> Vm::commit_routes() {
   // KVM_SET_GSI_ROUTING replaces the whole table, so it starts with the lines as the kernel makes
   // them by itself: IRQ n to both controllers, 16 and up to the I/O APIC alone.
   std::vector<kvm_irq_routing_entry> entries;

@@ -11,11 +11,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/mutex.h"
 #include "tools/run/memory.h"
 #include "tools/run/unique_fd.h"
 
@@ -98,14 +98,15 @@ class Vm {
 
   Vm() = default;
   Result<void> change_event(const IoEvent& event, int eventfd, std::uint32_t flags);
-  Result<void> commit_routes_locked();
+  Result<void> commit_routes() PLATTER_REQUIRES(routes_mutex_);
 
   UniqueFd system_;
   UniqueFd vm_;
   std::size_t run_size_ = 0;
   unsigned max_vcpus_ = 1;
-  std::mutex routes_mutex_;
-  std::vector<Message> messages_;  // guarded by routes_mutex_; index + kLines is the GSI
+  Mutex routes_mutex_;
+  // Index + kLines is the GSI.
+  std::vector<Message> messages_ PLATTER_GUARDED_BY(routes_mutex_);
 };
 
 }  // namespace platter::run
