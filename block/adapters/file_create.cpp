@@ -21,10 +21,12 @@ namespace {
 constexpr auto kLargestSize = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
 
 // 0 or a positive errno.
-int write_zeroes_to(int fd, std::uint64_t offset, std::uint64_t end) {
+int write_zeroes_to(int fd, std::uint64_t offset, std::uint64_t end,
+                    const std::atomic<bool>* cancelled) {
   constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
   const Buffer zeroes = Buffer::zeroed(kChunk);
   while (offset < end) {
+    if (is_set(cancelled)) return ECANCELED;
     const std::size_t length = std::min(kChunk, end - offset);
     const ssize_t n = ::pwrite(fd, zeroes.data(), length, static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
@@ -34,17 +36,25 @@ int write_zeroes_to(int fd, std::uint64_t offset, std::uint64_t end) {
   return 0;
 }
 
-int allocate_to(int fd, std::uint64_t offset, std::uint64_t end) {
-  int r;
-  do {
+int allocate_to(int fd, std::uint64_t offset, std::uint64_t end,
+                const std::atomic<bool>* cancelled) {
+  constexpr std::uint64_t kChunk = std::uint64_t{1} << 30;
+  while (offset < end) {
+    if (is_set(cancelled)) return ECANCELED;
+    const std::uint64_t length = std::min(kChunk, end - offset);
     // Not the plain system call: the library writes where the file system cannot allocate.
-    r = ::posix_fallocate(fd, static_cast<off_t>(offset), static_cast<off_t>(end - offset));
-  } while (r == EINTR);
-  return r;
+    const int r = ::posix_fallocate(fd, static_cast<off_t>(offset), static_cast<off_t>(length));
+    if (r == EINTR) continue;
+    if (r != 0) return r;
+    offset += length;
+  }
+  return 0;
 }
 
-Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_size, bool full) {
-  int error = full ? write_zeroes_to(fd, old_size, new_size) : allocate_to(fd, old_size, new_size);
+Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_size, bool full,
+                             const std::atomic<bool>* cancelled) {
+  int error = full ? write_zeroes_to(fd, old_size, new_size, cancelled)
+                   : allocate_to(fd, old_size, new_size, cancelled);
   const char* what = full ? "Could not write zeros for preallocation"
                           : "Could not preallocate data for the new file";
   if (error == 0 && full && ::fsync(fd) != 0) {
@@ -60,7 +70,7 @@ Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_s
 }  // namespace
 
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
-                           Preallocation preallocation) {
+                           Preallocation preallocation, const std::atomic<bool>* cancelled) {
   if (new_size > kLargestSize) return fail_errno(EFBIG, "Failed to resize file");
   if (preallocation == Preallocation::kMetadata) {
     return fail(ENOTSUP, "Unsupported preallocation mode: metadata");
@@ -69,7 +79,8 @@ Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_siz
     return fail(EINVAL, "Preallocation can't be used for shrinking files");
   }
   if (preallocation != Preallocation::kOff && new_size > old_size) {
-    return grow_with_space(fd, old_size, new_size, preallocation == Preallocation::kFull);
+    return grow_with_space(fd, old_size, new_size, preallocation == Preallocation::kFull,
+                           cancelled);
   }
   if (::ftruncate(fd, static_cast<off_t>(new_size)) != 0) {
     return fail_errno(errno, "Failed to resize file");
@@ -155,7 +166,7 @@ Result<void> FileCreation::fill(int fd, bool existed) {
       ::ioctl(fd, FS_IOC_FSSETXATTR, &attributes);
     }
   }
-  return set_file_size(fd, 0, size_, preallocation_);
+  return set_file_size(fd, 0, size_, preallocation_, nullptr);
 }
 
 Result<void> FileCreation::run() {

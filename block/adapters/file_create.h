@@ -16,9 +16,10 @@
 
 namespace platter {
 
-// Sets the size of a regular file; new space reads as zeroes. Bytes. Off, falloc and full.
+// Sets the size of a regular file; new space reads as zeroes. Bytes. Off, falloc and full. Once
+// `cancelled` (nullptr: never) is true, the file gets its old size back: ECANCELED.
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
-                           Preallocation preallocation);
+                           Preallocation preallocation, const std::atomic<bool>* cancelled);
 
 class FileCreation {
  public:

@@ -147,7 +147,8 @@ Task<Result<Extent>> FileDriver::do_extent(std::uint64_t offset, std::uint64_t l
 Task<Result<void>> FileDriver::do_resize(ResizeRequest request) {
   const std::uint64_t old_size = size();
   auto work = [&] {
-    return set_file_size(fd_.get(), old_size, request.size, request.preallocation);
+    return set_file_size(fd_.get(), old_size, request.size, request.preallocation,
+                         request.cancelled);
   };
   Result<void> done = co_await run_on(WorkerPool::blocking(), work);
   if (done) size_.store(request.size, std::memory_order_release);

@@ -2,6 +2,7 @@
 // through the node that owns the driver, with no other such call running on it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,9 @@
 #include "block/exec/task.h"
 
 namespace platter {
+
+// Whether the work that was given `flag` (nullptr: none) has been cancelled.
+inline bool is_set(const std::atomic<bool>* flag) { return flag != nullptr && flag->load(); }
 
 // Internal snapshots ----------------------------------------------------------------------------
 
@@ -104,6 +108,8 @@ struct CheckRequest {
   bool fix_errors = false;
   // One line per finding ("Leaked cluster 5 refcount=1 reference=0"); `repaired` says it was mended.
   std::function<void(std::string_view line)> report;
+  // Once true the check ends with ECANCELED, unless a repair has begun to write: that is finished.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 
 class CheckAbility {
@@ -137,8 +143,10 @@ class AmendAbility {
   // resize of the node). What fails has changed nothing of what it names; what came before it in the
   // order upgrade, key slots, refcounts, flags, downgrade has been done. `force`: key slots may be
   // changed so that a passphrase, or all of them, are lost. `progress(done, total)` may be empty.
+  // Once `cancelled` is true the next point is taken at which nothing is half-way: ECANCELED.
   virtual Task<Result<void>> amend(Options options, bool force,
-                                   std::function<void(std::uint64_t, std::uint64_t)> progress) = 0;
+                                   std::function<void(std::uint64_t, std::uint64_t)> progress,
+                                   const std::atomic<bool>* cancelled = nullptr) = 0;
 };
 
 // Information -----------------------------------------------------------------------------------------

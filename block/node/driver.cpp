@@ -40,6 +40,9 @@ Task<Result<void>> Driver::do_close() { co_return {}; }
 Task<Result<void>> Driver::do_set_permissions(Permissions) { co_return {}; }
 
 Task<Result<void>> Driver::prepare_reopen(OpenFlags) { co_return {}; }
+Result<std::function<Task<Result<void>>()>> Driver::plan_change(Options&) {
+  return std::function<Task<Result<void>>()>();
+}
 
 Task<void> Driver::do_announce(FaultEvent) { co_return; }
 

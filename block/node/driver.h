@@ -9,7 +9,9 @@
 // immutable after open, guarded by which mutex, per executor.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -64,6 +66,8 @@ struct ResizeRequest {
   Preallocation preallocation = Preallocation::kOff;
   bool exact = true;      // a device of fixed size may stay larger when false
   bool zero_new = false;  // the new range must read as zeroes, whatever the backing node holds
+  // Looked at while space is made: once true, what was made is given back and ECANCELED returned.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 
 // What a reopen may change (see graph.h).
@@ -130,6 +134,11 @@ class Driver {
   virtual Task<Result<void>> prepare_reopen(OpenFlags flags);
   virtual void commit_reopen() {}
   virtual void abort_reopen() {}
+
+  // Takes those of `options` that are the format's own and may change while it is open, checks them
+  // together with the others that it was opened with, and gives what puts them in force; empty:
+  // there were none.
+  virtual Result<std::function<Task<Result<void>>()>> plan_change(Options& options);
 
   // Children in a fixed order: "file", "backing", ...; edges owned by the driver.
   virtual std::vector<Edge*> children() { return {}; }

@@ -117,7 +117,8 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
 std::span<const CreateOption> amend_options() { return kAmendOptions; }
 
 Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
-                                      std::function<void(std::uint64_t, std::uint64_t)> progress) {
+                                      std::function<void(std::uint64_t, std::uint64_t)> progress,
+                                      const std::atomic<bool>* cancelled) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
   const auto plan = plan_amendment(options, core_.header);
   PLATTER_CO_TRY(plan);
@@ -136,7 +137,7 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
     if (progress) progress(++done, 6);
   };
   if (plan->version > core_.header.version) {
-    auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version);
+    auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version, cancelled);
     PLATTER_CO_TRY(upgraded);
   }
   advance();
@@ -147,7 +148,7 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   advance();
   if (plan->refcount_order != core_.header.refcount_order) {
     auto widened =
-        co_await amend_alone(&Qcow2Driver::change_refcount_width_now, plan->refcount_order);
+        co_await amend_alone(&Qcow2Driver::change_refcount_width_now, plan->refcount_order, cancelled);
     PLATTER_CO_TRY(widened);
   }
   advance();
@@ -161,21 +162,26 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   }
   advance();
   if (plan->lazy_refcounts != core_.header.lazy_refcounts()) {
-    auto changed =
-        co_await amend_alone(&Qcow2Driver::change_lazy_refcounts_now, plan->lazy_refcounts);
+    auto changed = co_await amend_alone(&Qcow2Driver::change_lazy_refcounts_now,
+                                        plan->lazy_refcounts, cancelled);
     PLATTER_CO_TRY(changed);
   }
   advance();
   if (plan->version < core_.header.version) {
-    auto downgraded = co_await amend_alone(&Qcow2Driver::downgrade_now, plan->version);
+    auto downgraded = co_await amend_alone(&Qcow2Driver::downgrade_now, plan->version, cancelled);
     PLATTER_CO_TRY(downgraded);
   }
   advance();
   co_return {};
 }
 
-Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value) {
-  const auto step = [this, work, value] { return (this->*work)(value); };
+Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value,
+                                            const std::atomic<bool>* cancelled) {
+  if (is_set(cancelled)) co_return fail(ECANCELED, "cancelled");
+  const auto step = [this, work, value, cancelled] {
+    cancelled_ = cancelled;
+    return (this->*work)(value);
+  };
   const std::function<Task<Result<void>>()> named(step);
   auto done = co_await exclusively(named, true);
   write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()) &&
@@ -219,13 +225,14 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
 
 Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
   Header header = core_.header;
-  auto changed = co_await change_refcount_width(*core_.file, header, static_cast<unsigned>(order));
+  auto changed = co_await change_refcount_width(*core_.file, header, static_cast<unsigned>(order),
+                                                cancelled_);
   // As far as it came, it is on disk.
   auto guard = co_await core_.header_mutex.lock();
+  // The new structure is there; whether the header that points to it is, nobody knows.
+  if (!changed && header != core_.header) core_.header_unsure.store(true);
   core_.header = std::move(header);
   core_.geometry = core_.header.geometry();
-  // The new structure is there; whether the header that points to it is, nobody knows.
-  if (!changed) core_.header_unsure.store(true);
   co_return changed;
 }
 

@@ -12,6 +12,7 @@ Checker::Checker(BlockNode& file, Header& header, const CheckRequest& request)
     : file_(file),
       header_(header),
       request_(request),
+      cancelled_(request.cancelled),
       g_(header.geometry()),
       counts_(g_.clusters_for(file.size())) {}
 
@@ -44,6 +45,7 @@ Task<Result<void>> Checker::repair_or_compare() {
     const CheckResult old = result_;
     step = co_await rebuild();
     if (!step) co_return forward_error(step, "could not rebuild the refcount structure");
+    cancelled_ = nullptr;
     result_.corruptions = 0;
     result_.leaks = 0;
     need_rebuild_ = false;
@@ -75,6 +77,7 @@ Task<Result<void>> Checker::repair_or_compare() {
   }
   // Also when nothing differs: the comparison leaves in memory what is on disk.
   result_ = before_comparison;
+  cancelled_ = nullptr;
   step = co_await compare({.leaks = request_.fix_leaks, .errors = request_.fix_errors}, true);
   co_return step;
 }

@@ -27,7 +27,9 @@ Task<Result<CheckResult>> check_image(BlockNode& file, Header& header, const Che
 
 // Gives an image whose tables agree with each other new refcounts of 1 << `order` bits, all at once
 // by one write of the header. EINVAL where a refcount does not fit, naming it.
-Task<Result<void>> change_refcount_width(BlockNode& file, Header& header, unsigned order);
+// Cancelled (nullptr: never), before that write, it leaves everything as it was: ECANCELED.
+Task<Result<void>> change_refcount_width(BlockNode& file, Header& header, unsigned order,
+                                         const std::atomic<bool>* cancelled);
 
 // What opening a dirty image for writing does first: makes the refcounts agree with the tables and
 // clears the dirty bit. Fails when errors remain.

@@ -93,6 +93,7 @@ Task<Result<void>> Checker::check_copied() {
   TableStream stream(file_, g_.cluster_size(), offsets);
   Result<void> outcome;
   for (std::size_t i = 0; i < offsets.size() && outcome; ++i) {
+    if (outcome = go_on(); !outcome) break;
     auto table = co_await stream.next();
     if (!table.read) {
       say("ERROR: Could not read L2 table: {}", table.read.error().message());

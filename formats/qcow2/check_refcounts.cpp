@@ -99,6 +99,7 @@ Task<Result<void>> Checker::compare(Fix fix, bool adopt) {
   TableStream stream(file_, g_.cluster_size(), offsets);
   Result<void> outcome;
   for (std::uint64_t i = 0; i < blocks && outcome; ++i) {
+    if (outcome = go_on(); !outcome) break;
     const std::uint64_t offset =
         i < refcount_table_.size() ? refcount_table_[i] & kRefTableOffsetMask : 0;
     if (offset == 0) {
@@ -200,6 +201,8 @@ Task<Result<void>> Checker::rebuild() {
   std::uint64_t next = start + table_clusters;
   for (std::uint64_t b = 0; b < used.size(); ++b) {
     if (!used[b]) continue;
+    const Result<void> on = go_on();
+    PLATTER_CO_TRY(on);
     std::fill(block.begin(), block.end(), std::byte{0});
     const std::uint64_t first = b << g_.refblock_bits();
     const std::uint64_t end = std::min(first + g_.refblock_entries(), counts_.clusters());

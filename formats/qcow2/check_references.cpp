@@ -96,6 +96,7 @@ Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, A
   TableStream stream(file_, g_.cluster_size(), tables);
   Result<void> outcome;
   for (std::size_t i = 0; i < tables.size() && outcome; ++i) {
+    if (outcome = go_on(); !outcome) break;
     auto table = co_await stream.next();
     if (!table.read) {
       say("ERROR: I/O error in check_refcounts_l2");

@@ -36,6 +36,7 @@ Task<Result<void>> Checker::change_width(unsigned order) {
     if (header_.refcount_table_offset == table) header_.refcount_order = before;
     co_return forward_error(step, "could not write the new refcounts");
   }
+  cancelled_ = nullptr;  // the header leads to the new structure: what is left must be done
   // The old structure counts as in use until nobody refers to it: now.
   counts_.clear();
   step = co_await count_references(false);
@@ -46,8 +47,10 @@ Task<Result<void>> Checker::change_width(unsigned order) {
   co_return step;
 }
 
-Task<Result<void>> change_refcount_width(BlockNode& file, Header& header, unsigned order) {
-  const CheckRequest request{};
+Task<Result<void>> change_refcount_width(BlockNode& file, Header& header, unsigned order,
+                                         const std::atomic<bool>* cancelled) {
+  CheckRequest request{};
+  request.cancelled = cancelled;
   Checker checker(file, header, request);
   auto changed = co_await checker.change_width(order);
   co_return changed;

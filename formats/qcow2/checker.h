@@ -42,6 +42,11 @@ class Checker {
     }
     request_.report(fmt::format(text, std::forward<Args>(args)...));
   }
+  // What stops a pass that has changed nothing yet that the passes after it would have to follow up.
+  Result<void> go_on() const {
+    if (is_set(cancelled_)) return fail(ECANCELED, "cancelled");
+    return {};
+  }
   std::uint64_t file_clusters() const { return g_.clusters_for(file_.size()); }
   Task<Result<void>> write_table(std::uint64_t offset, std::span<const std::byte> bytes);
   Task<Result<void>> write_header();
@@ -86,6 +91,7 @@ class Checker {
   BlockNode& file_;
   Header& header_;
   const CheckRequest& request_;
+  const std::atomic<bool>* cancelled_;  // nullptr once a repair has begun to write
   Geometry g_;
   CheckResult result_;
   RefcountMap counts_;

@@ -66,7 +66,8 @@ bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_w
 }
 
 void Qcow2Driver::shed_if_due() {
-  if (options_.cache_clean_interval == 0) return;
+  const std::int64_t interval = clean_interval_.load(std::memory_order_relaxed);
+  if (interval == 0) return;
   const std::int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
                                std::chrono::steady_clock::now().time_since_epoch())
                                .count();
@@ -75,7 +76,7 @@ void Qcow2Driver::shed_if_due() {
     last_shed_.compare_exchange_strong(last, now);
     return;
   }
-  if (now - last < static_cast<std::int64_t>(options_.cache_clean_interval)) return;
+  if (now - last < interval) return;
   if (!last_shed_.compare_exchange_strong(last, now)) return;
   MutexLock lock(core_.mutex());
   tables_.cache().shed_unused();

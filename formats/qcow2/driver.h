@@ -44,6 +44,8 @@ struct RuntimeOptions {
   bool pass_discard_snapshot = true;
   bool pass_discard_other = false;
 };
+// Moves the options that take_runtime_options() knows from `options`.
+Options take_runtime_keys(Options& options);
 // Takes what it knows; checks sizes against each other.
 Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry,
                                             std::uint64_t l1_entries);
@@ -67,6 +69,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> do_close() override;
   Task<Result<void>> prepare_reopen(OpenFlags flags) override;
   void commit_reopen() override;
+  Result<std::function<Task<Result<void>>()>> plan_change(Options& options) override;
   void abort_reopen() override;
   std::vector<Edge*> children() override;
   BlockNode* backing() override { return core_.backing(); }
@@ -90,7 +93,8 @@ class Qcow2Driver final : public MappedDriver,
 
   // AmendAbility.
   Task<Result<void>> amend(Options options, bool force,
-                           std::function<void(std::uint64_t, std::uint64_t)> progress) override;
+                           std::function<void(std::uint64_t, std::uint64_t)> progress,
+                           const std::atomic<bool>* cancelled) override;
 
   // For tests.
   Core& core() { return core_; }
@@ -154,7 +158,8 @@ class Qcow2Driver final : public MappedDriver,
 
   // amend.cpp and expand_zeroes.cpp; what ends in _now with requests held back.
   using Work = Task<Result<void>> (Qcow2Driver::*)(std::uint64_t value);
-  Task<Result<void>> amend_alone(Work work, std::uint64_t value);
+  Task<Result<void>> amend_alone(Work work, std::uint64_t value,
+                                 const std::atomic<bool>* cancelled);
   Task<Result<void>> upgrade_now(std::uint64_t version);
   Task<Result<void>> downgrade_now(std::uint64_t version);
   Task<Result<void>> change_refcount_width_now(std::uint64_t order);
@@ -174,11 +179,13 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps);
   Task<Result<void>> take_back_space(std::uint64_t from, std::uint64_t to);
   Task<Result<void>> clear_tail(std::uint64_t from);
-  Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode);
+  Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode,
+                                 const std::atomic<bool>* cancelled);
   Task<Result<void>> cut_file();
 
   Core core_;
-  const RuntimeOptions options_;
+  RuntimeOptions options_;  // changed under operations_, with requests held back
+  std::atomic<std::int64_t> clean_interval_{0};  // seconds, of options_, for who holds nothing
   std::optional<crypto::LuksHeader> luks_;  // after open changed under operations_
   // Immutable after open.
   std::optional<std::string> key_secret_;  // id
@@ -200,6 +207,12 @@ class Qcow2Driver final : public MappedDriver,
   bool began_ = false;                      // under operations_
   TableBounds bounds_ = TableBounds::kInFile;  // immutable after open
   bool needs_repair_ = false;               // under operations_
+  // runtime_options.cpp
+  Task<Result<void>> change_options(Options given, RuntimeOptions options);
+  Task<Result<void>> take_options(const Options& given, const RuntimeOptions& options);
+  Options given_;               // what options_ was made of
+  bool discard_unmap_ = false;  // the last choose_discards()
+  const std::atomic<bool>* cancelled_ = nullptr;  // of the amendment; under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;
 };

@@ -44,6 +44,7 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   const bool fill = core_.backing() != nullptr || !core_.header.backing_file.empty();
   std::uint64_t wanted = 0;
   for (auto it = references.begin(); it != references.end();) {
+    if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
     auto found = co_await count_zero_clusters(*core_.file, table, it->first);
     PLATTER_CO_TRY(found);
     wanted += *found;
@@ -58,6 +59,7 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   // New clusters, counted once each on disk and full of zeroes, before anything refers to them.
   std::vector<Reservation> places;
   for (std::uint64_t have = 0; fill && have < wanted;) {
+    if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
     auto place = co_await clusters_.reserve(wanted - have);
     PLATTER_CO_TRY(place);
     have += place->count();
@@ -80,6 +82,7 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   };
   std::vector<std::pair<std::uint64_t, Buffer>> changed;
   for (const auto& [offset, times] : references) {
+    if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
     Buffer bytes(g.cluster_size());
     auto fetched = co_await core_.file->read(offset, bytes.iov());
     PLATTER_CO_TRY(fetched);

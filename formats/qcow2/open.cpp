@@ -35,73 +35,6 @@ const RegisterDriver registered{DriverType{.name = "qcow2",
 
 }  // namespace
 
-Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& geometry,
-                                            std::uint64_t l1_entries) {
-  RuntimeOptions r;
-  const auto cache = options.take_size("cache-size");
-  PLATTER_TRY(cache);
-  const auto l2 = options.take_size("l2-cache-size");
-  PLATTER_TRY(l2);
-  const auto entry = options.take_size("l2-cache-entry-size");
-  PLATTER_TRY(entry);
-  const auto refcounts = options.take_size("refcount-cache-size");
-  PLATTER_TRY(refcounts);
-  const auto interval = options.take_number("cache-clean-interval");
-  PLATTER_TRY(interval);
-  const auto lazy = options.take_bool("lazy-refcounts");
-  PLATTER_TRY(lazy);
-  const auto request = options.take_bool("pass-discard-request");
-  PLATTER_TRY(request);
-  const auto snapshot = options.take_bool("pass-discard-snapshot");
-  PLATTER_TRY(snapshot);
-  const auto other = options.take_bool("pass-discard-other");
-  PLATTER_TRY(other);
-  // Overlaps with metadata are always checked, so these choose nothing.
-  options.take_string("overlap-check");
-  options.take_child("overlap-check");
-
-  r.l2_cache = l2->value_or(0);
-  r.refcount_cache = refcounts->value_or(0);
-  if (*cache) {
-    if (*l2 && *refcounts) {
-      return fail(
-          EINVAL,
-          "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
-    }
-    if (r.l2_cache > **cache) return fail(EINVAL, "l2-cache-size may not exceed cache-size");
-    if (r.refcount_cache > **cache)
-      return fail(EINVAL, "refcount-cache-size may not exceed cache-size");
-    const std::uint64_t all = l1_entries << geometry.cluster_bits;
-    if (*l2) {
-      r.refcount_cache = **cache - r.l2_cache;
-    } else if (*refcounts) {
-      r.l2_cache = **cache - r.refcount_cache;
-    } else {
-      r.l2_cache = std::min(all, **cache - **cache / 8);
-      r.refcount_cache = **cache - r.l2_cache;
-    }
-  }
-  if (*entry) {
-    if (!is_power_of_two(**entry) || **entry < 512 || **entry > geometry.cluster_size()) {
-      return fail(
-          EINVAL,
-          "L2 cache entry size must be a power of two between 512 and the cluster size ({})",
-          geometry.cluster_size());
-    }
-    r.l2_cache_entry = **entry;
-  }
-  r.cache_clean_interval = interval->value_or(r.cache_clean_interval);
-  if (lazy->value_or(false) && geometry.version < 3) {
-    return fail(EINVAL,
-                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
-  }
-  r.lazy_refcounts = *lazy;
-  r.pass_discard_request = *request;
-  r.pass_discard_snapshot = snapshot->value_or(true);
-  r.pass_discard_other = other->value_or(false);
-  return r;
-}
-
 Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
   const Permissions rights =
       context.flags.read_only ? Permissions::reader() : Permissions::writer();
@@ -112,11 +45,16 @@ Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
   auto header = co_await read_header(**file, bounds);
   PLATTER_CO_TRY(header);
   const Geometry geometry = geometry_of(*header);
-  auto options = take_runtime_options(context.options, geometry, header->l1_size);
+  const Options given = take_runtime_keys(context.options);
+  Options unread = given;
+  auto options = take_runtime_options(unread, geometry, header->l1_size);
   PLATTER_CO_TRY(options);
+  if (auto known = unread.all_taken("qcow2"); !known) co_return forward_error(known);
   auto driver = std::make_unique<Qcow2Driver>(geometry, *options);
   driver->core_.file = std::move(*file);
   driver->bounds_ = bounds;
+  driver->given_ = given;
+  driver->clean_interval_.store(static_cast<std::int64_t>(options->cache_clean_interval));
   auto started = co_await driver->start(context, std::move(*header));
   PLATTER_CO_TRY(started);
   std::unique_ptr<Driver> result = std::move(driver);
@@ -239,6 +177,7 @@ void Qcow2Driver::list_metadata() {
 }
 
 void Qcow2Driver::choose_discards(bool unmap) {
+  discard_unmap_ = unmap;
   core_.discard_passes[static_cast<std::size_t>(Discard::kNever)] = false;
   core_.discard_passes[static_cast<std::size_t>(Discard::kAlways)] = true;
   core_.discard_passes[static_cast<std::size_t>(Discard::kRequest)] =

@@ -67,7 +67,8 @@ Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::C
   auto data_grown = co_await resize_data_file(request);
   PLATTER_CO_TRY(data_grown);
   if (request.preallocation != Preallocation::kOff) {
-    auto preallocated = co_await preallocate(old_size, request.size, request.preallocation);
+    auto preallocated = co_await preallocate(old_size, request.size, request.preallocation,
+                                             request.cancelled);
     PLATTER_CO_TRY(preallocated);
   }
   auto settled = co_await settle();
@@ -173,7 +174,7 @@ Task<Result<void>> Qcow2Driver::resize_data_file(const ResizeRequest& request) {
   if (before == request.size || (before > request.size && !core_.header.data_file_raw())) {
     co_return {};
   }
-  ResizeRequest exactly{.size = request.size, .exact = true};
+  ResizeRequest exactly{.size = request.size, .exact = true, .cancelled = request.cancelled};
   if (request.preallocation != Preallocation::kMetadata) {
     exactly.preallocation = request.preallocation;
   }
@@ -201,7 +202,7 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
 }
 
 Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
-                                            Preallocation mode) {
+                                            Preallocation mode, const std::atomic<bool>* cancelled) {
   const Geometry& g = core_.geometry;
   BlockNode& data = core_.data_node();
   // The cluster at the disk's old end keeps what it holds.
@@ -214,6 +215,7 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
   end = align_up(end, g.cluster_size());
   const std::uint64_t first = offset;
   while (offset < end) {
+    if (is_set(cancelled)) co_return fail(ECANCELED, "cancelled");
     auto plan = co_await plan_write(offset, end - offset);
     PLATTER_CO_TRY(plan);
     offset += plan->length;
@@ -232,7 +234,8 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     if (!g.external_data && host + plan->length > data.size()) {
       ResizeRequest extend{
           .size = host + plan->length,
-          .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode};
+          .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode,
+          .cancelled = cancelled};
       auto extended = co_await data.resize(extend);
       if (!extended) {
         abandon(*plan);

@@ -309,6 +309,13 @@ def only_qcow2():
     yield Case("vm state, small clusters", state, create="cluster_size=512")
     yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
                                  "truncate -m full 8M", "map", "length"], stderr=False)
+    yield Case("reopen, qcow2's options", [
+        "reopen -o lazy-refcounts=on", "write -P 5 0 64k", "reopen -o l2-cache-size=128k",
+        "reopen -o cache-clean-interval=3", "reopen -o lazy-refcounts=off,l2-cache-entry-size=4k,pass-discard-request=on",
+        "read -P 5 0 64k", "reopen -o l2-cache-size=3,cache-size=1", "reopen -o overlap-check=foo",
+        "reopen -o overlap-check=all", "reopen -o overlap-check.template=none", "reopen -o overlap-check.foo=off",
+        "reopen -o lazy-refcounts=maybe", "reopen -r -o refcount-cache-size=1M", "reopen -w", "write -P 6 1M 64k",
+        "read -P 6 1M 64k", "read -P 5 0 64k"])
     yield Case("zeroes without fallback", ["write -q 0 256k", "write -z -n 0 64k", "write -z -u -n 64k 128k", "map"])
     for seed, create in enumerate(("cluster_size=512", "cluster_size=2M", "compat=0.10", "lazy_refcounts=on")):
         yield Case(f"image, {create}", IMAGE, create=create)

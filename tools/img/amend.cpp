@@ -55,7 +55,8 @@ Task<Result<void>> amend_node(BlockNode& node, Options options, bool force,
   progress.start();
   const std::function<void(std::uint64_t, std::uint64_t)> report_progress =
       [&progress](std::uint64_t done, std::uint64_t total) { progress.update(done, total); };
-  auto amended = co_await ability->amend(std::move(options), force, report_progress);
+  auto amended = co_await ability->amend(std::move(options), force, report_progress,
+                                         Cancellation::flag());
   PLATTER_CO_TRY(amended);
   if (size != 0 && !downgrade) {
     auto resized = co_await resize();
@@ -90,6 +91,11 @@ Task<int> amend(AmendArguments arguments) {
     }
   }
   const Result<void> closed = co_await image->detach();
+  if (Cancellation::ended(amended)) {
+    report("amend cancelled: '{}' holds what it did, and the properties that were not changed yet",
+           arguments.filename);
+    co_return Cancellation::status();
+  }
   if (!amended) co_return report_failure(arguments.filename, amended);
   if (!closed) co_return report_failure(arguments.filename, closed);
   co_return 0;
@@ -143,8 +149,7 @@ int run_amend(int argc, char** argv) {
   }
   if (!common.agree()) return 1;
   amend_arguments.filename = rest[0];
-  // It cannot stop half-way: a signal waits for its end.
-  const Cancellation put_off;
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return amend(amend_arguments); }));
 }
 

@@ -88,6 +88,11 @@ void show_finding(std::string_view line) {
   std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
 }
 
+Result<void> as_void(const Result<CheckResult>& result) {
+  if (!result) return forward_error(result);
+  return {};
+}
+
 Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
   CheckAbility* checker = node.driver().checker();
   if (checker == nullptr) {
@@ -98,7 +103,13 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
   request.fix_leaks = arguments.fix_leaks;
   request.fix_errors = arguments.fix_errors;
   request.report = show_finding;
+  const bool fixing = arguments.fix_leaks || arguments.fix_errors;
+  if (fixing) request.cancelled = Cancellation::flag();
   Result<CheckResult> result = co_await checker->check(request);
+  if (fixing && Cancellation::ended(as_void(result))) {
+    report("check cancelled: '{}' was not repaired", arguments.filename);
+    co_return Cancellation::status();
+  }
   const bool human = arguments.common.output == OutputFormat::kHuman;
   if (result && (result->leaks_fixed != 0 || result->corruptions_fixed != 0)) {
     const std::uint64_t leaks_fixed = result->leaks_fixed;
@@ -112,7 +123,13 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
     }
     CheckRequest again;
     again.report = show_finding;
+    again.cancelled = Cancellation::flag();
     result = co_await checker->check(again);
+    if (Cancellation::ended(as_void(result))) {
+      report("check cancelled: '{}' has been repaired, and not been checked again",
+             arguments.filename);
+      co_return Cancellation::status();
+    }
     if (result) {
       result->leaks_fixed = leaks_fixed;
       result->corruptions_fixed = corruptions_fixed;
@@ -189,9 +206,9 @@ int run_check(int argc, char** argv) {
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   if (!common.agree()) return kCheckFailed;
   check_arguments.filename = rest[0];
-  // A repair cannot stop half-way: a signal waits for its end.
-  std::optional<Cancellation> put_off;
-  if (check_arguments.fix_leaks) put_off.emplace();
+  // A check alone may die at once.
+  std::optional<Cancellation> cancellation;
+  if (check_arguments.fix_leaks) cancellation.emplace();
   return finish_output(run_to_end([&] { return check(check_arguments); }));
 }
 

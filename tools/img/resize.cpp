@@ -49,7 +49,12 @@ Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
   ResizeRequest request;
   request.size = size;
   request.preallocation = arguments.preallocation;
+  request.cancelled = Cancellation::flag();
   const Result<void> resized = co_await node.resize(request);
+  if (Cancellation::ended(resized)) {
+    report("resize cancelled: '{}' keeps its size", arguments.filename);
+    co_return Cancellation::status();
+  }
   if (!resized) co_return report_failure(arguments.filename, resized);
   co_return 0;
 }
@@ -116,8 +121,7 @@ int run_resize(int argc, char** argv) {
     return 1;
   }
   resize_arguments.size = *bytes;
-  // It cannot stop half-way: a signal waits for its end.
-  const Cancellation put_off;
+  const Cancellation cancellation;
   return finish_output(run_to_end([&] { return resize(resize_arguments); }));
 }
 

@@ -1,4 +1,6 @@
 // The command reopen: other flags for the open image.
+#include <functional>
+
 #include "tools/io/open.h"
 
 namespace platter::io_tool {
@@ -11,7 +13,7 @@ struct Wish {
 };
 
 // What may be changed while the image is open.
-Result<void> apply_options(Options options, const BlockNode& node, OpenFlags& flags) {
+Result<void> apply_options(Options& options, const BlockNode& node, OpenFlags& flags) {
   const auto take = [&](std::string_view key, bool& into) -> Result<void> {
     const Result<std::optional<bool>> value = options.take_bool(key);
     PLATTER_TRY(value);
@@ -96,6 +98,15 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
   }
   if (!arguments.rest().empty()) co_return usage_error(arguments);
   Result<void> good = check_wish(wish);
+  std::function<Task<Result<void>>()> change;
+  if (good) {
+    auto planned = session.node().driver().plan_change(wish.options);
+    if (planned) {
+      change = std::move(*planned);
+    } else {
+      good = forward_error(planned);
+    }
+  }
   if (good) good = apply_options(wish.options, session.node(), flags);
   if (!good) {
     session.complain(good.error().message());
@@ -117,6 +128,10 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
     }
   }
   auto reopened = co_await reopen(session.node(), flags);
+  if (reopened && change) {
+    auto changing = change();
+    reopened = co_await changing;
+  }
   if (!reopened) {
     auto restored = co_await session.set_permissions(before);
     static_cast<void>(restored);

@@ -113,6 +113,10 @@ def looks(h, line, data, chain, three, packed, snaps):
         for options in ([], ["-o", "cluster_size=512"], ["-o", "preallocation=full"],
                         ["-o", "refcount_bits=64,cluster_size=2M"]):
             line(f"measure {size} {' '.join(options)}", "measure", "-O", "qcow2", *options, "--size", size)
+    for option in ("=foo", "=all", "=none", ".template=foo", ".main-header=foo", ".bogus=on", "=all,overlap-check.template=none",
+                   "=all,overlap-check.template=all", ".main-header=off,overlap-check.inactive-l2=on"):
+        line(f"overlap check {option}", "check", "--image-opts", f"driver=qcow2,file.filename=a,overlap-check{option}",
+             before=data)
     for words in (["--image-opts", "driver=qcow2,file.filename=a"],
                   ["--image-opts", "driver=qcow2,file.driver=file,file.filename=a"],
                   ["--image-opts", "--output=json", "driver=qcow2,file.filename=a,lazy-refcounts=on"],

@@ -271,6 +271,46 @@ TEST(Cancellation, WhoIsKilledLeavesNoFile) {
   EXPECT_TRUE(std::filesystem::remove(path));
 }
 
+// The verbs that change an image in place, with the signal at many moments: the image reads as before
+// and has no errors, and cancelled is said when it is what the verb ended of.
+struct InPlace {
+  const char* name;
+  int (*verb)(int, char**);
+  std::vector<std::string> words;  // before the image
+  std::vector<std::string> after;  // behind it
+};
+
+class CancelInPlaceTest : public CancelTest, public ::testing::WithParamInterface<InPlace> {};
+
+TEST_P(CancelInPlaceTest, LeavesAnImageThatIsWhole) {
+  const InPlace& p = GetParam();
+  int cancelled = 0;
+  for (const std::uint64_t after : {1U, 70000U, 140000U, 300000U, 600000U, 5000000U}) {
+    with_overlay([&](const MemoryImage& image) {
+      std::vector<std::string> words{p.name};
+      words.insert(words.end(), p.words.begin(), p.words.end());
+      words.insert(words.end(), {"--image-opts", options_of(image.name(), after)});
+      words.insert(words.end(), p.after.begin(), p.after.end());
+      ::testing::internal::CaptureStderr();
+      ::testing::internal::CaptureStdout();
+      const int status = call(p.verb, words);
+      ::testing::internal::GetCapturedStdout();
+      const std::string said = ::testing::internal::GetCapturedStderr();
+      const bool told = said.find(std::string(p.name) + " cancelled: ") != std::string::npos;
+      EXPECT_EQ(status, told ? kInterrupted : 0) << said;
+      if (told) ++cancelled;
+    });
+  }
+  EXPECT_GT(cancelled, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Verbs, CancelInPlaceTest,
+    ::testing::Values(InPlace{"amend", run_amend, {"-o", "refcount_bits=64"}, {}},
+                      InPlace{"amend", run_amend, {"-o", "compat=0.10"}, {}},
+                      InPlace{"resize", run_resize, {"--preallocation=metadata"}, {"+64M"}},
+                      InPlace{"check", run_check, {"-r", "all"}, {}}));
+
 TEST(Cancellation, LeavesIgnoredSignalsIgnored) {
   const auto before = std::signal(SIGHUP, SIG_IGN);
   {
