@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "block/adapters/memory.h"
 #include "unit/node/overlay_driver.h"
 #include "unit/node/support.h"
 
