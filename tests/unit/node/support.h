@@ -16,12 +16,17 @@ namespace platter::testing {
 
 inline constexpr std::uint64_t kMiB = 1 << 20;  // bytes
 
-// Runs a coroutine function's Task to its end on the thread's executor: a ring for each would cost
-// more than most tests.
+// The thread's executor: a ring for each use would cost more than most tests.
+inline Executor& executor_of_thread() {
+  thread_local const std::unique_ptr<Executor> executor = std::move(Executor::create().value());
+  return *executor;
+}
+
+// Runs a coroutine function's Task to its end. (A template's own thread_local would be one for each
+// caller, and there can be 64 executors.)
 template <class Start>
 auto run(Start&& start) {
-  thread_local const std::unique_ptr<Executor> executor = std::move(*Executor::create());
-  return executor->block_on(std::forward<Start>(start));
+  return executor_of_thread().block_on(std::forward<Start>(start));
 }
 
 inline Result<void> close(Edge& edge) {
