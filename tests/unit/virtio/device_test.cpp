@@ -86,6 +86,9 @@ TEST_F(DeviceTest, ABatchGetsOneInterrupt) {
   device.wait_held(8);
   device.release();
   for (int i = 0; i < 8; ++i) driver.wait();
+  // The used ring shows the batch before its interrupt comes.
+  driver.sink().queue(0).wait_for(1);
+  device.stop_and_wait();
   EXPECT_EQ(driver.sink().queue(0).count(), 1u);
 }
 
