@@ -1,13 +1,12 @@
 #include "block/crypto/cipher.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
 
 #include "block/base/bytes.h"
+#include "block/crypto/openssl.h"
 
 namespace platter::crypto {
 namespace {
@@ -18,10 +17,11 @@ constexpr std::array<std::string_view, 9> kOtherAlgorithms{
     "des",         "3des",        "cast5-128",   "serpent-128", "serpent-192",
     "serpent-256", "twofish-128", "twofish-192", "twofish-256"};
 
-struct FreeCipher {
-  void operator()(EVP_CIPHER_CTX* context) const { EVP_CIPHER_CTX_free(context); }
+struct FreeContext {
+  const OpenSsl* ssl = nullptr;
+  void operator()(EVP_CIPHER_CTX* context) const { ssl->EVP_CIPHER_CTX_free(context); }
 };
-using Context = std::unique_ptr<EVP_CIPHER_CTX, FreeCipher>;
+using Context = std::unique_ptr<EVP_CIPHER_CTX, FreeContext>;
 
 unsigned char* raw(std::byte* bytes) { return reinterpret_cast<unsigned char*>(bytes); }
 const unsigned char* raw(const std::byte* bytes) {
@@ -31,27 +31,32 @@ const unsigned char* raw(const std::byte* bytes) {
 // A context with `key` set for the cipher that the library calls `name`.
 Result<Context> make_context(const std::string& name, std::span<const std::byte> key,
                              bool encrypting) {
-  EVP_CIPHER* cipher = EVP_CIPHER_fetch(nullptr, name.c_str(), nullptr);
+  const auto loaded = openssl();
+  PLATTER_TRY(loaded);
+  const OpenSsl& ssl = **loaded;
+  EVP_CIPHER* cipher = ssl.EVP_CIPHER_fetch(nullptr, name.c_str(), nullptr);
   if (cipher == nullptr) return fail(ENOTSUP, "Cipher '{}' is not offered by the library", name);
-  Context context(EVP_CIPHER_CTX_new());
+  Context context(ssl.EVP_CIPHER_CTX_new(), {&ssl});
   const bool ready =
-      context && static_cast<std::size_t>(EVP_CIPHER_get_key_length(cipher)) == key.size() &&
-      EVP_CipherInit_ex2(context.get(), cipher, raw(key.data()), nullptr, encrypting ? 1 : 0,
-                         nullptr) == 1 &&
-      EVP_CIPHER_CTX_set_padding(context.get(), 0) == 1;
-  EVP_CIPHER_free(cipher);
+      context && static_cast<std::size_t>(ssl.EVP_CIPHER_get_key_length(cipher)) == key.size() &&
+      ssl.EVP_CipherInit_ex2(context.get(), cipher, raw(key.data()), nullptr, encrypting ? 1 : 0,
+                             nullptr) == 1 &&
+      ssl.EVP_CIPHER_CTX_set_padding(context.get(), 0) == 1;
+  ssl.EVP_CIPHER_free(cipher);
   if (!ready) {
     return fail(EINVAL, "Cipher '{}' does not take this key of {} bytes", name, key.size());
   }
   return context;
 }
 
-Result<void> step(EVP_CIPHER_CTX* context, const std::byte* iv, std::byte* bytes,
+Result<void> step(const Context& context, const std::byte* iv, std::byte* bytes,
                   std::size_t length) {
+  const OpenSsl& ssl = *context.get_deleter().ssl;
   int done = 0;
   if ((iv != nullptr &&
-       EVP_CipherInit_ex2(context, nullptr, nullptr, raw(iv), -1, nullptr) != 1) ||
-      EVP_CipherUpdate(context, raw(bytes), &done, raw(bytes), static_cast<int>(length)) != 1 ||
+       ssl.EVP_CipherInit_ex2(context.get(), nullptr, nullptr, raw(iv), -1, nullptr) != 1) ||
+      ssl.EVP_CipherUpdate(context.get(), raw(bytes), &done, raw(bytes),
+                           static_cast<int>(length)) != 1 ||
       static_cast<std::size_t>(done) != length) {
     return fail(EIO, "the cipher failed");
   }
@@ -186,14 +191,13 @@ Result<void> SectorCipher::run(std::uint64_t sector, std::span<std::byte> bytes,
   }
   auto state = take_state();
   PLATTER_TRY(state);
-  EVP_CIPHER_CTX* const context =
-      encrypting ? (*state)->encrypting.get() : (*state)->decrypting.get();
+  const Context& context = encrypting ? (*state)->encrypting : (*state)->decrypting;
   Result<void> result;
   for (; !bytes.empty() && result; bytes = bytes.subspan(kSectorSize), ++sector) {
     std::array<std::byte, kBlock> iv{};
     store_le(iv.data(), spec_.generator == IvGenerator::kPlain ? sector & 0xffff'ffff : sector);
     if (spec_.generator == IvGenerator::kEssiv)
-      result = step((*state)->generating.get(), nullptr, iv.data(), kBlock);
+      result = step((*state)->generating, nullptr, iv.data(), kBlock);
     if (result) {
       result = step(context, spec_.mode == CipherMode::kEcb ? nullptr : iv.data(), bytes.data(),
                     kSectorSize);

@@ -1,22 +1,18 @@
 #include "block/crypto/digest.h"
 
-#include <openssl/evp.h>
-#include <openssl/rand.h>
-
 #include <algorithm>
 #include <array>
 #include <ctime>
 #include <memory>
+
+#include "block/crypto/openssl.h"
+#include "block/crypto/secret.h"
 
 namespace platter::crypto {
 namespace {
 
 constexpr std::array<std::string_view, 7> kNames{"md5",    "sha1",   "sha224",   "sha256",
                                                  "sha384", "sha512", "ripemd160"};
-
-struct FreeDigest {
-  void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
-};
 
 const unsigned char* bytes_of(std::span<const std::byte> bytes) {
   // The library counts in unsigned char, which is what a byte is.
@@ -38,29 +34,33 @@ bool Hash::is_name(std::string_view name) {
 
 Result<Hash> Hash::named(std::string_view name) {
   if (!is_name(name)) return fail(ENOTSUP, "Hash algorithm '{}' is not supported", name);
+  const auto ssl = openssl();
+  PLATTER_TRY(ssl);
   Hash hash;
   hash.name_ = name;
-  hash.md_.reset(EVP_MD_fetch(nullptr, hash.name_.c_str(), nullptr), EVP_MD_free);
+  hash.ssl_ = *ssl;
+  hash.md_.reset((*ssl)->EVP_MD_fetch(nullptr, hash.name_.c_str(), nullptr), (*ssl)->EVP_MD_free);
   if (!hash.md_) return fail(ENOTSUP, "Hash algorithm '{}' is not offered by the library", name);
-  hash.size_ = static_cast<std::size_t>(EVP_MD_get_size(hash.md_.get()));
+  hash.size_ = static_cast<std::size_t>((*ssl)->EVP_MD_get_size(hash.md_.get()));
   return hash;
 }
 
 Result<void> Hash::digest(std::span<const std::byte> first, std::span<const std::byte> second,
                           std::span<std::byte> out) const {
-  const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
+  const std::unique_ptr<EVP_MD_CTX, decltype(ssl_->EVP_MD_CTX_free)> context(ssl_->EVP_MD_CTX_new(),
+                                                                             ssl_->EVP_MD_CTX_free);
   std::array<unsigned char, EVP_MAX_MD_SIZE> full;
   unsigned length = 0;
   if (!context || out.size() > size_ ||
-      EVP_DigestInit_ex(context.get(), md_.get(), nullptr) != 1 ||
-      EVP_DigestUpdate(context.get(), first.data(), first.size()) != 1 ||
-      EVP_DigestUpdate(context.get(), second.data(), second.size()) != 1 ||
-      EVP_DigestFinal_ex(context.get(), full.data(), &length) != 1) {
+      ssl_->EVP_DigestInit_ex(context.get(), md_.get(), nullptr) != 1 ||
+      ssl_->EVP_DigestUpdate(context.get(), first.data(), first.size()) != 1 ||
+      ssl_->EVP_DigestUpdate(context.get(), second.data(), second.size()) != 1 ||
+      ssl_->EVP_DigestFinal_ex(context.get(), full.data(), &length) != 1) {
     return fail(EIO, "the {} digest failed", name_);
   }
   std::transform(full.begin(), full.begin() + static_cast<std::ptrdiff_t>(out.size()), out.begin(),
                  [](unsigned char c) { return static_cast<std::byte>(c); });
-  OPENSSL_cleanse(full.data(), full.size());
+  wipe(std::as_writable_bytes(std::span(full)));
   return {};
 }
 
@@ -73,10 +73,10 @@ Result<void> Hash::pbkdf2(std::span<const std::byte> password, std::span<const s
   static constexpr char kNothing = 0;
   const char* const text =
       password.empty() ? &kNothing : reinterpret_cast<const char*>(password.data());
-  if (PKCS5_PBKDF2_HMAC(text, static_cast<int>(password.size()), bytes_of(salt),
-                               static_cast<int>(salt.size()), static_cast<int>(iterations),
-                               md_.get(), static_cast<int>(out.size()),
-                               reinterpret_cast<unsigned char*>(out.data())) != 1) {
+  if (ssl_->PKCS5_PBKDF2_HMAC(text, static_cast<int>(password.size()), bytes_of(salt),
+                              static_cast<int>(salt.size()), static_cast<int>(iterations),
+                              md_.get(), static_cast<int>(out.size()),
+                              reinterpret_cast<unsigned char*>(out.data())) != 1) {
     return fail(EIO, "PBKDF2 with {} failed", name_);
   }
   return {};
@@ -90,8 +90,7 @@ Result<std::uint64_t> Hash::measure_pbkdf2(std::size_t out_size, std::uint64_t m
   // Doubles until it can be timed; no machine is so fast that the last step is too short.
   for (std::uint32_t iterations = 1u << 12;; iterations *= 2) {
     const std::uint64_t start = thread_milliseconds();
-    const Result<void> done =
-        pbkdf2(std::as_bytes(std::span(password)), salt, iterations, key);
+    const Result<void> done = pbkdf2(std::as_bytes(std::span(password)), salt, iterations, key);
     PLATTER_TRY(done);
     const std::uint64_t took = thread_milliseconds() - start;
     if (took >= 20 || iterations >= 1u << 28)
@@ -100,7 +99,10 @@ Result<std::uint64_t> Hash::measure_pbkdf2(std::size_t out_size, std::uint64_t m
 }
 
 Result<void> random_bytes(std::span<std::byte> out) {
-  if (RAND_bytes(reinterpret_cast<unsigned char*>(out.data()), static_cast<int>(out.size())) != 1) {
+  const auto ssl = openssl();
+  PLATTER_TRY(ssl);
+  if ((*ssl)->RAND_bytes(reinterpret_cast<unsigned char*>(out.data()),
+                         static_cast<int>(out.size())) != 1) {
     return fail(EIO, "no random bytes could be had");
   }
   return {};

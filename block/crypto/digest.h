@@ -17,6 +17,8 @@ struct evp_md_st;  // of the library
 
 namespace platter::crypto {
 
+struct OpenSsl;
+
 // A hash by name: md5, sha1, sha224, sha256, sha384, sha512, ripemd160. A value.
 class Hash {
  public:
@@ -36,6 +38,7 @@ class Hash {
   Result<std::uint64_t> measure_pbkdf2(std::size_t out_size, std::uint64_t milliseconds) const;
 
  private:
+  const OpenSsl* ssl_ = nullptr;  // never null once named
   std::string name_;
   std::size_t size_ = 0;
   std::shared_ptr<evp_md_st> md_;  // never null; never changed

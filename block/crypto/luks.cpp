@@ -1,11 +1,10 @@
 #include "block/crypto/luks.h"
 
-#include <openssl/crypto.h>
-
 #include <algorithm>
 
 #include "block/base/checked.h"
 #include "block/crypto/af_splitter.h"
+#include "block/crypto/openssl.h"
 
 namespace platter::crypto {
 namespace {
@@ -97,7 +96,9 @@ Result<std::optional<SecretBytes>> unlock_luks_slot(const LuksHeader& header, st
   std::array<std::byte, kLuksDigestBytes> digest;
   done = hash->pbkdf2(key.span(), header.salt, header.iterations, digest);
   PLATTER_TRY(done);
-  if (CRYPTO_memcmp(digest.data(), header.digest.data(), digest.size()) != 0)
+  const auto ssl = openssl();
+  PLATTER_TRY(ssl);
+  if ((*ssl)->CRYPTO_memcmp(digest.data(), header.digest.data(), digest.size()) != 0)
     return std::optional<SecretBytes>();
   return std::optional<SecretBytes>(std::move(key));
 }

@@ -1,6 +1,6 @@
 #include "block/crypto/secret.h"
 
-#include <openssl/crypto.h>
+#include <string.h>
 
 #include <algorithm>
 #include <map>
@@ -31,7 +31,7 @@ int base64_value(char c) {
 }  // namespace
 
 void wipe(std::span<std::byte> bytes) {
-  if (!bytes.empty()) OPENSSL_cleanse(bytes.data(), bytes.size());
+  if (!bytes.empty()) ::explicit_bzero(bytes.data(), bytes.size());
 }
 
 void wipe(std::string& text) {

@@ -3,33 +3,26 @@
 namespace platter::qcow2 {
 namespace {
 
-template <class T>
-T* allocate_zeroed() {
-  // Zero bytes are valid atomics of value zero on every platform that io_uring exists on.
-  void* p = std::calloc(1, sizeof(T));
-  if (!p) std::abort();
-  return static_cast<T*>(p);
-}
-
 constexpr std::uint64_t kEnd = std::uint64_t{1} << 47;
 
 }  // namespace
 
-MetadataMap::MetadataMap(const Geometry& geometry)
-    : bits_(geometry.cluster_bits), top_(allocate_zeroed<Top>()) {}
-
-MetadataMap::~MetadataMap() {
-  clear();
-  std::free(top_);
+template <class T>
+MetadataMap::Zeroed<T> MetadataMap::allocate() {
+  // Zero bytes are valid atomics of value zero on every platform that io_uring exists on.
+  Zeroed<T> made(static_cast<T*>(std::calloc(1, sizeof(T))));
+  if (!made) std::abort();
+  return made;
 }
 
+MetadataMap::MetadataMap(const Geometry& geometry)
+    : bits_(geometry.cluster_bits), top_(allocate<Top>()) {}
+
+MetadataMap::~MetadataMap() = default;
+
 void MetadataMap::clear() {
-  for (auto& entry : top_->middles) {
-    Middle* middle = entry.load();
-    if (!middle) continue;
-    for (auto& leaf : middle->leaves) std::free(leaf.load());
-    std::free(middle);
-    entry.store(nullptr);
+  for (const Zeroed<Leaf>& leaf : leaves_) {
+    for (auto& word : leaf->words) word.store(0);
   }
 }
 
@@ -39,13 +32,13 @@ MetadataMap::Leaf* MetadataMap::leaf(std::uint64_t cluster, bool make) {
   Middle* middle = middle_slot.load();
   if (!middle) {
     if (!make) return nullptr;
-    middle = allocate_zeroed<Middle>();
+    middle = middles_.emplace_back(allocate<Middle>()).get();
     middle_slot.store(middle);
   }
   auto& leaf_slot = middle->leaves[(cluster >> 15) & 0xffff];
   Leaf* found = leaf_slot.load();
   if (!found && make) {
-    found = allocate_zeroed<Leaf>();
+    found = leaves_.emplace_back(allocate<Leaf>()).get();
     leaf_slot.store(found);
   }
   return found;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "formats/qcow2/geometry.h"
 #include "formats/qcow2/metadata_mutex.h"
@@ -28,7 +29,6 @@ class MetadataMap {
   // Ranges in bytes; every cluster they touch counts.
   void add(std::uint64_t offset, std::uint64_t length) PLATTER_REQUIRES(metadata_mutex);
   void remove(std::uint64_t offset, std::uint64_t length) PLATTER_REQUIRES(metadata_mutex);
-  void clear();
   bool overlaps(std::uint64_t offset, std::uint64_t length) const {
     if (length == 0) return false;
     const std::uint64_t last = (offset + length - 1) >> bits_;
@@ -37,6 +37,7 @@ class MetadataMap {
     }
     return false;
   }
+  void clear() PLATTER_REQUIRES(metadata_mutex);
   bool contains(std::uint64_t cluster) const;
 
  private:
@@ -51,9 +52,20 @@ class MetadataMap {
     std::atomic<Middle*> middles[65536];
   };
   Leaf* leaf(std::uint64_t cluster, bool make);
+  struct Free {
+    void operator()(void* block) const { std::free(block); }
+  };
+  // Zeroed, so that the pages of a table that nobody touches cost nothing.
+  template <class T>
+  using Zeroed = std::unique_ptr<T, Free>;
+  template <class T>
+  static Zeroed<T> allocate();
 
   const unsigned bits_;
-  Top* top_;  // calloc'ed: pages that nobody touches cost nothing
+  const Zeroed<Top> top_;
+  // What the tables point to; walking those would touch all their pages.
+  std::vector<Zeroed<Middle>> middles_;
+  std::vector<Zeroed<Leaf>> leaves_;
 };
 
 }  // namespace platter::qcow2
