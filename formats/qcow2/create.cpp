@@ -104,6 +104,10 @@ Task<Result<void>> prepare_file(BlockNode& file, const CreatePlan& plan) {
   if (before != 0) {
     const std::uint64_t metadata = std::min(
         {before, plan.file_size, plan.header.l1_table_offset + plan.header.l1_table_bytes()});
+    // An image that was here goes before its tables do: never its header with the new one's tables.
+    auto gone = co_await file.write_zeroes(0, std::min(before, kHeaderSwitch), ZeroFlags{});
+    if (gone) gone = co_await file.flush();
+    PLATTER_CO_TRY(gone);
     ZeroFlags flags;
     flags.may_unmap = true;
     auto zeroed = co_await file.write_zeroes(0, metadata, flags);

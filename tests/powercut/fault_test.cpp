@@ -27,11 +27,8 @@ constexpr IoKind kIoKinds[] = {{"read", fault_op::kRead, false},
                                {"write", fault_op::kWrite | fault_op::kWriteZeroes, true},
                                {"flush", fault_op::kFlush, true},
                                {"discard", fault_op::kDiscard, false},
+                               {"extent", fault_op::kExtent, false},
                                {"resize", fault_op::kResize, false}};
-
-bool repairs(const Operation& operation) {
-  return operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt;
-}
 
 class FaultLoop {
  public:
@@ -49,7 +46,7 @@ class FaultLoop {
     make_grounds();
     rule_ = {.operations = kind.operations, .skip = number, .count = 1, .error = error};
     wrong_.clear();
-    if (operation_.act || repairs(operation_)) {
+    if (operation_.act || operation_.repairs()) {
       run([&] { return by_a_guest(history, kind); });
     } else {
       by_itself(history, kind);
@@ -105,7 +102,7 @@ class FaultLoop {
     if (done || !wrong_.empty()) return;
     make_grounds();
     // Looked at, and not written to.
-    const std::string left = operation_.kind == Kind::kCreate
+    const std::string left = operation_.creates()
                                  ? std::string()
                                  : judge(operation_, shape_, history, kNever, true, kOnlyLook);
     make_grounds();
@@ -118,7 +115,7 @@ class FaultLoop {
     // Opening an image that was left open is part of what is tried.
     const bool from_the_start = operation_.kind == Kind::kDirty;
     if (from_the_start) arm();
-    auto opened = co_await open_image(top_options(operation_), true, repairs(operation_));
+    auto opened = co_await open_image(top_options(operation_), true, operation_.repairs());
     if (!opened) {
       disarm();
       if (!acted_) wrong_ = opened.error().message();
@@ -127,7 +124,7 @@ class FaultLoop {
     if (!from_the_start) arm();
     Guest guest(std::move(*opened), history, nullptr, shape_.cluster, 1);
     Result<void> done;
-    if (repairs(operation_)) {
+    if (operation_.repairs()) {
       const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
       auto checked = co_await guest.node().driver().checker()->check(request);
       if (!checked) done = forward_error(checked);
@@ -146,7 +143,7 @@ class FaultLoop {
       static_cast<void>(closed);
       co_return;
     }
-    if (!repairs(operation_)) {
+    if (!operation_.repairs()) {
       wrong_ = co_await find_wrong(guest.node(), history, kNever, false);
       if (!wrong_.empty()) wrong_ = "at once: " + wrong_;
     }
@@ -160,7 +157,7 @@ class FaultLoop {
     const std::uint64_t c = guest.cluster();
     for (const std::uint64_t at : {80 * c, 2 * c, 40 * c}) {
       // Nobody writes to an image whose repair has failed.
-      if (repairs(operation_)) break;
+      if (operation_.repairs()) break;
       auto written = co_await guest.write(at, c);
       if (!written) wrong_ = "the next write: " + written.error().message();
     }

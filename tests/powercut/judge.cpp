@@ -209,7 +209,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   std::string options = top_options(operation);
   const bool lag = operation.flags_may_lag && shape.version < 3;
   std::string wrong;
-  if (operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt) {
+  if (operation.repairs()) {
     wrong = co_await mend(options);
     if (!wrong.empty()) co_return "repairing: " + wrong;
   }
@@ -220,7 +220,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   auto opened = co_await open_image(options, true);
   if (!opened) {
     // Until it is whole, a new image is none.
-    if (operation.kind == Kind::kCreate && !complete) co_return std::string();
+    if (operation.creates() && !complete) co_return std::string();
     co_return opened.error().message();
   }
   Edge node = std::move(*opened);
@@ -242,7 +242,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
     if (!closed) wrong = closed.error().message();
   }
   if (!wrong.empty()) co_return std::move(wrong);
-  if (operation.backing == Operation::Backing::kOverlaid) {
+  if (operation.has_middle()) {
     wrong = co_await base_wrong();
     if (!wrong.empty()) co_return "the backing image: " + wrong;
   }

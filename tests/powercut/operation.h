@@ -38,10 +38,13 @@ struct Operation {
   const char* create = "";      // options beside the shape's
   std::uint64_t clusters = 96;  // of the disk
   std::uint64_t tables = 0;     // and as much more as this many L2 tables cover
-  enum class Backing : std::uint8_t { kNone, kRaw, kOverlaid } backing = Backing::kNone;
+  // kOverlaid: a qcow2 image on a disk of its own. kChained: the same, which hides from the image
+  // what the raw one below it has elsewhere.
+  enum class Backing : std::uint8_t { kNone, kRaw, kOverlaid, kChained } backing = Backing::kNone;
   enum class Kind : std::uint8_t {
     kUsual,
     kCreate,   // making the image is what is tried
+    kReplace,  // the same, where another image was
     kDirty,    // the image was left open by a crash
     kDamaged,  // refcounts are wrong, and repairing them is what is tried
     kRebuilt,  // the refcount table is, too
@@ -56,6 +59,9 @@ struct Operation {
   bool data_file = false;  // data lie on a disk of their own
   unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 
+  bool creates() const { return kind == Kind::kCreate || kind == Kind::kReplace; }
+  bool repairs() const { return kind == Kind::kDamaged || kind == Kind::kRebuilt; }
+  bool has_middle() const { return backing == Backing::kOverlaid || backing == Backing::kChained; }
   std::uint64_t size(const Shape& shape) const {
     return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);
   }

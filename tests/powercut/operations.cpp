@@ -16,6 +16,8 @@ bool is_version_3(const Shape& shape) { return shape.version >= 3; }
 constexpr const char* kCommit[] = {"commit", "-q", "--image-opts", "TOP"};
 constexpr const char* kRebase[] = {"rebase", "--image-opts", "-b", "memory:powercut-other",
                                    "-F",     "raw",          "TOP"};
+constexpr const char* kStreamToBase[] = {"stream", "-q", "--image-opts", "-b",
+                                         "memory:powercut-other", "TOP"};
 constexpr const char* kStream[] = {"stream", "-q", "--image-opts", "TOP"};
 
 // Where states are dear.
@@ -34,6 +36,10 @@ const Operation kOperations[] = {
      .prepare = nothing,
      .create = "preallocation=metadata",
      .kind = Kind::kCreate},
+    {.name = "CreateInPlaceOfAnother",
+     .prepare = nothing,
+     .create = "preallocation=metadata",
+     .kind = Kind::kReplace},
     {.name = "AllocatingWrite", .prepare = fill_some, .act = allocate},
     {.name = "OverwriteAfterSnapshot", .prepare = fill_and_snap, .act = overwrite},
     {.name = "PartialWriteOverBacking",
@@ -83,6 +89,10 @@ const Operation kOperations[] = {
      .backing = Backing::kOverlaid},
     {.name = "Rebase", .prepare = change_overlay, .command = kRebase, .backing = Backing::kRaw},
     {.name = "Stream", .prepare = change_overlay, .command = kStream, .backing = Backing::kRaw},
+    {.name = "StreamToBase",
+     .prepare = change_overlay,
+     .command = kStreamToBase,
+     .backing = Backing::kChained},
     {.name = "StreamInUse",
      .prepare = change_overlay,
      .act = stream_in_use,
@@ -109,6 +119,11 @@ const Operation kOperations[] = {
     {.name = "AmendDowngrade",
      .prepare = fill_snap_and_change,
      .act = downgrade,
+     .fits = is_version_3},
+    {.name = "AmendDowngradeWithZeroes",
+     .prepare = zero_and_snap,
+     .act = downgrade,
+     .backing = Backing::kRaw,
      .fits = is_version_3},
     {.name = "AmendRefcounts",
      .prepare = fill_snap_and_change,

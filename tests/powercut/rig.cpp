@@ -44,6 +44,7 @@ std::uint64_t backed_sectors(const Operation& operation, const Shape& shape) {
     case Backing::kNone:
       return 0;
     case Backing::kRaw:
+    case Backing::kChained:
       return (23 * shape.cluster + shape.cluster / 2) / kSector;
     case Backing::kOverlaid:
       return 24 * shape.cluster / kSector;
@@ -57,6 +58,11 @@ Task<Result<void>> format(BlockNode& node, const Operation& operation, const Sha
   if (operation.create[0] != '\0') text += fmt::format(",{}", operation.create);
   if (top && operation.backing == Backing::kRaw)
     text += ",backing_file=memory:powercut-backing,backing_fmt=raw";
+  if (!top && operation.backing == Backing::kChained)
+    text += ",backing_file=memory:powercut-other,backing_fmt=raw";
+  // By what it says itself, which streaming changes.
+  if (top && operation.backing == Backing::kChained)
+    text += R"(,backing_file=json:{"driver":"qcow2",,"file":"powercut-1"},backing_fmt=qcow2)";
   if (top && operation.backing == Backing::kOverlaid)
     text += ",backing_file=powercut-base,backing_fmt=qcow2";
   // A short key, found soon.
@@ -131,11 +137,18 @@ Task<Result<void>> repair(BlockNode& node) {
   co_return {};
 }
 
+// From now on it shows stamp 1; where it does already it is not written to.
 Task<Result<void>> fill_base(Edge node, std::uint64_t sectors) {
-  const Buffer data(sectors * kSector);
-  for (std::uint64_t s = 0; s < sectors; ++s) put_stamp(data.span(s * kSector, kSector), 1, s);
-  auto written = co_await node->write(0, data.iov());
-  PLATTER_CO_TRY(written);
+  const Buffer shown(kSector);
+  const Buffer data(kSector);
+  for (std::uint64_t s = 0; s < sectors; ++s) {
+    auto read = co_await node->read(s * kSector, shown.iov());
+    PLATTER_CO_TRY(read);
+    if (get_stamp(shown.span(), s) == Stamp{1}) continue;
+    put_stamp(data.span(), 1, s);
+    auto written = co_await node->write(s * kSector, data.iov());
+    PLATTER_CO_TRY(written);
+  }
   auto closed = co_await node.detach();
   co_return closed;
 }
@@ -159,7 +172,7 @@ Task<Result<void>> prepare_guest(const Operation& operation, const Shape& shape,
 
 Task<Result<void>> act(const Operation& operation, const Shape& shape, History& history,
                        WriteLog* log, unsigned seed) {
-  const bool repairs = operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt;
+  const bool repairs = operation.repairs();
   auto opened = co_await open_image(top_options(operation), true, repairs);
   PLATTER_CO_TRY(opened);
   Guest guest(std::move(*opened), history, log, shape.cluster, seed);
@@ -187,7 +200,7 @@ void Grounds::add(NodePtr node) {
 std::string ground_name(unsigned disk) { return fmt::format("powercut-{}", disk); }
 
 unsigned disks_of(const Operation& operation) {
-  return operation.backing == Backing::kOverlaid || operation.data_file ? 2 : 1;
+  return operation.has_middle() || operation.data_file ? 2 : 1;
 }
 
 std::string top_options(const Operation& operation, std::string_view secret) {
@@ -233,19 +246,24 @@ Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigne
     auto formatted = run([&] { return format(*node, operation, shape, i == 0); });
     PLATTER_TRY(formatted);
   }
-  if (operation.backing == Backing::kOverlaid) {
+  if (operation.has_middle()) {
     auto base = run([&] { return open_image(base_options(), true); });
     PLATTER_TRY(base);
     auto filled =
         run([&] { return fill_base(std::move(*base), backed_sectors(operation, shape)); });
     PLATTER_TRY(filled);
   }
+  if (operation.kind == Kind::kReplace) {
+    prepared.bytes[0].resize(disks[0]->size());
+    disks[0]->read(0, IoVec(std::span(prepared.bytes[0])));
+    return prepared;
+  }
   std::vector<std::byte> left_open;
   auto done = run([&] {
     return prepare_guest(operation, shape, prepared.history, seed, *disks[0], left_open);
   });
   PLATTER_TRY(done);
-  if (operation.kind == Kind::kDamaged || operation.kind == Kind::kRebuilt)
+  if (operation.repairs())
     damage(*disks[0], operation.kind == Kind::kRebuilt);
   for (std::size_t i = 0; i < disks.size(); ++i) {
     prepared.bytes[i].resize(disks[i]->size());
@@ -257,7 +275,7 @@ Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigne
 
 Result<void> perform(const Operation& operation, const Shape& shape, History& history,
                      WriteLog* log, unsigned seed) {
-  if (operation.kind == Kind::kCreate) {
+  if (operation.creates()) {
     const NodePtr ground = find_node(ground_name(0));
     auto made = run([&] { return format(*ground, operation, shape, true); });
     return made;

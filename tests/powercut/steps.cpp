@@ -334,6 +334,19 @@ Done fill_subclusters_and_snap(Guest& g) {
 
 Done upgrade(Guest& g) { return amend(g, "compat=1.1"); }
 Done downgrade(Guest& g) { return amend(g, "compat=0.10"); }
+// Zero clusters with and without space, of the disk alone and shared with a snapshot.
+Done zero_and_snap(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  TRY_STEP(g.write(0, 4 * c));
+  TRY_STEP(g.write_zeroes(c, c, false));
+  TRY_STEP(g.write_zeroes(9 * c, 2 * c, true));
+  TRY_STEP(g.snapshot("first"));
+  TRY_STEP(g.write(9 * c, kSector));
+  TRY_STEP(g.write(20 * c, 2 * c));
+  TRY_STEP(g.write_zeroes(20 * c, c, false));
+  TRY_STEP(g.write_zeroes(14 * c, c, true));
+  co_return {};
+}
 Done widen_counts(Guest& g) { return amend(g, "refcount_bits=64"); }
 
 namespace {

@@ -47,6 +47,7 @@ Done subclusters(Guest& g);
 Done fill_subclusters_and_snap(Guest& g);
 Done upgrade(Guest& g);
 Done downgrade(Guest& g);
+Done zero_and_snap(Guest& g);
 Done widen_counts(Guest& g);
 Done mixed(Guest& g);
 Done add_key(Guest& g);
