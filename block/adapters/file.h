@@ -17,6 +17,7 @@
 #include "block/adapters/byte_locks.h"
 #include "block/adapters/posix_file.h"
 #include "block/base/mutex.h"
+#include "block/exec/sync.h"
 #include "block/node/driver.h"
 #include "block/node/registry.h"
 
@@ -85,7 +86,7 @@ class FileDriver : public Driver {
   // A plain system call if that is likely to be done at once: the bytes moved or a negative errno;
   // nullopt when the ring should do it.
   std::optional<ssize_t> read_now(const KernelIov& iov, std::uint64_t offset);
-  std::optional<ssize_t> write_now(const KernelIov& iov, std::uint64_t offset, bool durable);
+  std::optional<ssize_t> write_now(const KernelIov& iov, std::uint64_t offset);
   // A copy between page caches, if that is likely to be done at once: 0 or a positive errno,
   // ENOTSUP when it is not.
   int copy_now(const FileDriver& from, std::uint64_t source, std::uint64_t target,
@@ -108,6 +109,7 @@ class FileDriver : public Driver {
   // Completed changes, and how many of them had completed when the last good flush began.
   std::atomic<std::uint64_t> changes_{1};
   std::atomic<std::uint64_t> flushed_{0};
+  AsyncMutex flush_mutex_;
   // Reads to hand to the ring unseen, after one that the page cache did not have.
   std::atomic<int> cold_reads_{0};
   // Until then (CLOCK_MONOTONIC, nanoseconds) buffered writes go to the ring: one had to wait.

@@ -80,12 +80,10 @@ std::optional<ssize_t> FileDriver::unless_slow(Call&& call) {
   return n;
 }
 
-std::optional<ssize_t> FileDriver::write_now(const KernelIov& iov, std::uint64_t offset,
-                                             bool durable) {
+std::optional<ssize_t> FileDriver::write_now(const KernelIov& iov, std::uint64_t offset) {
   if (direct_ || iov.bytes() > kLongestCopy) return std::nullopt;
   const auto at = static_cast<off_t>(offset);
   if (in_memory_) return negative_errno(::pwritev(fd_.get(), iov.data(), count_of(iov), at));
-  if (durable) return std::nullopt;
   return unless_slow(
       [&] { return negative_errno(::pwritev(fd_.get(), iov.data(), count_of(iov), at)); });
 }
@@ -127,14 +125,16 @@ Task<Result<void>> FileDriver::do_read(std::uint64_t offset, IoVec iov, ReadFlag
 
 Task<Result<void>> FileDriver::do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
   const bool durable = flags.fua && !settings_.flags.no_flush;
+  // Around the page cache a device can make the write itself durable. What goes through it can be
+  // lost behind any writer's back, which the kernel tells only one caller: do_flush() tells all.
+  const int sync = durable && direct_ ? RWF_DSYNC : 0;
   while (!iov.empty()) {
     const KernelIov segments(iov);
     ssize_t n;
-    if (const std::optional<ssize_t> done = write_now(segments, offset, durable)) {
+    if (const std::optional<ssize_t> done = write_now(segments, offset)) {
       n = *done;
     } else {
-      IoOp op =
-          io::writev(fd_.get(), segments.data(), segments.count(), offset, durable ? RWF_DSYNC : 0);
+      IoOp op = io::writev(fd_.get(), segments.data(), segments.count(), offset, sync);
       n = co_await op;
     }
     if (n == -EINTR) continue;
@@ -142,7 +142,7 @@ Task<Result<void>> FileDriver::do_write(std::uint64_t offset, IoVec iov, WriteFl
     if (n < 0) {
       // A part may have been written.
       note_change(0);
-      if (durable && n == -EIO) note_lost_writes(EIO);
+      if (sync != 0 && n == -EIO) note_lost_writes(EIO);
       co_return fail_errno(static_cast<int>(-n));
     }
     const auto bytes = static_cast<std::size_t>(n);
@@ -150,16 +150,22 @@ Task<Result<void>> FileDriver::do_write(std::uint64_t offset, IoVec iov, WriteFl
     offset += bytes;
     note_change(offset);
   }
-  co_return {};
+  if (!durable || sync != 0) co_return {};
+  const Result<void> flushed = co_await do_flush();
+  co_return flushed;
 }
 
 Task<Result<void>> FileDriver::do_flush() {
   if (settings_.flags.no_flush) co_return {};
+  const std::uint64_t changes = changes_.load(std::memory_order_acquire);
+  // One at a time: of several that meet, the kernel would tell only one of a lost write. Those that
+  // waited find their changes flushed, too, by whoever came first.
+  const AsyncMutex::Guard guard = co_await flush_mutex_.lock();
   if (const int error = flush_error_.load(std::memory_order_acquire); error != 0) {
     co_return fail_errno(error, "an earlier flush failed");
   }
-  const std::uint64_t changes = changes_.load(std::memory_order_acquire);
   if (flushed_.load(std::memory_order_acquire) >= changes) co_return {};
+  const std::uint64_t all = changes_.load(std::memory_order_acquire);
   if (!in_memory_) {
     IoOp op = io::fsync(fd_.get(), true);
     const int n = co_await op;
@@ -168,7 +174,7 @@ Task<Result<void>> FileDriver::do_flush() {
       co_return fail_errno(-n);
     }
   }
-  raise_to(flushed_, changes);
+  raise_to(flushed_, all);
   co_return {};
 }
 

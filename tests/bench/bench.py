@@ -3,6 +3,7 @@
 
 Each row runs our command and the peer's in turn, several rounds, and compares the medians of wall
 time and of CPU time (user + system, children included). Ratios below 1 mean that Platter needs less.
+One run more shows the most memory that each has resident at once.
 docs/performance.md says what each row is.
 
     bench.py --platter build/release/platter [--rounds 5] [--dir /dev/shm] [--disk-dir /var/tmp] [ROW...]
@@ -21,7 +22,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from images import Images  # noqa: E402
+from images import MIB, Images  # noqa: E402
 from rows import rows  # noqa: E402
 
 # Wall time on a shared machine wobbles by a few percent.
@@ -44,8 +45,16 @@ def timed(row, argv):
     return wall / row.repeat, cpu / row.repeat
 
 
+def peak_memory(row, argv):
+    """The most bytes resident at once. A child's own figure starts from this process's, hence time(1)."""
+    with tempfile.NamedTemporaryFile("r") as report, open(row.stdin() if row.stdin else os.devnull) as stdin:
+        subprocess.run(["/usr/bin/time", "-f", "%M", "-o", report.name, *argv], stdin=stdin, check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return int(report.read()) * 1024
+
+
 def measure(row, rounds):
-    """((our wall, our CPU), (the peer's wall, the peer's CPU)) in seconds."""
+    """(wall seconds, CPU seconds, peak bytes), ours and the peer's."""
     samples = ([], [])
     for number in range(min(rounds, row.rounds)):
         sides = list(enumerate(row.command()))
@@ -54,15 +63,23 @@ def measure(row, rounds):
             if row.before:
                 row.before()
             samples[side].append(timed(row, argv))
-    return [tuple(statistics.median(run[part] for run in runs) for part in (0, 1)) for runs in samples]
+    result = []
+    for runs, argv in zip(samples, row.command()):
+        if row.before:
+            row.before()
+        wall, cpu = (statistics.median(run[part] for run in runs) for part in (0, 1))
+        result.append((wall, cpu, peak_memory(row, argv)))
+    return result
 
 
 class Verdict:
     def __init__(self, row, result):
-        (our_wall, our_cpu), (peer_wall, peer_cpu) = result
+        (our_wall, our_cpu, our_peak), (peer_wall, peer_cpu, peer_peak) = result
         self.wall, self.cpu = our_wall / peer_wall, our_cpu / max(peer_cpu, 1e-9)
+        self.peaks = [peer_peak / MIB, our_peak / MIB]
         scale, unit = (1e6 / row.per, "us") if row.per else (1e3, "ms")
         self.goals, self.met = [], self.wall <= row.wall_goal * WALL_TOLERANCE and self.cpu <= row.cpu_goal
+        self.met = self.met and our_peak <= peer_peak
         if row.wall_ms:
             self.goals.append(f"wall {row.wall_ms / 1e3 * scale:.3g} {unit}")
             self.met = self.met and our_wall * 1e3 <= row.wall_ms
@@ -77,11 +94,12 @@ class Verdict:
     def markdown(self, name):
         figures = [f"{figure:.4g}" for figure in self.figures]
         return (f"| {name} | {self.unit} | {' | '.join(figures)} | {self.wall:.2f} | {self.cpu:.2f} | "
+                f"{self.peaks[0]:.1f} | {self.peaks[1]:.1f} | "
                 f"{', '.join(self.goals)} | {'yes' if self.met else 'no'} |")
 
     def line(self, name):
         figures = " ".join(f"{figure:9.4g}" for figure in self.figures)
-        return (f"{name:46} {figures} {self.unit}  {self.wall:5.2f} {self.cpu:5.2f}  "
+        return (f"{name:46} {figures} {self.unit}  {self.wall:5.2f} {self.cpu:5.2f} {self.peaks[0]:7.1f} {self.peaks[1]:7.1f}  "
                 f"{'met   ' if self.met else 'MISSED'} {', '.join(self.goals)}")
 
 
@@ -98,14 +116,16 @@ def main():
     args = parser.parse_args()
     if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
         sys.exit("error: qemu-img and qemu-io are missing (Debian package qemu-utils)")
+    if not os.path.exists("/usr/bin/time"):
+        sys.exit("error: /usr/bin/time is missing (Debian package time)")
     missed, ran = [], 0
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch, tempfile.TemporaryDirectory(dir=args.disk_dir) as disk:
         if args.markdown:
-            print("| row | unit | qemu wall | qemu CPU | platter wall | platter CPU | wall ratio | CPU ratio | goal | met |")
-            print("| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |")
+            print("| row | unit | qemu wall | qemu CPU | platter wall | platter CPU | wall ratio | CPU ratio | qemu MiB | platter MiB | goal | met |")
+            print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |")
         elif not args.list:
-            print(f"{'':46} {'qemu':>19} {'platter':>19}     platter/qemu")
-            print(f"{'row':46} {'wall':>9} {'CPU':>9} {'wall':>9} {'CPU':>9}      wall   CPU  goal")
+            print(f"{'':46} {'qemu':>19} {'platter':>19}     platter/qemu    peak MiB")
+            print(f"{'row':46} {'wall':>9} {'CPU':>9} {'wall':>9} {'CPU':>9}      wall   CPU    qemu platter  goal")
         for row in rows(Images(os.path.abspath(args.platter), scratch, disk)):
             if args.rows and not any(part in row.name for part in args.rows):
                 continue

@@ -173,29 +173,76 @@ TEST_F(HostDevice, OtherKindsAreRefused) {
   }
 }
 
-// The device's file has no room for what the page cache took: the flush must say so, and so must
-// every flush after it, although the kernel reports the loss only once.
-TEST_F(HostDevice, AFailedFlushIsNeverForgotten) {
-  const std::string small = dir_ / "small";
-  std::filesystem::create_directory(small);
-  if (::mount("tmpfs", small.c_str(), "tmpfs", 0, "size=64k") != 0) {
-    GTEST_SKIP() << "may not mount a file system";
+// A device whose file has no room for what the page cache takes: the kernel reports the loss once.
+class HostDeviceLosingWrites : public HostDevice {
+ protected:
+  static constexpr int kTogether = 8;
+
+  void SetUp() override {
+    HostDevice::SetUp();
+    if (IsSkipped()) return;
+    const std::string small = dir_ / "small";
+    std::filesystem::create_directory(small);
+    if (::mount("tmpfs", small.c_str(), "tmpfs", 0, "size=64k") != 0) {
+      GTEST_SKIP() << "may not mount a file system";
+    }
+    mounted_ = small;
+    file_ = small + "/disk";
+    write_file(file_, "");
+    std::filesystem::resize_file(file_, kSize);
+    ATTACH_OR_SKIP("");
+    std::memset(out_.data(), 'x', out_.size());
   }
-  mounted_ = small;
-  file_ = small + "/disk";
-  write_file(file_, "");
-  std::filesystem::resize_file(file_, kSize);
-  ATTACH_OR_SKIP("");
+
+  // Runs what `start` starts, several at once, and gives how many failed.
+  template <class Start>
+  static int failures(OpenDriver& device, Start start) {
+    const auto all = [](Start* one) -> Task<int> {
+      std::vector<Task<Result<void>>> tasks;
+      for (int i = 0; i < kTogether; ++i) tasks.push_back((*one)(i));
+      int failed = 0;
+      for (Task<Result<void>>& task : tasks) {
+        const Result<void> done = co_await task;
+        if (!done) ++failed;
+      }
+      co_return failed;
+    };
+    return device.run([&] { return all(&start); });
+  }
+
+  Buffer out_{1 << 20};
+};
+
+TEST_F(HostDeviceLosingWrites, AFailedFlushIsNeverForgotten) {
   OpenDriver device = open();
   ASSERT_TRUE(device) << device.error();
-  Buffer out(1 << 20);
-  std::memset(out.data(), 'x', out.size());
-  ASSERT_TRUE(device.write(0, out.iov()));
+  ASSERT_TRUE(device.write(0, out_.iov()));
   EXPECT_FALSE(device.flush());
   const Result<void> second = device.flush();
   ASSERT_FALSE(second);
   EXPECT_EQ(second.error().message().find("an earlier flush failed: "), 0U);
-  ASSERT_TRUE(device.write(0, out.iov().first(4096)));
+  ASSERT_TRUE(device.write(0, out_.iov().first(4096)));
+  EXPECT_FALSE(device.flush());
+}
+
+TEST_F(HostDeviceLosingWrites, FlushesThatMeetAllFail) {
+  OpenDriver device = open();
+  ASSERT_TRUE(device) << device.error();
+  ASSERT_TRUE(device.write(0, out_.iov()));
+  EXPECT_EQ(failures(device, [&](int) { return device->do_flush(); }), kTogether);
+}
+
+TEST_F(HostDeviceLosingWrites, DurableWritesThatMeetAllFail) {
+  OpenDriver device = open();
+  ASSERT_TRUE(device) << device.error();
+  // Each more than the file can take.
+  const std::size_t part = out_.size() / kTogether;
+  EXPECT_EQ(failures(device,
+                     [&](int i) {
+                       const auto at = static_cast<std::size_t>(i) * part;
+                       return device->do_write(at, IoVec(out_.span(at, part)), {.fua = true});
+                     }),
+            kTogether);
   EXPECT_FALSE(device.flush());
 }
 
