@@ -30,6 +30,24 @@ constexpr IoKind kIoKinds[] = {{"read", fault_op::kRead, false},
                                {"extent", fault_op::kExtent, false},
                                {"resize", fault_op::kResize, false}};
 
+using Disks = std::vector<std::shared_ptr<MemoryDisk>>;
+
+Disks disks_of_bytes(const std::vector<std::vector<std::byte>>& bytes) {
+  Disks disks;
+  for (const std::vector<std::byte>& one : bytes) {
+    disks.push_back(std::make_shared<MemoryDisk>(0));
+    if (!one.empty()) disks.back()->write(0, IoVec::of_const(one));
+  }
+  return disks;
+}
+
+// What the disks hold while the image is open: what is left when the program ends there.
+struct Crash {
+  const char* when;
+  std::size_t moment;
+  std::vector<std::vector<std::byte>> bytes;  // by disk
+};
+
 class FaultLoop {
  public:
   FaultLoop(const Operation& operation, const Shape& shape, Prepared prepared)
@@ -38,11 +56,7 @@ class FaultLoop {
   // The `number`-th request of a kind fails. False: there is no such request.
   bool fail_one(const IoKind& kind, std::uint64_t number, int error) {
     History history = prepared_.history;
-    disks_.clear();
-    for (unsigned i = 0; i < disks_of(operation_); ++i) {
-      disks_.push_back(std::make_shared<MemoryDisk>(0));
-      if (!prepared_.bytes[i].empty()) disks_[i]->write(0, IoVec::of_const(prepared_.bytes[i]));
-    }
+    disks_ = disks_of_bytes(prepared_.bytes);
     make_grounds();
     rule_ = {.operations = kind.operations, .skip = number, .count = 1, .error = error};
     wrong_.clear();
@@ -56,6 +70,14 @@ class FaultLoop {
       wrong_ = judge(operation_, shape_, history, kNever, true, number);
       if (!wrong_.empty()) wrong_ = "afterwards: " + wrong_;
     }
+    for (const Crash& crash : crashes_) {
+      if (!acted_ || !wrong_.empty()) break;
+      disks_ = disks_of_bytes(crash.bytes);
+      make_grounds();
+      wrong_ = judge(operation_, shape_, history, crash.moment, false, number);
+      if (!wrong_.empty()) wrong_ = fmt::format("after a crash {}: {}", crash.when, wrong_);
+    }
+    crashes_.clear();
     grounds_.clear();
     if (!wrong_.empty()) {
       ADD_FAILURE() << fmt::format("{}: {} number {} fails with {}: {}", shape_.name, kind.name,
@@ -75,6 +97,16 @@ class FaultLoop {
       points_.push_back(fault_points_of(**node));
       grounds_.add(std::move(*node));
     }
+  }
+
+  void note_crash(Guest& guest, const char* when) {
+    Crash crash{.when = when, .moment = guest.moment(), .bytes = {}};
+    for (const auto& disk : disks_) {
+      std::vector<std::byte> bytes(disk->size());
+      disk->read(0, IoVec(std::span(bytes)));
+      crash.bytes.push_back(std::move(bytes));
+    }
+    crashes_.push_back(std::move(crash));
   }
 
   void arm() {
@@ -131,6 +163,7 @@ class FaultLoop {
     } else {
       done = co_await operation_.act(guest);
     }
+    note_crash(guest, "at once");
     // Told at once or by the flush after it.
     auto flushed = co_await guest.flush();
     disarm();
@@ -149,6 +182,7 @@ class FaultLoop {
     }
     // What comes next works; a flush may have to say once more what was lost.
     if (wrong_.empty()) co_await next(guest);
+    note_crash(guest, "later");
     auto closed = co_await guest.close();
     if (!closed && wrong_.empty()) wrong_ = "closing: " + closed.error().message();
   }
@@ -169,7 +203,8 @@ class FaultLoop {
   const Operation& operation_;
   const Shape& shape_;
   const Prepared prepared_;
-  std::vector<std::shared_ptr<MemoryDisk>> disks_;
+  Disks disks_;
+  std::vector<Crash> crashes_;
   Grounds grounds_;
   std::vector<FaultPoints*> points_;
   FaultRule rule_;

@@ -44,6 +44,8 @@ class Guest {
   Task<Result<void>> close();
   // Lets go of the image as a crash does.
   void abandon() { node_ = Edge(); }
+  // The present one, as the history has it.
+  std::size_t moment() { return now(); }
 
  private:
   // A moment of its own, also between things that write nothing.
