@@ -52,17 +52,14 @@ bool Checker::compare_block(std::uint64_t block_index, std::span<std::byte> bloc
   for (std::uint64_t piece = start; piece < end;) {
     const std::uint64_t piece_end =
         std::min(end, (piece / RefcountMap::kChunk + 1) * RefcountMap::kChunk);
-    const std::uint16_t* cells = counts_.chunk_at(piece / RefcountMap::kChunk);
     for (std::uint64_t cluster = piece; cluster < piece_end; ++cluster) {
       const std::uint64_t refcount = g_.refcount_order == 4
                                          ? load_be<std::uint16_t>(block.data() + (cluster - start) * 2)
                                          : refcount_get(g_, block.data(), cluster - start);
-      const std::uint16_t cell = cells ? cells[cluster % RefcountMap::kChunk] : std::uint16_t{0};
-      if ((refcount | cell) != 0) highest = cluster;
-      if (refcount == cell && cell != RefcountMap::kLarge) [[likely]] continue;
-      if (refcount == counts_.get(cluster)) continue;
+      const std::uint64_t count = counts_.get(cluster);
+      if ((refcount | count) != 0) highest = cluster;
+      if (refcount == count) [[likely]] continue;
       if (compare_cluster(cluster, block.data(), fix, adopt)) changed = true;
-      cells = counts_.chunk_at(piece / RefcountMap::kChunk);
     }
     piece = piece_end;
   }
@@ -76,7 +73,7 @@ void Checker::compare_missing_block(std::uint64_t block_index, Fix fix, bool ado
   for (std::uint64_t cluster = start; cluster < end; ++cluster) {
     if (cluster % RefcountMap::kChunk == 0 || cluster == start) {
       // Nothing is referenced in a piece that has no memory.
-      if (!counts_.chunk_at(cluster / RefcountMap::kChunk)) {
+      if (counts_.chunk(cluster / RefcountMap::kChunk).empty()) {
         cluster = (cluster / RefcountMap::kChunk + 1) * RefcountMap::kChunk - 1;
         continue;
       }
@@ -134,7 +131,8 @@ std::uint64_t Checker::find_free(std::uint64_t clusters) const {
   std::uint64_t highest = counts_.clusters();
   while (highest > 1 && counts_.get(highest - 1) == 0) {
     const bool whole = highest % RefcountMap::kChunk == 0;
-    highest -= whole && !counts_.chunk_at(highest / RefcountMap::kChunk - 1) ? RefcountMap::kChunk : 1;
+    const bool nothing = whole && counts_.chunk(highest / RefcountMap::kChunk - 1).empty();
+    highest -= nothing ? RefcountMap::kChunk : 1;
   }
   highest = std::max<std::uint64_t>(highest, 1);
   if (file_.driver().can_grow() || highest + clusters <= file_.size() >> g_.cluster_bits) {
@@ -154,11 +152,11 @@ Task<Result<void>> Checker::rebuild() {
   const auto used_blocks = [this] {
     std::vector<bool> used(div_round_up(counts_.clusters(), g_.refblock_entries()));
     for (std::uint64_t c = 0; c < counts_.clusters();) {
-      const std::uint16_t* cells = counts_.chunk_at(c / RefcountMap::kChunk);
+      const RefcountMap::Chunk& chunk = counts_.chunk(c / RefcountMap::kChunk);
       const std::uint64_t end = (c / RefcountMap::kChunk + 1) * RefcountMap::kChunk;
-      if (cells) {
+      if (!chunk.empty()) {
         for (; c < std::min(end, counts_.clusters()); ++c) {
-          if (cells[c % RefcountMap::kChunk] != 0) used[c >> g_.refblock_bits()] = true;
+          if (chunk.get(c % RefcountMap::kChunk) != 0) used[c >> g_.refblock_bits()] = true;
         }
       }
       c = end;

@@ -72,8 +72,9 @@ Task<Result<bool>> ClusterWriter::regain_table(std::uint64_t i, const RefcountMa
   co_return true;
 }
 
-Task<Result<void>> ClusterWriter::regain(const RefcountMap& single) {
-  for (std::uint64_t i = 0; i < tables_.l1_size(); ++i) {
+Task<Result<void>> ClusterWriter::regain(const RefcountMap& single, std::uint64_t first,
+                                         std::uint64_t end) {
+  for (std::uint64_t i = first; i < std::min(end, tables_.l1_size()); ++i) {
     while (true) {
       auto done = co_await regain_table(i, single);
       PLATTER_CO_TRY(done);

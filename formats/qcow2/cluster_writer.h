@@ -54,8 +54,9 @@ class ClusterWriter {
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full);
 
   // cluster_flags.cpp: says "refcount is one" again of what shares nothing any more. `single`: the
-  // clusters whose count is exactly one, as far as the flag may be missing there.
-  Task<Result<void>> regain(const RefcountMap& single);
+  // clusters whose count is exactly one, as far as the flag may be missing there. For the L1 entries
+  // [first, end), as far as there are such.
+  Task<Result<void>> regain(const RefcountMap& single, std::uint64_t first, std::uint64_t end);
 
   // Whether no claim is held.
   bool idle() const PLATTER_REQUIRES(metadata_mutex) { return claims_.empty(); }

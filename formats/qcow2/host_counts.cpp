@@ -21,17 +21,17 @@ std::optional<Piece> next_piece(const Refcounts& refcounts, const RefcountMap& m
   // The map ends somewhere in its last chunk.
   while (from < align_up(map.clusters(), kChunk)) {
     const std::uint64_t chunk_end = (from / kChunk + 1) * kChunk;
-    const std::uint16_t* cells = map.chunk_at(from / kChunk);
-    if (!cells) {
+    const RefcountMap::Chunk& chunk = map.chunk(from / kChunk);
+    if (chunk.empty()) {
       from = chunk_end;
       continue;
     }
     const std::uint64_t slice_end = (refcounts.slice_of(from) + 1) * refcounts.slice_clusters();
     const std::uint64_t end = std::min(chunk_end, slice_end);
-    const std::uint16_t* const begin = cells + from % kChunk;
-    if (std::any_of(begin, begin + (end - from), [](std::uint16_t cell) { return cell != 0; }))
-      return Piece{from, end};
-    from = end;
+    const std::uint64_t start = from;
+    for (; from < end; ++from) {
+      if (chunk.get(from % kChunk) != 0) return Piece{start, end};
+    }
   }
   return std::nullopt;
 }
@@ -45,9 +45,7 @@ class Counts {
         data_(slice.data.data()),
         first_(piece.first),
         index_(piece.first & (refcounts.slice_clusters() - 1)),
-        map_(map),
-        cells_(map.chunk_at(piece.first / RefcountMap::kChunk) +
-               piece.first % RefcountMap::kChunk) {}
+        map_(map) {}
 
   std::uint64_t get(std::uint64_t cluster) const {
     const std::uint64_t i = index_ + (cluster - first_);
@@ -62,10 +60,7 @@ class Counts {
       refcount_set(g_, data_, i, count);
     }
   }
-  std::uint64_t times(std::uint64_t cluster) const {
-    const std::uint16_t cell = cells_[cluster - first_];
-    return cell != RefcountMap::kLarge ? cell : map_.get(cluster);
-  }
+  std::uint64_t times(std::uint64_t cluster) const { return map_.get(cluster); }
 
  private:
   const Geometry& g_;
@@ -73,7 +68,6 @@ class Counts {
   const std::uint64_t first_;
   const std::uint64_t index_;
   const RefcountMap& map_;
-  const std::uint16_t* const cells_;
 };
 
 }  // namespace

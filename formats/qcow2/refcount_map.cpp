@@ -1,38 +1,29 @@
 #include "formats/qcow2/refcount_map.h"
 
+#include <utility>
+
 namespace platter::qcow2 {
 
-void RefcountMap::clear() {
-  chunks_.clear();
-  large_.clear();
-}
+const RefcountMap::Chunk RefcountMap::kNothing;
 
-void RefcountMap::make_chunk(std::uint64_t index) {
-  if (index >= chunks_.size()) chunks_.resize(index + 1);
-  chunks_[index] = std::make_unique<std::uint16_t[]>(kChunk);
-  grow(index * kChunk + 1);
+void RefcountMap::Chunk::widen(std::uint64_t value) {
+  Chunk wider;
+  wider.order_ = value <= 1 ? 0 : value <= 0xff ? 3 : 6;
+  wider.mask_ = ~std::uint64_t{0} >> (64 - (1u << wider.order_));
+  wider.words_ = std::make_unique<std::uint64_t[]>(kChunk >> (6 - wider.order_));
+  for (std::uint64_t i = 0; words_ && i < kChunk; ++i) wider.set(i, get(i));
+  *this = std::move(wider);
 }
 
 void RefcountMap::set(std::uint64_t cluster, std::uint64_t value) {
+  const std::uint64_t index = cluster / kChunk;
   grow(cluster + 1);
-  if (value == 0 && !chunk_at(cluster / kChunk)) return;
-  std::uint16_t& cell = cell_at(cluster);
-  if (cell == kLarge) large_.erase(cluster);
-  if (value >= kLarge) {
-    large_[cluster] = value;
-    cell = kLarge;
-  } else {
-    cell = static_cast<std::uint16_t>(value);
+  if (index >= chunks_.size()) {
+    if (value == 0) return;
+    chunks_.resize(index + 1);
   }
-}
-
-std::uint64_t RefcountMap::add_large(std::uint64_t cluster, std::uint64_t n, std::uint64_t max,
-                                     bool& overflow) {
-  const std::uint64_t before = get(cluster);
-  overflow = before > max || n > max - before;
-  const std::uint64_t after = overflow ? max : before + n;
-  set(cluster, after);
-  return after;
+  if (value == 0 && chunks_[index].empty()) return;
+  chunks_[index].set(cluster % kChunk, value);
 }
 
 }  // namespace platter::qcow2

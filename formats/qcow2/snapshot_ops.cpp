@@ -20,6 +20,13 @@ struct Snapshots::NewTables {
   std::uint64_t l1_bytes = 0;
 };
 
+namespace {
+
+// Bytes of L2 tables.
+constexpr std::uint64_t kRegainedAtOnce = std::uint64_t{4} << 20;
+
+}  // namespace
+
 struct Snapshots::Frozen {
   std::vector<std::uint64_t> l1;
   RefcountMap references{0};
@@ -146,8 +153,13 @@ Task<Result<void>> Snapshots::give_up(NewTables& tables) {
 
 Task<Result<void>> Snapshots::regain(RefcountMap& references) {
   auto done = co_await driver_.clusters_.keep_single(references);
-  if (done) done = co_await driver_.writer_.regain(references);
-  if (done) done = co_await driver_.write_back_.commit(false);
+  // Written back now and then: what is changed takes its size in memory twice until it is.
+  const std::uint64_t step =
+      std::max<std::uint64_t>(kRegainedAtOnce >> driver_.core_.geometry.cluster_bits, 1);
+  for (std::uint64_t i = 0; done && i < driver_.tables_.l1_size(); i += step) {
+    done = co_await driver_.writer_.regain(references, i, i + step);
+    if (done) done = co_await driver_.write_back_.commit(false);
+  }
   co_return done;
 }
 

@@ -52,7 +52,7 @@ Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file, co
 //   auto done = co_await writer.finish();     // always, also after an error
 class BulkWriter {
  public:
-  static constexpr std::size_t kPiece = std::size_t{1} << 20;
+  static constexpr std::size_t kPiece = std::size_t{256} << 10;
   static constexpr std::size_t kInFlight = 4;
 
   explicit BulkWriter(BlockNode& file) : file_(file) {}

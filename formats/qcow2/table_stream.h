@@ -40,7 +40,7 @@ class TableStream {
 
  private:
   static constexpr std::size_t kAhead = 4;
-  static constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
+  static constexpr std::uint64_t kPiece = std::uint64_t{128} << 10;
   // Reading this much for nothing costs less than another request.
   static constexpr std::uint64_t kGap = 8192;
 
