@@ -60,12 +60,6 @@ std::uint32_t probe_alignment(int fd, bool memory) {
 
 }  // namespace
 
-int UniqueFd::close() noexcept {
-  const int fd = std::exchange(fd_, -1);
-  if (fd < 0 || ::close(fd) == 0) return 0;
-  return errno == EINTR ? 0 : errno;  // Linux has closed it even so
-}
-
 Result<UniqueFd> open_checked(const std::string& path, OpenMode mode, FileKind kind,
                               std::string_view driver) {
   // A look first, because opening some devices has effects; O_NONBLOCK and a second look, because

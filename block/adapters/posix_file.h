@@ -1,6 +1,6 @@
 // Opening local files and devices safely, and asking the kernel what they can do.
 //
-// Threads: free functions, any thread; they make blocking system calls. UniqueFd: a value.
+// Threads: free functions, any thread; they make blocking system calls.
 // Errors: positive errno codes in one line of text that names the file.
 #pragma once
 
@@ -9,37 +9,13 @@
 #include <array>
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "block/base/error.h"
+#include "block/base/unique_fd.h"
 #include "block/exec/iovec.h"
 
 namespace platter {
-
-// Owns a file descriptor.
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int fd) : fd_(fd) {}
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) {
-      close();
-      fd_ = std::exchange(other.fd_, -1);
-    }
-    return *this;
-  }
-  ~UniqueFd() { close(); }
-
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-  // 0, or what close() had to report, as a positive errno.
-  int close() noexcept;
-
- private:
-  int fd_ = -1;
-};
 
 enum class FileKind : std::uint8_t { kRegular, kBlockDevice };
 

@@ -40,7 +40,7 @@ Result<std::unique_ptr<Console>> Console::open(const std::string& target) {
   if (target.starts_with(kFilePrefix)) {
     const std::string path = target.substr(kFilePrefix.size());
     console->file_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-    if (!console->file_.valid()) return fail_errno(errno, "could not open '{}'", path);
+    if (!console->file_) return fail_errno(errno, "could not open '{}'", path);
     console->output_ = console->file_.get();
     return console;
   }

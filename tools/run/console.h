@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "block/base/error.h"
-#include "tools/run/unique_fd.h"
+#include "block/base/unique_fd.h"
 
 namespace platter::run {
 

@@ -29,7 +29,7 @@ int exit_code(EndReason reason) {
 Result<std::unique_ptr<Control>> Control::create() {
   std::unique_ptr<Control> control(new Control());
   control->fd_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!control->fd_.valid()) return fail_errno(errno, "could not create an event descriptor");
+  if (!control->fd_) return fail_errno(errno, "could not create an event descriptor");
   return control;
 }
 

@@ -12,7 +12,7 @@
 
 #include "block/base/error.h"
 #include "block/base/mutex.h"
-#include "tools/run/unique_fd.h"
+#include "block/base/unique_fd.h"
 
 namespace platter::run {
 

@@ -9,9 +9,9 @@
 #include <system_error>
 #include <utility>
 
+#include "block/base/unique_fd.h"
 #include "block/exec/executor_thread.h"
 #include "block/node/graph.h"
-#include "tools/run/unique_fd.h"
 
 namespace platter::run {
 namespace {
@@ -24,7 +24,7 @@ class TemporaryFile {
     std::string name = fmt::format("{}/platter-run.XXXXXX",
                                    directory != nullptr && *directory != 0 ? directory : "/var/tmp");
     const UniqueFd fd(::mkstemp(name.data()));
-    if (!fd.valid()) return fail_errno(errno, "could not create a throw-away overlay '{}'", name);
+    if (!fd) return fail_errno(errno, "could not create a throw-away overlay '{}'", name);
     return TemporaryFile(std::move(name));
   }
   TemporaryFile(TemporaryFile&& other) noexcept : name_(std::exchange(other.name_, {})) {}

@@ -6,13 +6,13 @@
 
 #include <cerrno>
 
-#include "tools/run/unique_fd.h"
+#include "block/base/unique_fd.h"
 
 namespace platter::run {
 
 Result<FileBytes> FileBytes::map(const std::string& filename, std::uint64_t limit) {
   const UniqueFd fd(::open(filename.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return fail_errno(errno, "could not open '{}'", filename);
+  if (!fd) return fail_errno(errno, "could not open '{}'", filename);
   struct stat status{};
   if (::fstat(fd.get(), &status) != 0) return fail_errno(errno, "could not look at '{}'", filename);
   if (!S_ISREG(status.st_mode)) {

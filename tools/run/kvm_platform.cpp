@@ -10,7 +10,7 @@ namespace {
 
 Result<UniqueFd> make_eventfd() {
   UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!fd.valid()) return fail_errno(errno, "could not create an event descriptor");
+  if (!fd) return fail_errno(errno, "could not create an event descriptor");
   return fd;
 }
 

@@ -107,7 +107,7 @@ Result<void> Machine::add_ports() {
   if (options_.debug_log) {
     debug_log_ = UniqueFd(::open(options_.debug_log->c_str(),
                                  O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-    if (!debug_log_.valid()) return fail_errno(errno, "could not open '{}'", *options_.debug_log);
+    if (!debug_log_) return fail_errno(errno, "could not open '{}'", *options_.debug_log);
     debug = [fd = debug_log_.get()](std::byte byte) {
       [[maybe_unused]] const auto written = ::write(fd, &byte, 1);
     };
@@ -326,7 +326,7 @@ void Machine::stop_devices() {
 void Machine::watch() {
   const sigset_t signals = end_signals();
   const UniqueFd signal_fd(::signalfd(-1, &signals, SFD_CLOEXEC));
-  if (!signal_fd.valid()) {
+  if (!signal_fd) {
     control_->end(EndReason::kFailure, "could not watch for signals: " + errno_text(errno));
   }
   while (!control_->ended()) {

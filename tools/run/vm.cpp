@@ -34,7 +34,7 @@ int control(int fd, unsigned long request, unsigned long argument = 0) {
 
 Result<UniqueFd> open_system(const std::string& device) {
   UniqueFd fd(::open(device.c_str(), O_RDWR | O_CLOEXEC));
-  if (!fd.valid()) {
+  if (!fd) {
     const int code = errno;
     const char* remedy =
         code == EACCES || code == EPERM ? " (is this user in the group that owns it?)"
@@ -87,7 +87,7 @@ Result<std::unique_ptr<Vm>> Vm::create(bool irqchip, const std::string& device) 
   std::unique_ptr<Vm> vm(new Vm());
   vm->system_ = std::move(*system);
   vm->vm_ = UniqueFd(control(vm->system_.get(), KVM_CREATE_VM));
-  if (!vm->vm_.valid()) {
+  if (!vm->vm_) {
     return fail_errno(errno, "'{}' is there, but no machine could be made with it", device);
   }
   const int run_size = control(vm->system_.get(), KVM_GET_VCPU_MMAP_SIZE);
@@ -134,7 +134,7 @@ Result<void> Vm::map(const Memory& memory) {
 
 Result<UniqueFd> Vm::create_vcpu(unsigned id) {
   UniqueFd fd(control(vm_.get(), KVM_CREATE_VCPU, static_cast<unsigned long>(id)));
-  if (!fd.valid()) return fail_errno(errno, "could not create virtual CPU {}", id);
+  if (!fd) return fail_errno(errno, "could not create virtual CPU {}", id);
   return fd;
 }
 

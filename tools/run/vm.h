@@ -16,8 +16,8 @@
 
 #include "block/base/error.h"
 #include "block/base/mutex.h"
+#include "block/base/unique_fd.h"
 #include "tools/run/memory.h"
-#include "tools/run/unique_fd.h"
 
 namespace platter::run {
 
