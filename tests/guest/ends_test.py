@@ -55,10 +55,28 @@ def by_signal(bench, number, code):
     bench.check_image(disk)
 
 
-def by_signal_with_full_output(bench):
-    """A reader that does not read blocks the guest, but not the end."""
+def wait_for_system_calls(process, *numbers):
+    """Waits, but not for ever, until threads of the process are in each of these system calls."""
+    deadline = time.monotonic() + 20
+    missing = set(numbers)
+    while missing and time.monotonic() < deadline:
+        missing = set(numbers)
+        for thread in os.listdir(f"/proc/{process.pid}/task"):
+            try:
+                with open(f"/proc/{process.pid}/task/{thread}/syscall", encoding="ascii") as file:
+                    missing.discard(file.read().split()[0])
+            except OSError:
+                pass
+        time.sleep(0.01)
+    if missing:
+        print(f"-- no thread was seen in system call {missing}", flush=True)
+
+
+def by_signal_with_full_output(bench, cpus, letter):
+    """A reader that does not read blocks the guest, but not the end: neither the processor that
+    writes, nor another one that waits for it."""
     process = subprocess.Popen([bench.platter, "run", "--kernel", bench.options.guest, "--memory",
-                                "16M", "--append", "f"],
+                                "16M", "--cpus", str(cpus), "--append", letter],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     # Single bytes fill a pipe that nobody has read from to the last one, so it is known when the next
     # one has to wait.
@@ -71,9 +89,15 @@ def by_signal_with_full_output(bench):
         time.sleep(0.01)
     process.stdin.write(b"some input")
     process.stdin.flush()
+    write_call, futex_call = "1", "202"
+    wait_for_system_calls(process, *(write_call, futex_call)[:cpus])
     process.send_signal(signal.SIGTERM)
-    if process.wait(300) != 143:
-        fail(f"SIGTERM with full output: exit code {process.returncode}")
+    try:
+        if process.wait(60) != 143:
+            fail(f"SIGTERM with full output: exit code {process.returncode}")
+    except subprocess.TimeoutExpired:
+        process.kill()
+        fail(f"SIGTERM with full output and {cpus} processors did not end the machine")
     if os.read(output, 7) != b"ready\nf":
         fail("the output does not begin as it should")
     process.stdin.close()
@@ -162,7 +186,9 @@ def main():
         ended(bench, "e", 3, "KVM cannot carry out an instruction", "dd 05 00 00 00 d8", "rip=")
         by_signal(bench, signal.SIGTERM, 143)
         by_signal(bench, signal.SIGINT, 130)
-        by_signal_with_full_output(bench)
+        by_signal(bench, signal.SIGHUP, 143)
+        by_signal_with_full_output(bench, 1, "f")
+        by_signal_with_full_output(bench, 2, "b")
         by_keys(bench)
 
         typed = b"hello\x01x" + b"more than the port keeps " * 2700 + b"q"

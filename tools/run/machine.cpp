@@ -108,7 +108,9 @@ Result<void> Machine::add_ports() {
     debug_log_ = UniqueFd(::open(options_.debug_log->c_str(),
                                  O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
     if (!debug_log_) return fail_errno(errno, "could not open '{}'", *options_.debug_log);
-    debug = [fd = debug_log_.get()](std::byte byte) {
+    debug = [fd = debug_log_.get(), control = control_.get()](std::byte byte) {
+      // A processor that is to stop must not wait for a reader again, byte after byte.
+      if (control->ended()) return;
       [[maybe_unused]] const auto written = ::write(fd, &byte, 1);
     };
   }
@@ -312,7 +314,7 @@ Result<void> Machine::add_vcpus() {
 Result<void> Machine::run() {
   for (const auto& vcpu : vcpus_) vcpu->start();
   watch();
-  for (const auto& vcpu : vcpus_) vcpu->stop();
+  Vcpu::stop_all(vcpus_);
   stop_devices();
   return images_->close();
 }

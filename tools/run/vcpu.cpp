@@ -111,15 +111,26 @@ void Vcpu::start() {
   thread_ = std::thread([this] { run(); });
 }
 
-void Vcpu::stop() {
-  if (!thread_.joinable()) return;
+void Vcpu::stop_all(std::span<const std::unique_ptr<Vcpu>> vcpus) {
   // A signal that comes before KVM_RUN is entered would be lost; this flag makes it return at once.
-  __atomic_store_n(&run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
-  // One that comes just before a blocking write of console output is lost too, hence the repetition.
-  do {
-    ::pthread_kill(thread_.native_handle(), kick_signal());
-  } while (!left_.try_acquire_for(kKickInterval));
-  thread_.join();
+  for (const auto& vcpu : vcpus) {
+    __atomic_store_n(&vcpu->run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
+  }
+  // One that comes just before a blocking write of console output is lost too, hence the
+  // repetition; and that write may be what another processor waits for, at a mutex, which no signal
+  // interrupts.
+  for (bool all_left = false; !all_left;) {
+    for (const auto& vcpu : vcpus) {
+      if (!vcpu->has_left_) ::pthread_kill(vcpu->thread_.native_handle(), kick_signal());
+    }
+    const auto round_end = std::chrono::steady_clock::now() + kKickInterval;
+    all_left = true;
+    for (const auto& vcpu : vcpus) {
+      if (!vcpu->has_left_) vcpu->has_left_ = vcpu->left_.try_acquire_until(round_end);
+      all_left = all_left && vcpu->has_left_;
+    }
+  }
+  for (const auto& vcpu : vcpus) vcpu->thread_.join();
 }
 
 Result<unsigned> Vcpu::run_once() {

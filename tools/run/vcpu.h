@@ -1,9 +1,9 @@
 // Vcpu: one virtual processor and the thread that runs it.
 //
-// Threads: create(), set-up, start() and stop() from the main thread; the run loop in its own.
+// Threads: create(), set-up, start() and stop_all() from the main thread; the run loop in its own.
 // Port and memory accesses that leave the kernel are served there through the buses.
 // Ownership: owns the vCPU descriptor and its kvm_run area; refers to the Vm, the buses and the
-// Control, which outlive it. stop() before destruction.
+// Control, which outlive it. stop_all() before destruction.
 // Errors: set-up fails with what KVM refused. When the guest does what KVM cannot carry, the run
 // loop ends the machine with one message: where, which instruction bytes, and the registers.
 #pragma once
@@ -44,8 +44,9 @@ class Vcpu {
   Result<void> set_entry(const EntryState& entry);
 
   void start();
-  // Makes the run loop return, and waits for it. Control::end() was called before.
-  void stop();
+  // Makes the run loops of a machine's processors, all of them started, return, and waits for them:
+  // together, since one may wait for what another one does. Control::end() was called before.
+  static void stop_all(std::span<const std::unique_ptr<Vcpu>> vcpus);
 
   // Runs on the calling thread until an exit to user space and gives its reason (KVM_EXIT_*);
   // for the probe.
@@ -74,6 +75,7 @@ class Vcpu {
   std::size_t run_size_ = 0;
   std::thread thread_;
   std::binary_semaphore left_{0};  // released by the thread when it has left the run loop
+  bool has_left_ = false;          // stop_all() has seen that
 };
 
 }  // namespace platter::run

@@ -1,7 +1,8 @@
 /* A guest of a few instructions for each way a machine can end. The first letter of the command
  * line says which: o power off, r reset, t triple fault, e an instruction that KVM cannot emulate,
  * h halt for good, i echo serial input until a 'q', then power off, m repeat the first module (the
- * initrd), then power off, f fill the serial port for ever. It says "ready" first. */
+ * initrd), then power off, f fill the serial port for ever, b let a second processor
+ * fill it and, after one byte of input, both. It says "ready" first. */
   .section .note.pvh, "a"
   .align 4
   .long 4, 4, 18            /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -33,6 +34,8 @@ start:
   je module
   cmpb $'f', %bl
   je flood
+  cmpb $'b', %bl
+  je both
 halt:
   cli
   hlt
@@ -48,6 +51,35 @@ flood:
   movb $'f', %al
   outb %al, %dx
   jmp flood
+
+both:
+  movl $second, %esi
+  movl $0x8000, %edi
+  movl $(second_end - second), %ecx
+  rep movsb
+  movl $0xfee00300, %eax    /* INIT, then start at 0x8000, for all but this one */
+  movl $0x000c4500, (%eax)
+  movl $5000, %ecx
+1:
+  loop 1b
+  movl $0x000c4608, (%eax)
+1:
+  movw $0x3fd, %dx
+  inb %dx, %al
+  testb $1, %al
+  jz 1b
+  movw $0x3f8, %dx
+  jmp flood
+
+  .code16
+second:
+  movw $0x3f8, %dx
+  movb $'f', %al
+1:
+  outb %al, %dx
+  jmp 1b
+second_end:
+  .code32
 
 module:
   movl (%edi), %esi
