@@ -187,7 +187,7 @@ bool Device::queue_enabled(unsigned queue) const {
 void Device::enable_queue(unsigned queue) {
   MutexLock lock(mutex());
   Queue* q = find(queue);
-  // Queues are set up between FEATURES_OK and DRIVER_OK (3.1.1).
+  // Queues start at DRIVER_OK (3.1.1), so one that is enabled later would never run.
   if (q && (status() & kStatusDriverOk) == 0) q->setup().enabled = true;
 }
 

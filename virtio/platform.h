@@ -40,8 +40,10 @@ class MsiSignal {
 };
 
 // An interrupt line: PCI INTx, or the line of a virtio-mmio device. Called when the level changes,
-// never twice with the same level. On an edge-triggered input, true is one edge and false nothing:
-// the drivers acknowledge before they look at the rings, so no event is lost between edges.
+// never twice with the same level. On an edge-triggered input, true is one edge and false nothing.
+// So that no event is lost there, a device lowers and raises its line again when a driver has
+// acknowledged some causes and others are left; what comes later finds the line low, and the
+// drivers acknowledge before they look at the rings.
 class InterruptLine {
  public:
   InterruptLine() = default;

@@ -155,11 +155,6 @@ MmioTransport::Selectors MmioTransport::selectors() {
   return selectors_;
 }
 
-bool MmioTransport::interrupt_pending() const {
-  MutexLock lock(interrupt_mutex_);
-  return interrupt_status_ != 0;
-}
-
 void MmioTransport::raise(std::uint8_t cause) noexcept {
   MutexLock lock(interrupt_mutex_);
   const bool was = interrupt_status_ != 0;
@@ -169,9 +164,11 @@ void MmioTransport::raise(std::uint8_t cause) noexcept {
 
 void MmioTransport::acknowledge(std::uint32_t causes) noexcept {
   MutexLock lock(interrupt_mutex_);
-  const bool was = interrupt_status_ != 0;
+  if (interrupt_status_ == 0) return;
   interrupt_status_ &= static_cast<std::uint8_t>(~causes);
-  if (was && interrupt_status_ == 0) line_.set_level(false);
+  line_.set_level(false);
+  // A cause that came after the driver had read the status rose no edge of its own: one is due now.
+  if (interrupt_status_ != 0) line_.set_level(true);
 }
 
 void MmioTransport::queue_interrupt(unsigned) noexcept { raise(kInterruptQueue); }

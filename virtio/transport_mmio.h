@@ -37,9 +37,6 @@ class MmioTransport final : private InterruptSink {
   void write(std::uint64_t offset, std::span<const std::byte> data);
 
   std::uint64_t base() const { return base_; }
-  // Whether the line should be asserted now; for machines whose interrupt controller asks again
-  // after end-of-interrupt.
-  bool interrupt_pending() const;
 
  private:
   struct Selectors {
@@ -65,7 +62,7 @@ class MmioTransport final : private InterruptSink {
   Mutex mutex_;
   Selectors selectors_ PLATTER_GUARDED_BY(mutex_);
 
-  mutable Mutex interrupt_mutex_;  // cause and line level change together
+  Mutex interrupt_mutex_;  // cause and line level change together
   std::uint8_t interrupt_status_ PLATTER_GUARDED_BY(interrupt_mutex_) = 0;
 };
 

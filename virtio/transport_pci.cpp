@@ -331,11 +331,6 @@ void PciTransport::update_line() noexcept {
   intx_.set_level(level);
 }
 
-bool PciTransport::interrupt_pending() const {
-  MutexLock lock(interrupt_mutex_);
-  return line_asserted_;
-}
-
 void PciTransport::before_config_read(unsigned offset, unsigned size) {
   if (overlaps(offset, size, kStatusRegister, 1)) {
     bool pending;

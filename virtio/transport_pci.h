@@ -49,9 +49,6 @@ class PciTransport final : public PciFunction, private InterruptSink {
   void write_bar(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) override;
   void reset_function() override;
 
-  // Whether INTA# should be asserted now.
-  bool interrupt_pending() const;
-
  private:
   void before_config_read(unsigned offset, unsigned size) override;
   void after_config_write(unsigned offset, unsigned size) override;
