@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <concepts>
-#include <cstring>
 #include <span>
 #include <string_view>
 #include <tuple>
@@ -12,9 +10,10 @@
 #include "block/base/bytes.h"
 #include "tools/run/aml.h"
 #include "tools/run/apic.h"
-#include "tools/run/pci_host.h"
+#include "tools/run/cmos.h"
 #include "tools/run/power.h"
 #include "tools/run/serial.h"
+#include "tools/run/table_bytes.h"
 
 namespace platter::run {
 namespace {
@@ -25,9 +24,9 @@ constexpr std::uint8_t kAddressSpaceIo = 1;
 constexpr std::uint8_t kAccessByte = 1, kAccessWord = 2;
 constexpr std::size_t kHeaderSize = 36, kRootSize = 36, kFacsSize = 64;
 
-class Table {
+// A table with its header (section 5.2.6); length and checksum come at the end.
+class Table : public TableBytes {
  public:
-  // The header of every table but FACS (section 5.2.6); length and checksum come at the end.
   Table(std::string_view signature, std::uint8_t revision) {
     text(signature, 4);
     put(std::uint32_t{0});
@@ -39,21 +38,7 @@ class Table {
     text("PLTR", 4);  // the "compiler"
     put(std::uint32_t{1});
   }
-  Table() = default;
 
-  template <std::unsigned_integral T>
-  void put(T value) {
-    std::byte raw[sizeof(T)];
-    store_le(raw, value);
-    bytes_.insert(bytes_.end(), std::begin(raw), std::end(raw));
-  }
-  void text(std::string_view text, std::size_t width) {
-    for (std::size_t i = 0; i < width; ++i) {
-      bytes_.push_back(i < text.size() ? static_cast<std::byte>(text[i]) : std::byte{0});
-    }
-  }
-  void zeroes(std::size_t count) { bytes_.resize(bytes_.size() + count); }
-  void add(const aml::Bytes& code) { bytes_.insert(bytes_.end(), code.begin(), code.end()); }
   // A generic address structure (5.2.3.2) of a port.
   void port(std::uint16_t number, std::uint8_t bits, std::uint8_t access) {
     put(kAddressSpaceIo);
@@ -62,11 +47,6 @@ class Table {
     put(access);
     put(std::uint64_t{number});
   }
-  std::size_t size() const { return bytes_.size(); }
-  std::vector<std::byte>& bytes() { return bytes_; }
-
- private:
-  std::vector<std::byte> bytes_;
 };
 
 aml::Bytes cpu_devices(unsigned cpus) {
@@ -133,11 +113,11 @@ aml::Bytes mmio_devices(const std::vector<AcpiMmioDevice>& devices) {
 Table dsdt(const AcpiRequest& request) {
   Table table("DSDT", 2);
   // The values for the sleep type field of PM1a and PM1b control; the rest is reserved.
-  table.add(aml::name("\\_S5_",
-                      aml::package({aml::integer(Power::kSoftOff), aml::integer(Power::kSoftOff),
-                                    aml::integer(0), aml::integer(0)})));
-  table.add(aml::scope("\\_SB_", aml::join({cpu_devices(request.cpus), pci_host_bridge(),
-                                            serial_port(), mmio_devices(request.mmio)})));
+  table.append(aml::name("\\_S5_",
+                         aml::package({aml::integer(Power::kSoftOff), aml::integer(Power::kSoftOff),
+                                       aml::integer(0), aml::integer(0)})));
+  table.append(aml::scope("\\_SB_", aml::join({cpu_devices(request.cpus), pci_host_bridge(),
+                                               serial_port(), mmio_devices(request.mmio)})));
   return table;
 }
 
@@ -158,14 +138,18 @@ Table madt(unsigned cpus) {
   table.put(std::uint8_t{0});
   table.put(kIoApicAddress);
   table.put(std::uint32_t{0});  // its first interrupt
-  // ISA interrupts come in at the pins of their numbers, the timer included, as KVM has it; only
-  // the SCI is no ISA interrupt: level-triggered, active high.
-  table.put(std::uint8_t{2});
-  table.put(std::uint8_t{10});
-  table.put(std::uint8_t{0});
-  table.put(static_cast<std::uint8_t>(kAcpiInterrupt));
-  table.put(std::uint32_t{kAcpiInterrupt});
-  table.put(std::uint16_t{0x0d});
+  // ISA interrupts come in at the pins of their numbers, the timer included, as KVM has it. Those
+  // that are not ISA's, the SCI's and PCI's, are level-triggered and active high, because KVM does
+  // not invert lines.
+  for (unsigned irq = 0; irq < 16; ++irq) {
+    if ((kLevelInterrupts >> irq & 1) == 0) continue;
+    table.put(std::uint8_t{2});
+    table.put(std::uint8_t{10});
+    table.put(std::uint8_t{0});
+    table.put(static_cast<std::uint8_t>(irq));
+    table.put(std::uint32_t{irq});
+    table.put(kLevelHigh);
+  }
   // NMI at LINT1 of every processor.
   table.put(std::uint8_t{4});
   table.put(std::uint8_t{6});
@@ -198,7 +182,8 @@ Table fadt() {
   table.zeroes(6);  // lengths of those that are not there, C-state support
   table.put(kNoC2);
   table.put(kNoC3);
-  table.zeroes(9);  // cache flush by size, duty cycle, RTC alarms, century
+  table.zeroes(8);  // cache flush by size, duty cycle, RTC alarms
+  table.put(Cmos::kCentury);
   table.put(std::uint16_t{kLegacyDevices | kNoVga});
   table.zeroes(1);
   table.put(
@@ -257,13 +242,13 @@ const char* file_of(Block block) { return block == Block::kRoot ? kAcpiRootFile 
 AcpiTables acpi_tables(const AcpiRequest& request) {
   AcpiTables all;
   // FACS is first because it wants to lie at a multiple of 64.
-  Table facs;
+  TableBytes facs;
   facs.text("FACS", 4);
   facs.put(std::uint32_t{kFacsSize});
   facs.zeroes(24);
   facs.put(std::uint8_t{2});  // version
   facs.zeroes(kFacsSize - facs.size());
-  all.tables = std::move(facs.bytes());
+  all.tables = std::move(facs).bytes();
 
   const std::uint32_t dsdt_at = add_table(all, dsdt(request));
   const std::uint32_t fadt_at = add_table(all, fadt());
@@ -278,7 +263,7 @@ AcpiTables acpi_tables(const AcpiRequest& request) {
   add_pointer(all, Block::kTables, xsdt_at + kHeaderSize, 8, fadt_at);
   add_pointer(all, Block::kTables, xsdt_at + kHeaderSize + 8, 8, madt_at);
 
-  Table root;
+  TableBytes root;
   root.text("RSD PTR ", 8);
   root.put(std::uint8_t{0});
   root.text("PLATTR", 6);
@@ -286,7 +271,7 @@ AcpiTables acpi_tables(const AcpiRequest& request) {
   root.put(std::uint32_t{0});  // no RSDT
   root.put(std::uint32_t{kRootSize});
   root.zeroes(kRootSize - root.size());
-  all.root = std::move(root.bytes());
+  all.root = std::move(root).bytes();
   add_pointer(all, Block::kRoot, 24, 8, xsdt_at);
   all.checksums.push_back({Block::kRoot, 8, 0, 20});
   all.checksums.push_back({Block::kRoot, 32, 0, kRootSize});
@@ -306,12 +291,8 @@ void place_acpi_tables(AcpiTables& tables, std::uint64_t address) {
     }
   }
   for (const AcpiTables::Checksum& checksum : tables.checksums) {
-    unsigned sum = 0;
-    for (const std::byte byte :
-         std::span(block(checksum.block)).subspan(checksum.start, checksum.length)) {
-      sum += std::to_integer<unsigned>(byte);
-    }
-    block(checksum.block)[checksum.offset] = static_cast<std::byte>(0x100 - (sum & 0xff));
+    std::vector<std::byte>& bytes = block(checksum.block);
+    bytes[checksum.offset] = checksum_of(std::span(bytes).subspan(checksum.start, checksum.length));
   }
 }
 

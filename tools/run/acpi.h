@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "tools/run/pci_host.h"
+
 namespace platter::run {
 
 // Where the tables of a directly booted kernel are; it looks for the root pointer from 0xe0000 on.
@@ -21,6 +23,8 @@ inline constexpr std::uint64_t kAcpiTablesAddress = 0xe0040;
 inline constexpr std::uint64_t kAcpiEnd = 0xf0000;
 // The System Control Interrupt. Nothing raises it, but kernels claim it.
 inline constexpr unsigned kAcpiInterrupt = 9;
+// The ISA controllers' interrupts that are level-triggered here (bit n = IRQ n).
+inline constexpr std::uint16_t kLevelInterrupts = PciHost::kInterruptMask | 1U << kAcpiInterrupt;
 
 struct AcpiMmioDevice {
   std::uint32_t base = 0;

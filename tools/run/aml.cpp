@@ -1,8 +1,9 @@
 #include "tools/run/aml.h"
 
 #include <concepts>
+#include <utility>
 
-#include "block/base/bytes.h"
+#include "tools/run/table_bytes.h"
 
 namespace platter::run::aml {
 namespace {
@@ -17,48 +18,35 @@ constexpr std::uint8_t kFixedProducer = 0x0c;  // both ends fixed, positive deco
 constexpr std::uint8_t kWritable = 1, kEntireRange = 3;
 
 template <std::unsigned_integral T>
-void put(Bytes& bytes, T value) {
-  std::byte raw[sizeof(T)];
-  store_le(raw, value);
-  bytes.insert(bytes.end(), std::begin(raw), std::end(raw));
-}
-
-void append(Bytes& bytes, std::span<const std::byte> more) {
-  bytes.insert(bytes.end(), more.begin(), more.end());
-}
-
-void append(Bytes& bytes, std::string_view text) { append(bytes, std::as_bytes(std::span(text))); }
-
-template <std::unsigned_integral T>
 Bytes prefixed(std::uint8_t prefix, T value) {
-  Bytes bytes;
-  put(bytes, prefix);
-  put(bytes, value);
-  return bytes;
+  TableBytes bytes;
+  bytes.put(prefix);
+  bytes.put(value);
+  return std::move(bytes).bytes();
 }
 
 // PkgLength (section 20.2.4): of itself and what follows; six bits in one byte, else four bits and
 // one to three bytes, whose number is in the two highest bits.
-void put_package_length(Bytes& bytes, std::size_t content) {
+void put_package_length(TableBytes& bytes, std::size_t content) {
   if (content + 1 < 0x40) {
-    put(bytes, static_cast<std::uint8_t>(content + 1));
+    bytes.put(static_cast<std::uint8_t>(content + 1));
     return;
   }
   unsigned more = 1;
   while (content + 1 + more >= std::size_t{1} << (4 + 8 * more)) ++more;
   const std::size_t length = content + 1 + more;
-  put(bytes, static_cast<std::uint8_t>(more << 6 | (length & 0xf)));
-  for (unsigned i = 0; i < more; ++i) put(bytes, static_cast<std::uint8_t>(length >> (4 + 8 * i)));
+  bytes.put(static_cast<std::uint8_t>(more << 6 | (length & 0xf)));
+  for (unsigned i = 0; i < more; ++i) bytes.put(static_cast<std::uint8_t>(length >> (4 + 8 * i)));
 }
 
 Bytes enclosed(std::span<const std::uint8_t> opcode, std::span<const std::byte> head,
                const Bytes& body) {
-  Bytes bytes;
-  for (const std::uint8_t byte : opcode) put(bytes, byte);
+  TableBytes bytes;
+  for (const std::uint8_t byte : opcode) bytes.put(byte);
   put_package_length(bytes, head.size() + body.size());
-  append(bytes, head);
-  append(bytes, body);
-  return bytes;
+  bytes.append(head);
+  bytes.append(body);
+  return std::move(bytes).bytes();
 }
 
 std::span<const std::byte> bytes_of(std::string_view text) {
@@ -67,33 +55,33 @@ std::span<const std::byte> bytes_of(std::string_view text) {
 
 template <std::unsigned_integral T>
 Bytes window(std::uint8_t descriptor, std::uint8_t kind, std::uint8_t flags, T first, T last) {
-  Bytes bytes;
-  put(bytes, descriptor);
-  put(bytes, static_cast<std::uint16_t>(3 + 5 * sizeof(T)));
-  put(bytes, kind);
-  put(bytes, kFixedProducer);
-  put(bytes, flags);
-  put(bytes, T{0});  // granularity
-  put(bytes, first);
-  put(bytes, last);
-  put(bytes, T{0});  // translation
-  put(bytes, static_cast<T>(last - first + 1));
-  return bytes;
+  TableBytes bytes;
+  bytes.put(descriptor);
+  bytes.put(static_cast<std::uint16_t>(3 + 5 * sizeof(T)));
+  bytes.put(kind);
+  bytes.put(kFixedProducer);
+  bytes.put(flags);
+  bytes.put(T{0});  // granularity
+  bytes.put(first);
+  bytes.put(last);
+  bytes.put(T{0});  // translation
+  bytes.put(static_cast<T>(last - first + 1));
+  return std::move(bytes).bytes();
 }
 
 }  // namespace
 
 Bytes join(const std::vector<Bytes>& parts) {
-  Bytes bytes;
-  for (const Bytes& part : parts) append(bytes, part);
-  return bytes;
+  TableBytes bytes;
+  for (const Bytes& part : parts) bytes.append(part);
+  return std::move(bytes).bytes();
 }
 
 Bytes integer(std::uint64_t value) {
   if (value <= 1) {
-    Bytes bytes;
-    put(bytes, value == 0 ? kZero : kOne);
-    return bytes;
+    TableBytes bytes;
+    bytes.put(value == 0 ? kZero : kOne);
+    return std::move(bytes).bytes();
   }
   if (value <= 0xff) return prefixed(kByte, static_cast<std::uint8_t>(value));
   if (value <= 0xffff) return prefixed(kWord, static_cast<std::uint16_t>(value));
@@ -102,11 +90,11 @@ Bytes integer(std::uint64_t value) {
 }
 
 Bytes text(std::string_view value) {
-  Bytes bytes;
-  put(bytes, kString);
-  append(bytes, value);
-  put(bytes, std::uint8_t{0});
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kString);
+  bytes.append(value);
+  bytes.put(std::uint8_t{0});
+  return std::move(bytes).bytes();
 }
 
 Bytes buffer(const Bytes& content) {
@@ -125,18 +113,18 @@ Bytes eisa_id(std::string_view id) {
     const auto digit = static_cast<unsigned>(id[i]);
     value = value << 4 | (digit <= '9' ? digit - '0' : digit - 'A' + 10);
   }
-  Bytes bytes;
-  put(bytes, kDWord);
-  put(bytes, __builtin_bswap32(value));  // the one number here that goes high byte first
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kDWord);
+  bytes.put(__builtin_bswap32(value));  // the one number here that goes high byte first
+  return std::move(bytes).bytes();
 }
 
 Bytes name(std::string_view name, const Bytes& value) {
-  Bytes bytes;
-  put(bytes, kName);
-  append(bytes, name);
-  append(bytes, value);
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kName);
+  bytes.append(name);
+  bytes.append(value);
+  return std::move(bytes).bytes();
 }
 
 Bytes scope(std::string_view name, const Bytes& body) {
@@ -148,44 +136,44 @@ Bytes device(std::string_view name, const Bytes& body) {
 }
 
 Bytes resources(const std::vector<Bytes>& descriptors) {
-  Bytes list = join(descriptors);
-  put(list, kEnd);
-  put(list, std::uint8_t{0});  // no checksum
-  return buffer(list);
+  TableBytes list(join(descriptors));
+  list.put(kEnd);
+  list.put(std::uint8_t{0});  // no checksum
+  return buffer(std::move(list).bytes());
 }
 
 Bytes io_ports(std::uint16_t first, std::uint8_t count) {
-  Bytes bytes;
-  put(bytes, kIo);
-  put(bytes, std::uint8_t{1});  // decodes 16 bits
-  put(bytes, first);
-  put(bytes, first);
-  put(bytes, std::uint8_t{1});  // alignment
-  put(bytes, count);
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kIo);
+  bytes.put(std::uint8_t{1});  // decodes 16 bits
+  bytes.put(first);
+  bytes.put(first);
+  bytes.put(std::uint8_t{1});  // alignment
+  bytes.put(count);
+  return std::move(bytes).bytes();
 }
 
 Bytes isa_interrupt(unsigned irq) { return prefixed(kIrq, static_cast<std::uint16_t>(1U << irq)); }
 
 Bytes edge_interrupt(std::uint32_t gsi) {
   constexpr std::uint8_t kConsumer = 1, kEdge = 2;
-  Bytes bytes;
-  put(bytes, kExtendedIrq);
-  put(bytes, std::uint16_t{6});
-  put(bytes, std::uint8_t{kConsumer | kEdge});
-  put(bytes, std::uint8_t{1});  // one number
-  put(bytes, gsi);
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kExtendedIrq);
+  bytes.put(std::uint16_t{6});
+  bytes.put(std::uint8_t{kConsumer | kEdge});
+  bytes.put(std::uint8_t{1});  // one number
+  bytes.put(gsi);
+  return std::move(bytes).bytes();
 }
 
 Bytes memory(std::uint32_t base, std::uint32_t size) {
-  Bytes bytes;
-  put(bytes, kMemory32);
-  put(bytes, std::uint16_t{9});
-  put(bytes, kWritable);
-  put(bytes, base);
-  put(bytes, size);
-  return bytes;
+  TableBytes bytes;
+  bytes.put(kMemory32);
+  bytes.put(std::uint16_t{9});
+  bytes.put(kWritable);
+  bytes.put(base);
+  bytes.put(size);
+  return std::move(bytes).bytes();
 }
 
 Bytes bus_window(std::uint16_t first, std::uint16_t last) {

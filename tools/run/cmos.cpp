@@ -65,7 +65,7 @@ std::uint8_t Cmos::value(unsigned index) const {
       return shown(time.tm_mon + 1);
     case 0x09:
       return shown(time.tm_year % 100);
-    case 0x32:
+    case kCentury:
       return shown((time.tm_year + 1900) / 100);
     default:
       return memory_[index];

@@ -20,6 +20,7 @@ class Cmos final : public BusDevice {
  public:
   static constexpr std::uint16_t kBase = 0x70;
   static constexpr std::uint64_t kPorts = 2;
+  static constexpr std::uint8_t kCentury = 0x32;  // where the clock has the century
 
   struct Config {
     std::uint64_t low_ram = 0;   // bytes below 4 GiB

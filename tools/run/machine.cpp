@@ -139,7 +139,7 @@ Result<void> Machine::add_disks() {
     auto added = add_disk(disk);
     PLATTER_TRY(added);
   }
-  return vm_->set_level_triggered(PciHost::kInterruptMask | 1U << kAcpiInterrupt);
+  return vm_->set_level_triggered(kLevelInterrupts);
 }
 
 Result<void> Machine::add_disk(const DiskOptions& options) {

@@ -16,11 +16,12 @@ constexpr std::uint16_t kSleepEnable = 1U << 13;  // reads as zero
 
 }  // namespace
 
+Power::Power(Control& control) : control_(control) {
+  store_le(registers_ + kControlOffset, kAcpiMode);
+}
+
 void Power::read(std::uint64_t offset, std::span<std::byte> data) {
   MutexLock lock(mutex_);
-  store_le(
-      registers_ + kControlOffset,
-      static_cast<std::uint16_t>(load_le<std::uint16_t>(registers_ + kControlOffset) | kAcpiMode));
   std::copy_n(registers_ + offset, data.size(), data.begin());
 }
 
@@ -32,7 +33,7 @@ void Power::write(std::uint64_t offset, std::span<const std::byte> data) {
   }
   const auto control = load_le<std::uint16_t>(registers_ + kControlOffset);
   store_le(registers_ + kControlOffset,
-           static_cast<std::uint16_t>(control & ~(kSleepEnable | kLockRelease)));
+           static_cast<std::uint16_t>((control & ~(kSleepEnable | kLockRelease)) | kAcpiMode));
   if ((control & kSleepEnable) != 0 && ((control >> kSleepTypeShift) & 7) == kSoftOff) {
     control_.end(EndReason::kPowerOff);
   }

@@ -24,7 +24,7 @@ class Power final : public BusDevice {
   static constexpr std::uint64_t kPorts = kEventPorts + kControlPorts;
   static constexpr unsigned kSoftOff = 0;  // the sleep type that is \_S5
 
-  explicit Power(Control& control) : control_(control) {}
+  explicit Power(Control& control);
   void read(std::uint64_t offset, std::span<std::byte> data) override;
   void write(std::uint64_t offset, std::span<const std::byte> data) override;
 

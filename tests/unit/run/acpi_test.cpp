@@ -17,6 +17,8 @@
 
 #include "block/base/bytes.h"
 #include "tools/run/aml.h"
+#include "tools/run/apic.h"
+#include "tools/run/cmos.h"
 #include "tools/run/pci_host.h"
 #include "tools/run/power.h"
 #include "unit/run/checksum.h"
@@ -118,7 +120,9 @@ TEST(Acpi, PlacedTablesAreFoundFromTheRootAndAddUp) {
   EXPECT_EQ(port(148), (std::pair{std::uint64_t{Power::kEvents}, 32U}));
   EXPECT_EQ(port(172), (std::pair{std::uint64_t{Power::kControl}, 16U}));
 
-  unsigned processors = 0, io_apics = 0;
+  EXPECT_EQ(fadt[108], std::byte{Cmos::kCentury});
+
+  unsigned processors = 0, io_apics = 0, levels = 0;
   const Bytes& madt = found.at("APIC");
   std::size_t at = 44;
   for (; at < madt.size(); at += std::to_integer<std::size_t>(madt[at + 1])) {
@@ -128,11 +132,18 @@ TEST(Acpi, PlacedTablesAreFoundFromTheRootAndAddUp) {
       ++processors;
     }
     if (madt[at] == std::byte{1}) ++io_apics;
+    if (madt[at] == std::byte{2}) {
+      const auto irq = std::to_integer<unsigned>(madt[at + 3]);
+      EXPECT_EQ(load_le<std::uint32_t>(&madt[at + 4]), irq) << "KVM's pin";
+      EXPECT_EQ(load_le<std::uint16_t>(&madt[at + 8]), kLevelHigh);
+      levels |= 1U << irq;
+    }
     ASSERT_NE(madt[at + 1], std::byte{0});
   }
   EXPECT_EQ(at, madt.size());
   EXPECT_EQ(processors, 3U);
   EXPECT_EQ(io_apics, 1U);
+  EXPECT_EQ(levels, kLevelInterrupts) << "as the controllers are set";
 }
 
 TEST(Acpi, TablesOfTheLargestMachineFit) {
@@ -319,6 +330,14 @@ TEST_F(PowerTest, RegistersReadAsAnOperatingSystemExpects) {
   out(4, 0x0c06);
   EXPECT_EQ(in(4), 0x0c03U) << "the lock's release is no state";
   EXPECT_FALSE(control->ended());
+}
+
+TEST_F(PowerTest, AByteIsReadInAcpiModeToo) {
+  const std::array<std::byte, 1> none{};
+  power.write(4, none);
+  std::array<std::byte, 1> low{};
+  power.read(4, low);
+  EXPECT_EQ(low[0], std::byte{1});
 }
 
 TEST_F(PowerTest, OnlySoftOffSwitchesOff) {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "block/base/bytes.h"
+#include "tools/run/acpi.h"
+#include "tools/run/apic.h"
 #include "tools/run/console.h"
 #include "tools/run/cpuid.h"
 #include "tools/run/mptable.h"
@@ -233,7 +235,13 @@ TEST(MpTable, AddsUpAndCountsItsEntries) {
   for (std::size_t at = 44; at < table.size(); ++entries) {
     const auto type = std::to_integer<unsigned>(table[at]);
     if (type == 0) ++processors;
-    if (type == 3 && table[at + 7] == std::byte{10}) ++to_pin_10;
+    if (type == 3) {
+      const auto pin = std::to_integer<unsigned>(table[at + 7]);
+      if (pin == 10) ++to_pin_10;
+      EXPECT_EQ(load_le<std::uint16_t>(&table[at + 2]),
+                (kLevelInterrupts >> pin & 1) != 0 ? kLevelHigh : kConforms)
+          << "pin " << pin << " as the controllers and the MADT have it";
+    }
     at += type == 0 ? 20 : 8;
   }
   EXPECT_EQ(entries, load_le<std::uint16_t>(table.data() + 34));
