@@ -26,11 +26,11 @@ class IrqfdSignal final : public virtio::MsiSignal {
   ~IrqfdSignal() override {
     // A descriptor that was never attached is no loss here.
     (void)vm_.detach_irqfd(gsi_, fd_.get());
-    vm_.free_message_gsi(gsi_);
+    vm_.messages().free(gsi_);
   }
   void raise() noexcept override { signal_eventfd(fd_.get()); }
   Result<void> set_message(const virtio::MsiMessage& message) override {
-    return vm_.set_message(gsi_, message.address, message.data);
+    return vm_.messages().set(gsi_, message.address, message.data);
   }
 
  private:
@@ -55,7 +55,7 @@ Result<std::unique_ptr<virtio::MsiSignal>> KvmPlatform::create_msi(
     const virtio::MsiMessage& message) {
   auto fd = make_eventfd();
   PLATTER_TRY(fd);
-  auto gsi = vm_.allocate_message_gsi();
+  auto gsi = vm_.messages().allocate();
   PLATTER_TRY(gsi);
   const int descriptor = fd->get();
   auto signal = std::make_unique<IrqfdSignal>(vm_, *gsi, std::move(*fd));

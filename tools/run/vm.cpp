@@ -9,6 +9,7 @@
 #include <span>
 
 #include "tools/run/kernel_table.h"
+
 namespace platter::run {
 namespace {
 
@@ -72,9 +73,6 @@ const std::vector<Capability>& capability_table() {
       {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD", true},
       {KVM_CAP_IOEVENTFD_ANY_LENGTH, "KVM_CAP_IOEVENTFD_ANY_LENGTH", true},
       {KVM_CAP_IRQFD, "KVM_CAP_IRQFD", true},
-      {KVM_CAP_IRQFD_RESAMPLE, "KVM_CAP_IRQFD_RESAMPLE", true},
-      {KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI", true},
-      {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE", true},
       {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", true},
       {KVM_CAP_TSC_DEADLINE_TIMER, "KVM_CAP_TSC_DEADLINE_TIMER", false},
   };
@@ -188,14 +186,10 @@ Result<void> Vm::set_line(unsigned gsi, bool level) {
   return {};
 }
 
-Result<void> Vm::attach_irqfd(unsigned gsi, int eventfd, int resample_fd) {
+Result<void> Vm::attach_irqfd(unsigned gsi, int eventfd) {
   kvm_irqfd request{};
   request.fd = static_cast<std::uint32_t>(eventfd);
   request.gsi = gsi;
-  if (resample_fd >= 0) {
-    request.flags = KVM_IRQFD_FLAG_RESAMPLE;
-    request.resamplefd = static_cast<std::uint32_t>(resample_fd);
-  }
   if (control(vm_.get(), KVM_IRQFD, &request) < 0) {
     return fail_errno(errno, "could not attach an event descriptor to interrupt {}", gsi);
   }
@@ -213,69 +207,8 @@ Result<void> Vm::detach_irqfd(unsigned gsi, int eventfd) {
   return {};
 }
 
-Result<unsigned> Vm::allocate_message_gsi() {
-  MutexLock lock(routes_mutex_);
-  for (std::size_t i = 0; i < messages_.size(); ++i) {
-    if (!messages_[i].used) {
-      messages_[i] = Message{};
-      messages_[i].used = true;
-      return static_cast<unsigned>(i) + kLines;
-    }
-  }
-  if (messages_.size() >= kMaxMessageGsis) {
-    return fail(ENOSPC, "more than {} message-signalled interrupts", kMaxMessageGsis);
-  }
-  messages_.emplace_back().used = true;
-  return static_cast<unsigned>(messages_.size() - 1) + kLines;
-}
-
-void Vm::free_message_gsi(unsigned gsi) {
-  MutexLock lock(routes_mutex_);
-  // The route stays in the kernel's table until the next change; nothing points to it any more.
-  if (gsi >= kLines && gsi - kLines < messages_.size()) messages_[gsi - kLines] = Message{};
-}
-
-Result<void> Vm::set_message(unsigned gsi, std::uint64_t address, std::uint32_t data) {
-  MutexLock lock(routes_mutex_);
-  if (gsi < kLines || gsi - kLines >= messages_.size()) {
-    return fail(EINVAL, "interrupt {} is not a message-signalled one", gsi);
-  }
-  Message& message = messages_[gsi - kLines];
-  if (message.routed && message.address == address && message.data == data) return {};
-  message.routed = true;
-  message.address = address;
-  message.data = data;
-  return commit_routes();
-}
-
-Result<void> Vm::commit_routes() {
-  // KVM_SET_GSI_ROUTING replaces the whole table, so it starts with the lines as the kernel makes
-  // them by itself: IRQ n to both controllers, 16 and up to the I/O APIC alone.
-  std::vector<kvm_irq_routing_entry> entries;
-  const auto add_pin = [&entries](unsigned gsi, unsigned chip, unsigned pin) {
-    kvm_irq_routing_entry entry{};
-    entry.gsi = gsi;
-    entry.type = KVM_IRQ_ROUTING_IRQCHIP;
-    entry.u.irqchip.irqchip = chip;
-    entry.u.irqchip.pin = pin;
-    entries.push_back(entry);
-  };
-  for (unsigned line = 0; line < kLines; ++line) {
-    if (line < 8) add_pin(line, KVM_IRQCHIP_PIC_MASTER, line);
-    if (line >= 8 && line < 16) add_pin(line, KVM_IRQCHIP_PIC_SLAVE, line - 8);
-    add_pin(line, KVM_IRQCHIP_IOAPIC, line);
-  }
-  for (std::size_t i = 0; i < messages_.size(); ++i) {
-    if (!messages_[i].used || !messages_[i].routed) continue;
-    kvm_irq_routing_entry entry{};
-    entry.gsi = static_cast<std::uint32_t>(i) + kLines;
-    entry.type = KVM_IRQ_ROUTING_MSI;
-    entry.u.msi.address_lo = static_cast<std::uint32_t>(messages_[i].address);
-    entry.u.msi.address_hi = static_cast<std::uint32_t>(messages_[i].address >> 32);
-    entry.u.msi.data = messages_[i].data;
-    entries.push_back(entry);
-  }
-  auto request = kernel_table(std::span<const kvm_irq_routing_entry>(entries));
+Result<void> Vm::set_routes(std::span<const kvm_irq_routing_entry> entries) {
+  auto request = kernel_table(entries);
   if (control(vm_.get(), kSetGsiRouting, request.data()) < 0) {
     return fail_errno(errno, "KVM_SET_GSI_ROUTING");
   }

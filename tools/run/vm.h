@@ -11,13 +11,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "block/base/error.h"
-#include "block/base/mutex.h"
 #include "block/base/unique_fd.h"
 #include "tools/run/memory.h"
+#include "tools/run/message_routes.h"
 
 namespace platter::run {
 
@@ -73,40 +74,27 @@ class Vm {
 
   // Sets an interrupt line (GSI 0..23) of the in-kernel controllers.
   Result<void> set_line(unsigned gsi, bool level);
-  // Routes an eventfd to a GSI. With `resample_fd` >= 0 the line is level-triggered: it is lowered
-  // at the end of interrupt and resample_fd is signalled.
-  Result<void> attach_irqfd(unsigned gsi, int eventfd, int resample_fd = -1);
+  // Each signal of the eventfd is an edge of the GSI.
+  Result<void> attach_irqfd(unsigned gsi, int eventfd);
   Result<void> detach_irqfd(unsigned gsi, int eventfd);
-  // A GSI above the lines for a message-signalled interrupt; inert until set_message().
-  Result<unsigned> allocate_message_gsi();
-  void free_message_gsi(unsigned gsi);
-  Result<void> set_message(unsigned gsi, std::uint64_t address, std::uint32_t data);
+  // The GSIs above the lines, for message-signalled interrupts.
+  MessageRoutes& messages() { return messages_; }
   // Makes IRQs of the ISA controllers level-triggered (bit n = IRQ n).
   Result<void> set_level_triggered(std::uint16_t irqs);
 
-  static constexpr unsigned kLines = 24;  // pins of the I/O APIC
-  // Bound of message GSIs of one machine; KVM's own limit is 4096.
-  static constexpr unsigned kMaxMessageGsis = 2048;
+  static constexpr unsigned kLines = MessageRoutes::kLines;
 
  private:
-  struct Message {
-    bool used = false;
-    bool routed = false;
-    std::uint64_t address = 0;
-    std::uint32_t data = 0;
-  };
-
   Vm() = default;
   Result<void> change_event(const IoEvent& event, int eventfd, std::uint32_t flags);
-  Result<void> commit_routes() PLATTER_REQUIRES(routes_mutex_);
+  Result<void> set_routes(std::span<const kvm_irq_routing_entry> entries);
 
   UniqueFd system_;
   UniqueFd vm_;
   std::size_t run_size_ = 0;
   unsigned max_vcpus_ = 1;
-  Mutex routes_mutex_;
-  // Index + kLines is the GSI.
-  std::vector<Message> messages_ PLATTER_GUARDED_BY(routes_mutex_);
+  MessageRoutes messages_{
+      [this](std::span<const kvm_irq_routing_entry> entries) { return set_routes(entries); }};
 };
 
 }  // namespace platter::run
