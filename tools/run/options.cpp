@@ -99,7 +99,9 @@ Result<void> set_disk_option(DiskOptions& disk, std::string_view key, std::strin
 constexpr const char* kFooter =
     "A disk is FILE[,format=F][,readonly=on|off][,snapshot=on|off][,queues=N]\n"
     "  [,cache=none|writeback|writethrough|unsafe|directsync][,bus=virtio-pci|virtio-mmio]\n"
-    "  [,discard=on|off][,serial=TEXT][,encrypt.key-secret=ID]; write ',,' for a comma in a file name.\n"
+    "  [,discard=on|off][,serial=TEXT][,encrypt.key-secret=ID]; write ',,' for a comma in a file "
+    "name.\n"
+    "FILE is a name, json:{...}, or node options: driver=F,,file.filename=NAME[,,key=value...].\n"
     "Ctrl-A X on a terminal ends the machine.\n"
     "\n"
     "Examples:\n"
@@ -116,7 +118,9 @@ constexpr const char* kFooter =
 Result<DiskOptions> parse_disk(std::string_view text) {
   auto parts = split_options(text);
   DiskOptions disk;
-  disk.filename = std::move(parts.front());
+  disk.filename = parts.front();
+  // Node options as --image-opts takes them; a name from here on, like any other.
+  const bool spelled_as_options = disk.filename.starts_with("driver=");
   if (disk.filename.empty()) return fail(EINVAL, "disk '{}' names no file", text);
   for (std::size_t i = 1; i < parts.size(); ++i) {
     const std::string_view part = parts[i];
@@ -126,7 +130,17 @@ Result<DiskOptions> parse_disk(std::string_view text) {
                   disk.filename);
     }
     auto set = set_disk_option(disk, part.substr(0, equals), part.substr(equals + 1));
+    if (!set && spelled_as_options) {
+      return forward_error(set,
+                           "'{}' in a disk's options ends before ',{}'; write ',,' between them",
+                           parts.front(), part);
+    }
     PLATTER_TRY(set);
+  }
+  if (spelled_as_options) {
+    auto node = Options::parse_keyval(parts.front());
+    PLATTER_TRY(node);
+    disk.filename = "json:" + node->to_json();
   }
   return disk;
 }

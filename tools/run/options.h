@@ -20,7 +20,7 @@ enum class DiskBus : std::uint8_t { kPci, kMmio };
 enum class CacheMode : std::uint8_t { kNone, kWriteback, kWritethrough, kUnsafe, kDirectsync };
 
 struct DiskOptions {
-  std::string filename;  // plain or "json:{...}"
+  std::string filename;  // plain or "json:{...}", which node options are made into
   std::string format;    // empty: probe
   bool read_only = false;
   bool snapshot = false;  // writes go to a throw-away overlay
@@ -32,7 +32,8 @@ struct DiskOptions {
   std::string key_secret;  // id of the secret of an encrypted image; empty: none
 };
 
-// "FILE[,key=value...]", where ",," stands for a comma in FILE or a value.
+// "FILE[,key=value...]", where ",," stands for a comma in FILE or a value. A FILE that begins with
+// "driver=" is a list of node options.
 Result<DiskOptions> parse_disk(std::string_view text);
 
 enum class CpuChoice : std::uint8_t { kAuto, kHost, kBasic };

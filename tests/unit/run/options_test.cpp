@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "block/node/options.h"
+
 namespace platter::run {
 namespace {
 
@@ -53,6 +55,23 @@ TEST(Disk, MistakesAreNamed) {
     ASSERT_FALSE(disk) << text;
     EXPECT_NE(disk.error().message().find(message), std::string::npos) << disk.error().message();
   }
+}
+
+TEST(Disk, NodeOptionsAfterADriverAreAName) {
+  const auto disk = parse_disk(
+      "driver=qcow2,,file.driver=file,,file.filename=a,,,,b.qcow2,queues=2,encrypt.key-secret=k");
+  ASSERT_TRUE(disk) << disk.error().message();
+  const auto node = Options::from_filename(disk->filename);
+  ASSERT_TRUE(node);
+  EXPECT_EQ(*node,
+            *Options::parse_keyval("driver=qcow2,file.driver=file,file.filename=a,,b.qcow2"));
+  EXPECT_EQ(disk->queues, 2);
+  EXPECT_EQ(disk->key_secret, "k");
+  EXPECT_EQ(parse_disk("./driver=x")->filename, "./driver=x");
+  const auto single = parse_disk("driver=qcow2,file.filename=a.qcow2");
+  ASSERT_FALSE(single);
+  EXPECT_NE(single.error().message().find("write ',,' between them"), std::string::npos)
+      << single.error().message();
 }
 
 TEST(CommandLine, EverythingTogether) {
