@@ -99,6 +99,44 @@ def main():
         if "encrypt.key-secret" not in errors:
             fail("a disk without its key is refused without naming it")
 
+        # Caches whose promises only a power cut could tell apart, and fewer threads than queues.
+        for cache, threads in (("directsync", 2), ("unsafe", 1)):
+            bench.img("create", "-q", "-f", "qcow2", clone, "32M")
+            console = run(bench, f"{clone},format=qcow2,cache={cache}", 2, 4, 60, 11,
+                          "--io-threads", str(threads))
+            bench.check_image(clone)
+            compare_with_table(bench.raw_copies(clone), console)
+
+        # What may not be written is refused in the guest, and is as it was afterwards.
+        image = bench.path("image")
+        for options, mode in (("format=qcow2,readonly=on", 1), ("format=raw,readonly=on", 1),
+                              ("cache=none", 2)):
+            image_format = "qcow2" if "qcow2" in options else "raw"
+            bench.img("create", "-q", "-f", image_format, image, "32M")
+            before = digest(image)
+            console, _ = bench.run_guest(
+                "--kernel", bench.options.guest, "--memory", "32M", "--disk",
+                f"{image},{options},bus=virtio-{bench.options.bus}",
+                "--append", f"refusals={mode} queues=1")
+            if not console.endswith(POWER_OFF):
+                fail("the guest was not refused as it should be")
+            if mode == 1 and digest(image) != before:
+                fail("a read-only image changed")
+            if mode == 2:
+                with open(image, "rb") as file:
+                    if file.read(1024) != bytes(512) + pattern(1, 1):
+                        fail("the start of a guessed raw image is not as the guard leaves it")
+
+        # Node options instead of a name.
+        bench.img("create", "-q", "-f", "raw", image, "32M")
+        console = run(bench, f"driver=raw,,file.driver=file,,file.filename={image}", 1, 1, 30, 2)
+        compare_with_table(image, console)
+        bench.img("create", "-q", "-f", "raw", image, "32M")
+        before = digest(image)
+        run(bench, f"driver=raw,,file.filename={image},snapshot=on", 1, 1, 30, 3)
+        if digest(image) != before:
+            fail("snapshot=on changed the image of node options")
+
         # snapshot=on leaves the file as it was.
         empty = bench.path("empty.raw")
         bench.img("create", "-q", "-f", "raw", empty, "32M")

@@ -20,6 +20,15 @@ void write_pci(u32 slot, u32 offset, u32 value) {
   out32(0xcfc, value);
 }
 
+// A disk that refuses to be written offers no discard and no zero-writes either.
+u32 wanted_of(u32 offered) {
+  const u32 features = offered & kFeaturesLow;
+  if (features != kFeaturesLow && argument("refusals=", 0) == 0) {
+    give_up("GUEST FAIL: features", offered);
+  }
+  return features;
+}
+
 u64 address_of(const volatile void* p) { return reinterpret_cast<u64>(p); }
 
 }  // namespace
@@ -148,10 +157,9 @@ void Disk::set_up_mmio(u64 base, u32 pin, u32 wanted) {
   reg(0x70) = 0;
   reg(0x70) = kAcknowledge | kDriver;
   reg(0x14) = 0;
-  const u32 offered = reg(0x10);
-  if ((offered & kFeaturesLow) != kFeaturesLow) give_up("GUEST FAIL: features", offered);
+  const u32 features = wanted_of(reg(0x10));
   reg(0x24) = 0;
-  reg(0x20) = kFeaturesLow;
+  reg(0x20) = features;
   reg(0x24) = 1;
   reg(0x20) = kFeaturesHigh;
   reg(0x70) = kAcknowledge | kDriver | kFeaturesOk;
@@ -214,10 +222,9 @@ void Disk::set_up_pci(u32 slot, u32 wanted, u32 processors) {
   at<u8>(common + 20) = 0;
   at<u8>(common + 20) = kAcknowledge | kDriver;
   at<u32>(common) = 0;
-  const u32 offered = at<u32>(common + 4);
-  if ((offered & kFeaturesLow) != kFeaturesLow) give_up("GUEST FAIL: features", offered);
+  const u32 features = wanted_of(at<u32>(common + 4));
   at<u32>(common + 8) = 0;
-  at<u32>(common + 12) = kFeaturesLow;
+  at<u32>(common + 12) = features;
   at<u32>(common + 8) = 1;
   at<u32>(common + 12) = kFeaturesHigh;
   at<u8>(common + 20) = kAcknowledge | kDriver | kFeaturesOk;

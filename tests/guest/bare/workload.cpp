@@ -3,7 +3,8 @@
 // places of the queue's own stripe; then all is read back and compared, and a table of what each
 // sector must hold is written behind the stripes, for the host to compare the image with.
 //
-// Arguments on the command line: operations=N (a queue), queues=N, cpus=1|2, seed=N.
+// Arguments on the command line: operations=N (a queue), queues=N, cpus=1|2, seed=N; refusals=1 (of
+// a read-only disk) or 2 (of a guessed raw one): only see that those writes are refused.
 #include "disk.h"
 
 namespace {
@@ -119,8 +120,8 @@ void finish(u32 number, Slot& slot) {
   }
 }
 
-// One request, with nothing else in flight, and its interrupt waited for.
-void run_alone(u32 number, Operation operation, u64 sector, u32 sectors) {
+// One request, with nothing else in flight, and its interrupt waited for; gives its status.
+u8 status_of(u32 number, Operation operation, u64 sector, u32 sectors) {
   Queue& queue = disk.queues[number];
   Slot& slot = queue.slots[0];
   queue.want_interrupt();
@@ -128,12 +129,15 @@ void run_alone(u32 number, Operation operation, u64 sector, u32 sectors) {
   queue.notify();
   queue.wait_for_interrupt();
   for (;;) {
-    if (Slot* done = queue.take()) {
-      if (done->status != 0) give_up("GUEST FAIL: last requests, status", done->status);
-      return;
-    }
+    if (const Slot* done = queue.take()) return done->status;
     queue.wait();
   }
+}
+
+void run_alone(u32 number, Operation operation, u64 sector, u32 sectors) {
+  const u8 status = status_of(number, operation, sector, sectors);
+  if (status != 0)
+    give_up("GUEST FAIL: request failed, type and status", static_cast<u64>(operation), status);
 }
 
 // Runs `operations` requests on each of the processor's queues, kSlots at a time.
@@ -200,6 +204,33 @@ void write_table() {
   line.print();
 }
 
+void expect_refusal(Operation operation, u64 sector) {
+  if (status_of(0, operation, sector, 1) == 0) {
+    give_up("GUEST FAIL: not refused, type and sector", static_cast<u64>(operation), sector);
+  }
+}
+
+// A read-only disk takes nothing; a raw disk whose format was guessed takes no qcow2 header. Sector
+// 0 stays zero, and the rest works.
+void meet_refusals(bool read_only) {
+  u64* const data = disk.queues[0].slots[0].data;
+  if (read_only) {
+    fill(data, 0, 1);
+    expect_refusal(Operation::kWrite, 0);
+    expect_refusal(Operation::kDiscard, 0);
+    expect_refusal(Operation::kWriteZeroes, 0);
+  } else {
+    data[0] = 0x03000000fb494651;  // "QFI\xfb", version 3
+    for (u64 i = 1; i < kWordsInSector; ++i) data[i] = 0;
+    expect_refusal(Operation::kWrite, 0);
+    fill(data, 1, 1);
+    run_alone(0, Operation::kWrite, 1, 1);
+    run_alone(0, Operation::kFlush, 0, 0);
+  }
+  run_alone(0, Operation::kRead, 0, 1);
+  compare(data, 0, kZero);
+}
+
 void report() {
   for (u32 number = 0; number < disk.queue_count; ++number) {
     const Counts& c = counts[number];
@@ -224,6 +255,13 @@ extern "C" void guest_main(u32 processor) {
     line.print();
     processors = static_cast<u32>(argument("cpus=", 1));
     disk.set_up(static_cast<u32>(argument("queues=", kMaxQueues)), processors);
+    if (const u64 refusals = argument("refusals=", 0)) {
+      meet_refusals(refusals == 1);
+      Line passed;
+      passed << "GUEST PASS";
+      passed.print();
+      power_off();
+    }
     if (disk.sectors < u64{disk.queue_count} * (kStripeSectors + 32)) {
       give_up("GUEST FAIL: disk too small, sectors", disk.sectors);
     }
