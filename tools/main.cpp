@@ -1,5 +1,9 @@
 // platter: one program, several tools. `platter img info x` and a link named `qemu-img` that is
 // called as `qemu-img info x` do the same.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
@@ -34,9 +38,22 @@ void print_usage(std::FILE* out) {
   std::fputs("\n'platter TOOL --help' describes a tool.\n", out);
 }
 
+// A standard file that is closed would be the next file that is opened, and messages would go into
+// an image or a device. What stands in for it fails on use, as the closed one would: reads of
+// standard input, writes to the others.
+bool fill_standard_files() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
+    // The lowest free number is this one, as those below it are open.
+    if (::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (!fill_standard_files()) return 1;
   const std::string_view invoked = argc > 0 ? base_name(argv[0]) : "platter";
   // Linked under the name of a tool, or of the program whose habits that tool keeps.
   if (const Tool* tool = find(invoked)) return tool->run(std::string(invoked), argc, argv);

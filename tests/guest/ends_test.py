@@ -178,10 +178,49 @@ def with_disks(bench):
           arguments=("--disk", "json:" + json.dumps(node).replace(",", ",,")))
 
 
+def open_files(process):
+    files = {}
+    for number in os.listdir(f"/proc/{process}/fd"):
+        try:
+            files[number] = os.readlink(f"/proc/{process}/fd/{number}")
+        except OSError:
+            pass  # closed meanwhile
+    return files
+
+
+def standard_files(bench):
+    """Answers that cannot be written are told; files that are closed at the start are not replaced by
+    the machine's own."""
+    for arguments in (["--probe"], ["--probe", "--json"], ["--help"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([bench.platter, "run", *arguments], stdout=full, check=False,
+                                  stderr=subprocess.PIPE, text=True)
+        if done.returncode != 1 or os.strerror(errno.ENOSPC) not in done.stderr:
+            fail(f"{arguments} to /dev/full: exit code {done.returncode}, {done.stderr!r}")
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", bench.platter, "run",
+                                "--kernel", bench.options.guest, "--memory", "16M", "--append", "h"])
+    files = {}
+    deadline = time.monotonic() + 300
+    while not any("kvm-vcpu" in name for name in files.values()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            fail("a machine with closed standard files did not start")
+        files = open_files(process.pid)
+    process.send_signal(signal.SIGTERM)
+    if process.wait(300) != 143:
+        fail(f"closed standard files: exit code {process.returncode}")
+    if [files.get(number) for number in "012"] != ["/dev/null"] * 3:
+        fail(f"what was opened took the place of closed standard files: {files}")
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", bench.platter, "img", "info",
+                           bench.options.guest], check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 1 or os.strerror(errno.EBADF) not in done.stderr:
+        fail(f"closed standard output: exit code {done.returncode}, {done.stderr!r}")
+
+
 def main():
     with Bench("--guest", "--bzimage") as bench:
         by_kernel_formats(bench)
         with_disks(bench)
+        standard_files(bench)
         ended(bench, "t", 2, "triple fault", "rip=")
         ended(bench, "e", 3, "KVM cannot carry out an instruction", "dd 05 00 00 00 d8", "rip=")
         by_signal(bench, signal.SIGTERM, 143)
@@ -213,6 +252,12 @@ def main():
                 words=["missing", "No such file"])
         refused(bench, "--kernel", guest, "--disk", "x,cache=fast", words=["cache=fast"])
         refused(bench, "--kernel", guest, "--memory", "lots", words=["--memory lots"])
+        refused(bench, "--kernel", guest, "--json", words=["--json", "--probe"])
+        many = bench.path("many.raw")
+        with open(many, "wb") as file:
+            file.truncate(1 << 20)
+        disks = ["--disk", many + ",format=raw,readonly=on"] * 32
+        refused(bench, "--kernel", guest, *disks, words=["more than 31 virtio-pci disks"])
         refused(bench, "--firmware", guest, words=["firmware", guest])
         text = bench.path("text")
         with open(text, "w", encoding="ascii") as file:

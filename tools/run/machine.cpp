@@ -118,16 +118,8 @@ Result<void> Machine::add_ports() {
 }
 
 Result<void> Machine::add_disks() {
-  // A thread for each queue of the busiest disk, but no more than there are processors to run
-  // them. The first one is the control executor too: it opens and closes the images.
-  unsigned threads = options_.io_threads;
-  if (threads == 0) {
-    unsigned queues = 1;
-    for (const DiskOptions& disk : options_.disks) {
-      queues = std::max<unsigned>(queues, disk.queues);
-    }
-    threads = std::min(queues, std::max(1U, std::thread::hardware_concurrency()));
-  }
+  // The first one is the control executor too: it opens and closes the images.
+  const unsigned threads = io_thread_count(options_, std::thread::hardware_concurrency());
   for (unsigned i = 0; i < threads; ++i) {
     auto thread = ExecutorThread::start();
     PLATTER_TRY(thread);

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <string_view>
 
 #include "block/crypto/secret.h"
 #include "tools/run/machine.h"
@@ -21,24 +23,38 @@ int fail_with(const std::string& program, int code, const std::string& message) 
   return code;
 }
 
+// Writes an answer to standard output; gives `code`, or another one when it did not get there.
+int answer(const std::string& program, int code, std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (written && std::fflush(stdout) == 0) return code;
+  return fail_with(program, code != 0 ? code : kCouldNotStart,
+                   "could not write to standard output: " + errno_text(errno));
+}
+
 int probe(const std::string& program, bool json) {
   auto result = probe_kvm();
   if (!result) {
-    if (json) fmt::print("{{\"usable\": false}}\n");
-    return fail_with(program, kCouldNotStart, result.error().message());
+    const int code =
+        json ? answer(program, kCouldNotStart, "{\"usable\": false}\n") : kCouldNotStart;
+    return fail_with(program, code, result.error().message());
   }
   const double million = result->instructions_per_second / 1e6;
   if (json) {
-    fmt::print("{{\"usable\": true, \"kind\": \"{}\", \"million-instructions-per-second\": {:.3f}}}\n",
-               result->hardware ? "hardware" : "software", million);
-  } else if (result->hardware) {
-    fmt::print("hardware: /dev/kvm runs guests on the processor ({:.0f} million ring-0 instructions "
-               "a second)\n", million);
-  } else {
-    fmt::print("software: /dev/kvm emulates ring 0 ({:.2f} million instructions a second); "
-               "stock kernels do not run here\n", million);
+    return answer(program, 0,
+                  fmt::format("{{\"usable\": true, \"kind\": \"{}\", "
+                              "\"million-instructions-per-second\": {:.3f}}}\n",
+                              result->hardware ? "hardware" : "software", million));
   }
-  return 0;
+  if (result->hardware) {
+    return answer(program, 0,
+                  fmt::format("hardware: /dev/kvm runs guests on the processor ({:.0f} million "
+                              "ring-0 instructions a second)\n",
+                              million));
+  }
+  return answer(program, 0,
+                fmt::format("software: /dev/kvm emulates ring 0 ({:.2f} million instructions a "
+                            "second); stock kernels do not run here\n",
+                            million));
 }
 
 // Ends by these are ours to handle, in the main thread; every thread inherits the mask.
@@ -55,7 +71,8 @@ void block_end_signals() {
 int run_main(std::string program, int argc, char** argv) {
   const CommandLine line = parse_command_line(program, argc, argv);
   if (line.exit_code) {
-    fmt::print(*line.exit_code == 0 ? stdout : stderr, "{}", line.text);
+    if (*line.exit_code == 0) return answer(program, 0, line.text);
+    std::fwrite(line.text.data(), 1, line.text.size(), stderr);
     return *line.exit_code;
   }
   if (line.options.probe) return probe(program, line.options.json);

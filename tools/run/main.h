@@ -1,4 +1,5 @@
 // Entry point of `platter run`.
+// Threads: the main thread, once.
 #pragma once
 
 #include <string>

@@ -13,10 +13,10 @@ namespace platter::run {
 namespace {
 
 constexpr std::uint64_t kMinMemory = 2ULL << 20, kMaxMemory = 1ULL << 40;
-constexpr unsigned kMaxCpus = 64, kMaxQueues = 64, kMaxIoThreads = 16;
+constexpr unsigned kMaxCpus = 64, kMaxQueues = 64;
 
 // Cuts at single commas; a doubled one is a comma of the text.
-std::vector<std::string> split_options(std::string_view text) {
+std::vector<std::string> split_commas(std::string_view text) {
   std::vector<std::string> parts(1);
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] != ',') {
@@ -116,7 +116,7 @@ constexpr const char* kFooter =
 }  // namespace
 
 Result<DiskOptions> parse_disk(std::string_view text) {
-  auto parts = split_options(text);
+  auto parts = split_commas(text);
   DiskOptions disk;
   disk.filename = parts.front();
   // Node options as --image-opts takes them; a name from here on, like any other.
@@ -143,6 +143,13 @@ Result<DiskOptions> parse_disk(std::string_view text) {
     disk.filename = "json:" + node->to_json();
   }
   return disk;
+}
+
+unsigned io_thread_count(const RunOptions& options, unsigned processors) {
+  if (options.io_threads != 0) return options.io_threads;
+  unsigned queues = 1;
+  for (const DiskOptions& disk : options.disks) queues = std::max<unsigned>(queues, disk.queues);
+  return std::clamp(processors, 1U, std::min(queues, kMaxIoThreads));
 }
 
 CommandLine parse_command_line(const std::string& program, int argc, const char* const* argv) {
@@ -180,9 +187,10 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
   app.add_option("--debug-log", debug_log, "write the firmware's debug messages (port 0x402) here");
   app.add_option("--io-threads", options.io_threads, "threads that serve disk queues")
       ->check(CLI::Range(1U, kMaxIoThreads));
-  app.add_flag("--probe", options.probe,
-               "only tell whether KVM works here and whether it is fast, then stop");
-  app.add_flag("--json", options.json, "with --probe: answer in JSON");
+  auto* probe_option =
+      app.add_flag("--probe", options.probe,
+                   "only tell whether KVM works here and whether it is fast, then stop");
+  app.add_flag("--json", options.json, "with --probe: answer in JSON")->needs(probe_option);
 
   const auto refuse = [&line, &program](const std::string& message) {
     line.exit_code = 1;

@@ -50,10 +50,16 @@ struct RunOptions {
   std::vector<std::string> objects;  // "secret,id=...", as the tools take them
   std::string serial = "stdio";
   std::optional<std::string> debug_log;  // file for the firmware's debug messages
-  unsigned io_threads = 0;               // 0: as many as queues ask for, at most the host's CPUs
+  unsigned io_threads = 0;               // 0: see io_thread_count()
   bool probe = false;
   bool json = false;
 };
+
+inline constexpr unsigned kMaxIoThreads = 16;
+
+// Threads for disk queues: as many as were asked for, else one for each queue of the busiest disk,
+// but at most one for each of the host's processors (0: unknown) and kMaxIoThreads.
+unsigned io_thread_count(const RunOptions& options, unsigned processors);
 
 // What the command line asks for: to run, or to print help and stop with a code.
 struct CommandLine {

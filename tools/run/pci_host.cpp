@@ -60,7 +60,7 @@ PciHost::~PciHost() {
 
 Result<unsigned> PciHost::plug(virtio::PciFunction& function) {
   const unsigned slot = next_slot();
-  if (slot == kSlots) return fail(ENOSPC, "all {} PCI slots are taken", kSlots);
+  if (slot == kSlots) return fail(ENOSPC, "more than {} virtio-pci disks", kSlots - 1);
   slots_[slot] = &function;
   function.set_listener(this);
   return slot;

@@ -328,6 +328,7 @@ TEST_F(PciTest, WindowAndSlotsEnd) {
     ASSERT_TRUE(host->plug(*rest.back()));
   }
   EXPECT_EQ(host->plug(huge).error().code(), ENOSPC);
+  EXPECT_EQ(host->plug(huge).error().message(), "more than 31 virtio-pci disks");
   host.reset();
 }
 

@@ -90,6 +90,20 @@ TEST(CommandLine, EverythingTogether) {
   EXPECT_EQ(line.options.serial, "none");
 }
 
+TEST(CommandLine, ThreadsFollowTheBusiestDiskWithinBounds) {
+  RunOptions options;
+  EXPECT_EQ(io_thread_count(options, 8), 1U);
+  options.disks.resize(2);
+  options.disks[0].queues = 64;
+  EXPECT_EQ(io_thread_count(options, 8), 8U);
+  EXPECT_EQ(io_thread_count(options, 64), kMaxIoThreads);
+  EXPECT_EQ(io_thread_count(options, 0), 1U);
+  options.disks[0].queues = 4;
+  EXPECT_EQ(io_thread_count(options, 8), 4U);
+  options.io_threads = 2;
+  EXPECT_EQ(io_thread_count(options, 1), 2U);
+}
+
 TEST(CommandLine, HelpStopsWithZeroAndMistakesWithOne) {
   const CommandLine help = parse({"--help"});
   EXPECT_EQ(help.exit_code, 0);
@@ -97,7 +111,7 @@ TEST(CommandLine, HelpStopsWithZeroAndMistakesWithOne) {
   for (const std::vector<const char*>& wrong :
        {std::vector<const char*>{"--memory", "1M"}, {"--memory", "x"}, {"--memory", "3000001"},
         {"--cpus", "0"}, {"--cpus", "65"}, {"--initrd", "rd"}, {"--disk", "x,y"}, {"stray"},
-        {"--kernel", "k", "--firmware", "f"}, {"--nonsense"}}) {
+        {"--kernel", "k", "--firmware", "f"}, {"--nonsense"}, {"--json"}, {"--io-threads", "17"}}) {
     const CommandLine line = parse(wrong);
     EXPECT_EQ(line.exit_code, 1) << wrong[0];
     EXPECT_NE(line.text.find("platter run: "), std::string::npos) << line.text;
