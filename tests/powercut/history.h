@@ -66,6 +66,10 @@ class History {
   // durable when they have been acknowledged. `opened`: whether it did, with `at_first` before all.
   bool key_allowed(const std::string& secret, bool at_first, bool opened, std::size_t cut) const;
 
+  // When a repair ended; kNever: none did.
+  void note_repaired(std::size_t end) { repaired_ = end; }
+  std::size_t repaired() const { return repaired_; }
+
   // What was done before the recording is as of moment 0, durable.
   void begin_with(const History& before);
 
@@ -98,6 +102,7 @@ class History {
     std::size_t end;
   };
   std::uint64_t backed_;
+  std::size_t repaired_ = kNever;
   std::map<std::uint64_t, std::vector<Value>> sectors_;
   std::vector<Flush> flushes_{{0, 0}};
   std::vector<Size> sizes_;

@@ -1,7 +1,11 @@
 // Whether an image is as a cut may leave it.
 #include <fmt/format.h>
 
+#include "block/crypto/secret.h"
 #include "block/node/dirty_bitmap.h"
+#include "block/node/open_state.h"
+#include "formats/qcow2/encryption.h"
+#include "formats/qcow2/storage_io.h"
 #include "powercut/rig.h"
 
 namespace platter::powercut {
@@ -17,6 +21,7 @@ constexpr std::uint64_t kLargestReadFully = 4 << 20;
 
 struct Findings {
   std::uint64_t errors = 0;
+  std::uint64_t leaks = 0;
   std::uint64_t lagging_flags = 0;  // among the errors: flags "refcount is one" that are missing
   std::string lines;
 };
@@ -33,12 +38,14 @@ Task<Result<Findings>> check(BlockNode& node, bool fix_leaks = false) {
   auto checked = co_await node.driver().checker()->check(request);
   PLATTER_CO_TRY(checked);
   findings.errors = checked->corruptions + checked->check_errors;
+  findings.leaks = checked->leaks;
   co_return std::move(findings);
 }
 
-Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag) {
+Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag, bool leaks_allowed = true) {
   auto found = co_await check(node);
   if (!found) co_return found.error().message();
+  if (!leaks_allowed && found->leaks != 0) co_return "leaks:" + found->lines;
   if (found->errors == 0) co_return std::string();
   if (!flags_may_lag || found->errors != found->lagging_flags)
     co_return fmt::format("{} errors:{}", found->errors, found->lines);
@@ -133,13 +140,19 @@ Task<std::string> snapshots_wrong(const std::string& options, const History& his
 
 // The guest goes on: what it writes now harms nothing that is there.
 Task<std::string> go_on(Edge node, const std::string& options, const History& history,
-                        const Shape& shape, std::uint64_t pick, bool flags_may_lag) {
+                        const Shape& shape, std::uint64_t pick, bool flags_may_lag,
+                        bool resizes) {
   const std::uint64_t size = node->size();
   auto before = co_await read_stamps(*node, history);
   if (!before) co_return before.error().message();
   History later(size, history.backed());
   for (const auto& [sector, stamp] : *before) later.note(sector * kSector, kSector, stamp, 0, 0);
   Guest guest(std::move(node), later, nullptr, shape.cluster, static_cast<unsigned>(pick));
+  // What was cut off is not there again when the disk grows.
+  if (resizes) {
+    auto grown = co_await guest.resize(size + 9 * shape.cluster);
+    if (!grown) co_return grown.error().message();
+  }
   for (int i = 0; i < 6; ++i) {
     const std::uint64_t at = guest.random() % (std::min(size, 90 * shape.cluster) / kSector);
     const std::uint64_t most = std::min(size - at * kSector, 3 * shape.cluster);
@@ -185,6 +198,29 @@ Task<std::string> mend(const std::string& options) {
   co_return std::string();
 }
 
+// A slot that counts as active and that nobody can open would let the last good one be erased.
+Task<std::string> slots_wrong() {
+  BlockNode& file = *find_node(ground_name(0));
+  auto header = co_await qcow2::read_header(file, qcow2::TableBounds::kInFile);
+  if (!header) co_return header.error().message();
+  auto luks = co_await qcow2::read_encryption_header(file, *header);
+  if (!luks) co_return luks.error().message();
+  for (std::size_t slot = 0; slot < luks->slots.size(); ++slot) {
+    bool opens = !luks->slots[slot].active;
+    for (const char* secret : {kOldKey, kNewKey}) {
+      if (opens) break;
+      auto passphrase = crypto::find_secret(secret);
+      if (!passphrase) co_return passphrase.error().message();
+      auto key = co_await crypto::try_luks_slot(file, header->extensions.encryption->offset, *luks,
+                                                slot, std::move(*passphrase));
+      if (!key) co_return key.error().message();
+      opens = key->has_value();
+    }
+    if (!opens) co_return fmt::format("slot {} is active, and no passphrase opens it", slot);
+  }
+  co_return std::string();
+}
+
 // Which passphrases open it; `options` are then those with one that does.
 Task<std::string> keys_wrong(const Operation& operation, const History& history, std::size_t cut,
                              std::string& options) {
@@ -209,12 +245,14 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   std::string options = top_options(operation);
   const bool lag = operation.flags_may_lag && shape.version < 3;
   std::string wrong;
-  if (operation.repairs()) {
+  // Once a repair has ended, it need not be done again.
+  if (operation.repairs() && (history.repaired() == kNever || cut <= history.repaired())) {
     wrong = co_await mend(options);
     if (!wrong.empty()) co_return "repairing: " + wrong;
   }
   if (!history.keys().empty()) {
     wrong = co_await keys_wrong(operation, history, cut, options);
+    if (wrong.empty()) wrong = co_await slots_wrong();
     if (!wrong.empty()) co_return std::move(wrong);
   }
   auto opened = co_await open_image(options, true);
@@ -224,7 +262,9 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
     co_return opened.error().message();
   }
   Edge node = std::move(*opened);
-  wrong = co_await check_wrong(*node, lag);
+  // Without a cut and without a fault nothing is lost, space included.
+  const bool undisturbed = complete && cut != kNever && !operation.repairs();
+  wrong = co_await check_wrong(*node, lag, !undisturbed);
   if (!wrong.empty()) co_return std::move(wrong);
   const bool fully = pick % kFullyOneIn == 0 && node->size() <= kLargestReadFully;
   wrong = co_await find_wrong(*node, history, cut, fully);
@@ -236,7 +276,8 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   std::vector<std::string> names;
   for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);
   if (pick / kFullyOneIn % kGoOnOneIn == 0) {
-    wrong = co_await go_on(std::move(node), options, history, shape, pick, lag);
+    wrong = co_await go_on(std::move(node), options, history, shape, pick, lag,
+                            operation.resizes);
   } else {
     auto closed = co_await node.detach();
     if (!closed) wrong = closed.error().message();

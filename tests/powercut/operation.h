@@ -40,7 +40,8 @@ struct Operation {
   std::uint64_t tables = 0;     // and as much more as this many L2 tables cover
   // kOverlaid: a qcow2 image on a disk of its own. kChained: the same, which hides from the image
   // what the raw one below it has elsewhere.
-  enum class Backing : std::uint8_t { kNone, kRaw, kOverlaid, kChained } backing = Backing::kNone;
+  // kRawDisk: a raw image on a disk of its own.
+  enum class Backing : std::uint8_t { kNone, kRaw, kRawDisk, kOverlaid, kChained } backing = Backing::kNone;
   enum class Kind : std::uint8_t {
     kUsual,
     kCreate,   // making the image is what is tried
@@ -56,6 +57,7 @@ struct Operation {
   // LUKS, opened with the passphrase kOldKey unless the operation changes that. Its metadata alone
   // lies in the clear.
   bool encrypted = false;
+  bool resizes = false;  // so that what is behind the end matters
   bool data_file = false;  // data lie on a disk of their own
   unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 

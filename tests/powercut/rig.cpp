@@ -47,6 +47,7 @@ std::uint64_t backed_sectors(const Operation& operation, const Shape& shape) {
     case Backing::kChained:
       return (23 * shape.cluster + shape.cluster / 2) / kSector;
     case Backing::kOverlaid:
+    case Backing::kRawDisk:
       return 24 * shape.cluster / kSector;
   }
   return 0;
@@ -63,6 +64,8 @@ Task<Result<void>> format(BlockNode& node, const Operation& operation, const Sha
   // By what it says itself, which streaming changes.
   if (top && operation.backing == Backing::kChained)
     text += R"(,backing_file=json:{"driver":"qcow2",,"file":"powercut-1"},backing_fmt=qcow2)";
+  if (top && operation.backing == Backing::kRawDisk)
+    text += ",backing_file=powercut-base,backing_fmt=raw";
   if (top && operation.backing == Backing::kOverlaid)
     text += ",backing_file=powercut-base,backing_fmt=qcow2";
   // A short key, found soon.
@@ -179,6 +182,7 @@ Task<Result<void>> act(const Operation& operation, const Shape& shape, History& 
   Result<void> done;
   if (repairs) {
     done = co_await repair(guest.node());
+    if (done) history.note_repaired(guest.moment());
   } else {
     done = co_await operation.act(guest);
   }
@@ -200,13 +204,17 @@ void Grounds::add(NodePtr node) {
 std::string ground_name(unsigned disk) { return fmt::format("powercut-{}", disk); }
 
 unsigned disks_of(const Operation& operation) {
-  return operation.has_middle() || operation.data_file ? 2 : 1;
+  return operation.has_middle() || operation.backing == Backing::kRawDisk || operation.data_file
+             ? 2
+             : 1;
 }
 
 std::string top_options(const Operation& operation, std::string_view secret) {
   std::string text = "driver=qcow2,file=powercut-0,discard=unmap";
   if (operation.encrypted) text += fmt::format(",encrypt.key-secret={}", secret);
   if (operation.data_file) text += ",data-file=powercut-1";
+  if (operation.backing == Backing::kRawDisk)
+    text += ",backing.driver=raw,backing.file=powercut-1";
   if (operation.backing == Backing::kOverlaid)
     text += ",backing.driver=qcow2,backing.file=powercut-1";
   return text;
@@ -239,6 +247,14 @@ Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigne
     disks.push_back(std::make_shared<MemoryDisk>(0));
     NodePtr node = make_memory_node(ground_name(i), disks[i]);
     grounds.add(node);
+    if (i == 1 && operation.backing == Backing::kRawDisk) {
+      const std::uint64_t sectors = backed_sectors(operation, shape);
+      std::vector<std::byte> bytes(sectors * kSector);
+      for (std::uint64_t s = 0; s < sectors; ++s)
+        put_stamp(std::span(bytes).subspan(s * kSector, kSector), 1, s);
+      disks[i]->write(0, IoVec(std::span(bytes)));
+      continue;
+    }
     if (i == 1 && operation.data_file) {
       disks[i]->resize(operation.size(shape));
       continue;

@@ -40,6 +40,9 @@ Task<Result<void>> prepare(BlockNode& node) {
   PLATTER_CO_TRY(done);
   done = co_await fill(node, kCovered, 4 * kSnapshotCluster, 2);
   PLATTER_CO_TRY(done);
+  // In a part of the first table that nobody changes meanwhile.
+  done = co_await fill(node, 200 * kSnapshotCluster, kSnapshotCluster, 7);
+  PLATTER_CO_TRY(done);
   auto data = bytes(2 * kSnapshotCluster, 3);
   WriteFlags packed{.compressed = true};
   done = co_await node.write(20 * kSnapshotCluster, iov(data), packed);
@@ -257,6 +260,60 @@ Task<void> claim_against_removal(const MemoryImage& image) {
 TEST(LiveSnapshot, AReplacementUnderWayIsNotOvertaken) {
   MemoryImage image("live-claim", 8 << 20, "cluster_size=4k");
   run([&] { return claim_against_removal(image); });
+}
+
+// A table changes just before it is frozen, and is to be copied while that change is on its way to
+// the disk: the copy must have it.
+Task<void> copy_of_a_changed_table(const MemoryImage& image) {
+  auto opened = co_await open_watched(image);
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto done = co_await prepare(node);
+  CO_OK(done);
+  // The dirty bit, for which the header is written: before the table is frozen.
+  points.suspend_operation("header", fault_op::kWrite, 0, 512);
+  auto taking = node.driver().snapshots()->create("s", 1, 0);
+  auto halted = points.wait_suspended("header");
+  co_await halted;
+  done = co_await fill(node, 100 * kSnapshotCluster, kSnapshotCluster, 8);
+  CO_OK(done);
+  points.suspend_operation("marked", fault_op::kFlush);
+  auto resumed = points.resume("header");
+  CO_OK(resumed);
+  auto marked = points.wait_suspended("marked");
+  co_await marked;
+  points.suspend_operation("counted", fault_op::kFlush);
+  resumed = points.resume("marked");
+  CO_OK(resumed);
+  auto counted = points.wait_suspended("counted");
+  co_await counted;
+  auto data = bytes(kSnapshotCluster, 9);
+  auto writing = node.write(40 * kSnapshotCluster, iov(data));
+  EXPECT_FALSE(writing.done()) << "the table must be on the disk first";
+  resumed = points.resume("counted");
+  CO_OK(resumed);
+  auto written = co_await writing;
+  CO_OK(written);
+  done = co_await taking;
+  CO_OK(done);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+  auto again = co_await image.open();
+  CO_OK(again);
+  const bool before = co_await reads_as(**again, 100 * kSnapshotCluster, kSnapshotCluster, 8);
+  EXPECT_TRUE(before) << "lost";
+  const bool after = co_await reads_as(**again, 40 * kSnapshotCluster, kSnapshotCluster, 9);
+  EXPECT_TRUE(after);
+  const std::uint64_t leaks = co_await leaks_of(**again);
+  EXPECT_EQ(leaks, 0u);
+  closed = co_await again->detach();
+  CO_OK(closed);
+}
+
+TEST(LiveSnapshot, ATableIsOnDiskBeforeItIsCopied) {
+  MemoryImage image("live-copy", 8 << 20, "cluster_size=4k");
+  run([&] { return copy_of_a_changed_table(image); });
 }
 
 // Where counts cannot rise, no snapshot is taken, and the disk is as it was.

@@ -210,9 +210,10 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned coun
   }
 }
 
-TEST(LiveSnapshotStress, OnTinyCaches) {
+// Room for two slices of each kind of table.
+TEST(LiveSnapshotStress, EightQueuesOnTinyCaches) {
   MemoryImage image("stress-tiny", kDiskSize, "cluster_size=4k");
-  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024", 4);
+  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024", 8);
 }
 
 TEST(LiveSnapshotStress, OnSmallClusters) {
