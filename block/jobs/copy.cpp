@@ -98,9 +98,11 @@ Task<Result<void>> CopyRun::look_up() {
     co_return chosen;
   }
   if (options_.keep_unallocated && !extent->present) {
-    if (position_ < options_.keep_until) {
+    // What no image below the source holds is zeroes of the source's own making.
+    const std::uint64_t below = base != nullptr ? base->size() : 0;
+    if (within < below && position_ < options_.keep_until) {
       found_.kind = Kind::kSkip;
-      found_.length = std::min(found_.length, options_.keep_until - position_);
+      found_.length = std::min({found_.length, options_.keep_until - position_, below - within});
     }
   } else if (extent->present && !extent->zero) {
     found_.kind = Kind::kData;

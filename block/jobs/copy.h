@@ -32,8 +32,8 @@ struct CopySource {
   BlockNode* node = nullptr;
   std::uint64_t target_offset = 0;
   std::uint64_t length = 0;
-  // With CopyOptions::keep_unallocated: the node below which nothing is copied; nullptr: the end of
-  // the chain.
+  // With CopyOptions::keep_unallocated: the node from which on nothing is copied; nullptr: the
+  // source stands on nothing.
   BlockNode* base = nullptr;
   std::uint64_t offset = 0;
 };
@@ -61,8 +61,9 @@ struct CopyOptions {
   std::uint64_t sparse = kDefaultSparse;
   // The target reads as zeroes everywhere: zeroes need not be written at all.
   bool target_is_zero = false;
-  // Leave the target alone where no node above a source's base allocates (the target shows the same
-  // from its own backing node), up to this offset of the target; beyond it such ranges are zeroes.
+  // Leave the target alone where a source shows what its base does (the target shows the same from
+  // its own backing node), up to this offset of the target. Beyond it, and where the base has ended
+  // or there is none, what no node above it allocates is zeroes.
   bool keep_unallocated = false;
   std::uint64_t keep_until = ~std::uint64_t{0};
   // Nonzero: write compressed, in units of this many bytes.

@@ -143,6 +143,9 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   }
   NodePtr node = BlockNode::create(*type, std::move(*opened), std::move(*node_name),
                                    std::move(display), flags);
+  // To want no backing file is right for what has none.
+  if (const std::string* none = options.peek("backing"); none && none->empty())
+    options.take_string("backing");
   if (const Result<void> all = options.all_taken(type->name); !all) {
     auto closed = co_await close_unattached(node);
     static_cast<void>(closed);

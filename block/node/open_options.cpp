@@ -88,6 +88,8 @@ Result<Options> compose_options(const std::string& filename, const Options& besi
       all.set("driver", std::string(format));
     } else {
       all = std::move(*named);
+      // What the image above says of the format, or the user beside the name, is worth more.
+      if (!format.empty() && all.has("driver")) all.set("driver", std::string(format));
     }
   }
   for (const auto& [key, value] : beside) all.set(key, value);

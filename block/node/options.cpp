@@ -1,9 +1,13 @@
 #include "block/node/options.h"
 
 #include <cctype>
+#include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "block/node/json_text.h"
 #include "block/node/registry.h"
+#include "block/node/size_text.h"
 
 namespace platter {
 namespace {
@@ -51,9 +55,6 @@ Result<void> flatten(const json& value, const std::string& prefix, unsigned dept
     case json::value_t::string:
       into.set(prefix, value.get<std::string>());
       return {};
-    case json::value_t::boolean:
-      into.set(prefix, value.get<bool>() ? "on" : "off");
-      return {};
     case json::value_t::null:
       // "backing": null means that the backing file which the image names is not wanted.
       if (last_part(prefix) == "backing") {
@@ -62,9 +63,16 @@ Result<void> flatten(const json& value, const std::string& prefix, unsigned dept
       }
       return fail(EINVAL, "Parameter '{}' must not be null", prefix);
     default:
-      into.set(prefix, value.dump());
-      return {};
+      return fail(EINVAL, "Parameter '{}' cannot be used", prefix);
   }
+}
+
+Result<Options> from_json(const json& value) {
+  if (!value.is_object()) return fail(EINVAL, "Invalid JSON object given");
+  Options options;
+  const Result<void> r = flatten(value, "", 0, options);
+  PLATTER_TRY(r);
+  return options;
 }
 
 }  // namespace
@@ -96,18 +104,17 @@ Result<Options> Options::parse_keyval(std::string_view text) {
 }
 
 Result<Options> Options::parse_json(std::string_view text) {
-  const json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded())
-    return fail(EINVAL, "Could not parse the JSON options: JSON parse error");
-  if (!value.is_object()) return fail(EINVAL, "Invalid JSON object given");
-  Options options;
-  const Result<void> r = flatten(value, "", 0, options);
-  PLATTER_TRY(r);
-  return options;
+  const Result<json> value = detail::read_json(text);
+  PLATTER_TRY(value);
+  return from_json(*value);
 }
 
 Result<Options> Options::from_filename(std::string_view filename) {
-  if (filename.starts_with("json:")) return parse_json(filename.substr(5));
+  if (filename.starts_with("json:")) {
+    const Result<json> value = detail::read_json(filename.substr(5));
+    if (!value) return forward_error(value, "Could not parse the JSON options");
+    return from_json(*value);
+  }
   Options options;
   options.set("filename", std::string(filename));
   return options;
@@ -246,10 +253,10 @@ int suffix_power(char c) {
 
 }  // namespace
 
-Result<std::uint64_t> parse_size(std::string_view text) {
+Result<std::uint64_t> parse_size_64(std::string_view text) {
   const auto invalid = [&] { return fail(EINVAL, "'{}' is not a size", text); };
   const auto too_large = [&] {
-    return fail(ERANGE, "size '{}' must be between 0 and 9223372036854775807", text);
+    return fail(ERANGE, "size '{}' must be between 0 and 18446744073709551615", text);
   };
   std::string_view rest = text;
   while (!rest.empty() && std::isspace(static_cast<unsigned char>(rest.front())))
@@ -278,17 +285,14 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   if (digits == 0) return invalid();
   rest.remove_prefix(digits);
 
-  long double fraction = 0;
-  bool has_fraction = false;
+  double fraction = 0;
   if (!hex && !rest.empty() && rest.front() == '.') {
-    rest.remove_prefix(1);
-    long double weight = 0.1L;
-    while (!rest.empty() && std::isdigit(static_cast<unsigned char>(rest.front()))) {
-      fraction += weight * static_cast<long double>(rest.front() - '0');
-      weight /= 10;
-      has_fraction = has_fraction || rest.front() != '0';
-      rest.remove_prefix(1);
-    }
+    std::size_t end = 1;
+    while (end < rest.size() && std::isdigit(static_cast<unsigned char>(rest[end]))) ++end;
+    // (A point alone is no fraction. All but 1 and rounded to it is dropped, as QEMU does.)
+    if (end > 1) std::from_chars(rest.data(), rest.data() + end, fraction);
+    if (fraction >= 1) fraction = 0;
+    rest.remove_prefix(end);
   }
   int power = 0;
   if (!rest.empty()) {
@@ -296,13 +300,20 @@ Result<std::uint64_t> parse_size(std::string_view text) {
     if (power < 0 || rest.size() != 1) return invalid();
   }
   // A part of a byte is a mistake, not a rounding.
-  if (has_fraction && power == 0) return invalid();
+  if (fraction != 0 && power == 0) return invalid();
   if (overflow) return too_large();
   const std::uint64_t unit = std::uint64_t{1} << (10 * power);
-  const Wide total =
-      whole * unit + static_cast<std::uint64_t>(fraction * static_cast<long double>(unit));
-  if (total > static_cast<std::uint64_t>(INT64_MAX)) return too_large();
+  const Wide total = whole * unit + static_cast<std::uint64_t>(std::round(
+                                        fraction * static_cast<double>(unit)));
+  if (total > ~std::uint64_t{0}) return too_large();
   return static_cast<std::uint64_t>(total);
+}
+
+Result<std::uint64_t> parse_size(std::string_view text) {
+  Result<std::uint64_t> size = parse_size_64(text);
+  if (size ? *size <= static_cast<std::uint64_t>(INT64_MAX) : size.error().code() != ERANGE)
+    return size;
+  return fail(ERANGE, "size '{}' must be between 0 and 9223372036854775807", text);
 }
 
 }  // namespace platter

@@ -66,6 +66,21 @@ Task<Result<void>> amend_node(BlockNode& node, Options options, bool force,
   co_return {};
 }
 
+int print_amend_options(const std::string& format) {
+  const DriverType* const driver = find_driver(format);
+  if (driver == nullptr) {
+    report("Unknown file format '{}'", format);
+    return 1;
+  }
+  if (driver->amend_options.empty()) {
+    report("Format driver '{}' does not support option amendment", format);
+    return 1;
+  }
+  print(fmt::format("Amend options for '{}':\n", format));
+  for (const CreateOption& option : driver->amend_options) print(option_line(option));
+  return 0;
+}
+
 Task<int> amend(AmendArguments arguments) {
   OpenSpec spec;
   spec.filename = arguments.filename;
@@ -77,7 +92,10 @@ Task<int> amend(AmendArguments arguments) {
   if (!image) co_return report_failure(image);
   BlockNode& node = **image;
   Result<void> amended;
-  if (node.type().amend_options.empty()) {
+  int status = 0;
+  if (asks_for_help(*arguments.options)) {
+    status = print_amend_options(std::string(node.driver_name()));
+  } else if (node.type().amend_options.empty()) {
     amended = fail(ENOTSUP, "Format driver '{}' does not support option amendment",
                    node.type().name);
   } else {
@@ -98,22 +116,7 @@ Task<int> amend(AmendArguments arguments) {
   }
   if (!amended) co_return report_failure(arguments.filename, amended);
   if (!closed) co_return report_failure(arguments.filename, closed);
-  co_return 0;
-}
-
-int print_amend_options(const std::string& format) {
-  const DriverType* const driver = find_driver(format);
-  if (driver == nullptr) {
-    report("Unknown file format '{}'", format);
-    return 1;
-  }
-  if (driver->amend_options.empty()) {
-    report("Format driver '{}' does not support option amendment", format);
-    return 1;
-  }
-  print(fmt::format("Amend options for '{}':\n", format));
-  for (const CreateOption& option : driver->amend_options) print(option_line(option));
-  return finish_output(0);
+  co_return status;
 }
 
 }  // namespace
@@ -140,7 +143,7 @@ int run_amend(int argc, char** argv) {
   if (arguments.failed()) return 1;
   if (!amend_arguments.options) return usage_error("Must specify options (-o)");
   if (common.format && asks_for_help(*amend_arguments.options)) {
-    return print_amend_options(*common.format);
+    return finish_output(print_amend_options(*common.format));
   }
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) {

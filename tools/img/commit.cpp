@@ -57,7 +57,9 @@ Task<Result<void>> copy_down(BlockNode& top, BlockNode& base, const ChainOptions
 }
 
 Task<Result<void>> commit_node(BlockNode& top, const ChainOptions& arguments) {
-  if (top.backing() == nullptr) co_return fail(EINVAL, "Image does not have a backing file");
+  if (top.backing() == nullptr && !arguments.backing) {
+    co_return fail(EINVAL, "Image does not have a backing file");
+  }
   BlockNode* base = arguments.backing ? find_in_chain(top, *arguments.backing) : top.backing();
   if (base == nullptr) {
     co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.backing,

@@ -180,7 +180,10 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
                                                  : Permissions::reader();
   request.user = program();
   if (spec.image_opts) {
-    Result<Options> options = Options::parse_keyval(spec.filename);
+    // A first word without '=' is the file, by the name of its node.
+    const std::string_view text = spec.filename;
+    const bool named = !text.empty() && !text.substr(0, text.find(',')).contains('=');
+    Result<Options> options = Options::parse_keyval((named ? "file=" : "") + spec.filename);
     if (!options) co_return forward_error(options, "Could not open '{}'", spec.filename);
     request.options = std::move(*options);
   } else {

@@ -45,6 +45,11 @@ std::size_t first_nonzero(std::span<const std::byte> bytes) {
   return at;
 }
 
+// Whether the bytes of the disk are somewhere as they are: packed ones are not.
+bool has_place(const ChainExtent& extent) {
+  return extent.host_offset != Extent::kNoHost && !extent.compressed;
+}
+
 // Walks both images; several workers look at pieces at once, and the finding with the lowest offset
 // is the answer.
 class Comparison {
@@ -120,7 +125,7 @@ class Comparison {
       const ChainExtent& b = extents_[1];
       piece.length = std::min({piece.length, left(0), left(1)});
       if (strict_ && (a.zero != b.zero || a.data != b.data || a.present != b.present ||
-                      (a.host_offset == Extent::kNoHost) != (b.host_offset == Extent::kNoHost))) {
+                      has_place(a) != has_place(b))) {
         found(position_, kDiffer,
               fmt::format("Strict mode: Offset {} block status mismatch!", position_), false);
         co_return std::nullopt;
@@ -205,9 +210,9 @@ int tell(const Comparison::Finding& finding, bool quiet) {
   return finding.status;
 }
 
-Task<int> compare_nodes(BlockNode& first, BlockNode& second, const CompareArguments& arguments) {
+Task<int> compare_nodes(BlockNode& first, BlockNode& second, const CompareArguments& arguments,
+                        Progress& progress) {
   const bool quiet = arguments.common.quiet;
-  Progress progress(arguments.common.progress && !quiet);
   progress.start();
   const std::uint64_t shorter = std::min(first.size(), second.size());
   const std::uint64_t longer = std::max(first.size(), second.size());
@@ -230,6 +235,7 @@ Task<int> compare_nodes(BlockNode& first, BlockNode& second, const CompareArgume
 
 Task<int> compare(CompareArguments arguments) {
   Edge images[2];
+  Progress progress(arguments.common.progress && !arguments.common.quiet);
   int status = 0;
   for (unsigned i = 0; i < 2 && status == 0; ++i) {
     OpenSpec spec;
@@ -246,7 +252,7 @@ Task<int> compare(CompareArguments arguments) {
       status = kOpenFailed;
     }
   }
-  if (status == 0) status = co_await compare_nodes(*images[0], *images[1], arguments);
+  if (status == 0) status = co_await compare_nodes(*images[0], *images[1], arguments, progress);
   for (Edge& image : images) {
     if (!image) continue;
     const Result<void> closed = co_await image.detach();
@@ -290,6 +296,10 @@ int run_compare(int argc, char** argv) {
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 2) return usage_error("Expecting two image file names");
   if (!common.agree()) return kOpenFailed;
+  if (common.image_opts && compare_arguments.formats[1]) {
+    report("--image-opts and --format are mutually exclusive");
+    return kOpenFailed;
+  }
   compare_arguments.formats[0] = common.format;
   compare_arguments.filenames[0] = rest[0];
   compare_arguments.filenames[1] = rest[1];

@@ -15,6 +15,8 @@
 namespace platter::img {
 namespace {
 
+constexpr std::uint64_t kLargestCluster = std::uint64_t{1} << 30;  // bytes
+
 class Conversion {
  public:
   explicit Conversion(const ConvertArguments& arguments)
@@ -89,6 +91,7 @@ class Conversion {
   Progress progress_;
   Options key_secrets_;  // of the target
   std::optional<std::string> backing_;  // the target's, as given
+  std::uint32_t cluster_ = 0;           // bytes that are compressed as one
 };
 
 Task<Result<void>> Conversion::open_sources() {
@@ -219,8 +222,9 @@ Result<void> Conversion::check_target(Options& options) {
       if (known->find("compression_type") == nullptr) {
         return fail(ENOTSUP, "Compression not supported for this file format");
       }
-      const std::string* encryption = options.peek("encryption");
-      if (options.has("encrypt.format") || (encryption != nullptr && *encryption == "on")) {
+      const Result<std::optional<bool>> encryption = Options(options).take_bool("encryption");
+      PLATTER_TRY(encryption);
+      if (options.has("encrypt.format") || encryption->value_or(false)) {
         return fail(ENOTSUP, "Compression and encryption not supported at the same time");
       }
       const std::string* preallocation = options.peek("preallocation");
@@ -264,10 +268,8 @@ Task<Result<void>> Conversion::check_backing(const Options& options) {
 
 Task<Result<void>> Conversion::create_target(Options options) {
   const std::string format = arguments_.target_format.value_or("raw");
-  const Result<std::optional<std::uint64_t>> wanted = options.take_size("size");
-  PLATTER_CO_TRY(wanted);
-  const std::uint64_t size = std::max(wanted->value_or(total_), total_);
-  const Result<void> created = co_await image_.create(format, size, std::move(options));
+  options.take_string("size");  // the sources decide
+  const Result<void> created = co_await image_.create(format, total_, std::move(options));
   if (created) co_return {};
   co_return forward_error(created, "{}: error while converting {}", arguments_.target, format);
 }
@@ -289,13 +291,16 @@ Task<Result<void>> Conversion::open_target() {
     co_return fail(ENOTSUP, "{}: Format driver '{}' does not support bitmaps", arguments_.target,
                    target_->driver_name());
   }
+  if (arguments_.compress) {
+    const std::uint64_t cluster = target_->driver().info().cluster_size;
+    if (cluster == 0 || cluster > kLargestCluster) {
+      co_return fail(ENOTSUP, "{}: Compression not supported for this file format",
+                     arguments_.target);
+    }
+    cluster_ = static_cast<std::uint32_t>(cluster);
+  }
   if (target_->size() < total_) {
     co_return fail(EINVAL, "{}: output file is smaller than input file", arguments_.target);
-  }
-  if (arguments_.target_is_zero && target_->backing() != nullptr) {
-    co_return fail(EINVAL,
-                   "{}: Cannot use --target-is-zero when the destination image has a backing file",
-                   arguments_.target);
   }
   co_return {};
 }
@@ -309,9 +314,9 @@ Task<Result<void>> Conversion::copy_all() {
   options.still_sources = true;
   options.salvage = arguments_.salvage;
   options.bytes_per_second = arguments_.rate;
-  // A new image without a backing file reads as zeroes.
-  options.target_is_zero = (arguments_.target_is_zero || !arguments_.no_create) &&
-                           options.sparse != 0 && target_->backing() == nullptr;
+  // A new image without a backing file reads as zeroes; of another one the caller may know it.
+  const bool new_and_empty = !arguments_.no_create && target_->backing() == nullptr;
+  options.target_is_zero = (arguments_.target_is_zero || new_and_empty) && options.sparse != 0;
   if (backing_ && target_->backing() != nullptr) {
     // What the source leaves to its backing file, the target leaves to its own, as far as that
     // goes.
@@ -319,12 +324,7 @@ Task<Result<void>> Conversion::copy_all() {
     options.keep_until = target_->backing()->size();
   }
   if (arguments_.compress) {
-    const std::uint64_t cluster = target_->driver().info().cluster_size;
-    if (cluster == 0 || cluster > (std::uint64_t{1} << 30)) {
-      co_return fail(ENOTSUP, "{}: Compression not supported for this file format",
-                     arguments_.target);
-    }
-    options.compressed_unit = static_cast<std::uint32_t>(cluster);
+    options.compressed_unit = cluster_;
     // Enough to keep every core's compressor busy while others read and write.
     options.in_flight =
         std::max(options.in_flight, 4 * std::max(std::thread::hardware_concurrency(), 1u));

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "block/node/size_text.h"
 #include "tools/img/common.h"
 
 namespace platter::img {
@@ -47,6 +48,10 @@ Result<std::string> canonical_value(const CreateOption& option, const std::strin
     case CreateOption::Type::kSize: {
       const Result<std::uint64_t> size = parse_size(value);
       if (size) return std::to_string(*size);
+      const Result<std::uint64_t> wide = parse_size_64(value);
+      if (!wide && wide.error().code() == ERANGE) {
+        return fail(ERANGE, "Value '{}' is out of range for parameter '{}'", value, option.name);
+      }
       return fail(EINVAL, "Parameter '{}' expects a non-negative number below 2^64", option.name);
     }
     case CreateOption::Type::kNumber: {
@@ -63,11 +68,9 @@ Result<std::string> canonical_value(const CreateOption& option, const std::strin
       return fail(EINVAL, "Parameter '{}' expects a number", option.name);
     }
     case CreateOption::Type::kBool:
-      for (const char* word : {"on", "yes", "true", "y"}) {
-        if (value == word) return std::string("on");
-      }
-      for (const char* word : {"off", "no", "false", "n"}) {
-        if (value == word) return std::string("off");
+      // (It is announced as it was written.)
+      for (const char* word : {"on", "yes", "true", "y", "off", "no", "false", "n"}) {
+        if (value == word) return value;
       }
       return fail(EINVAL, "Parameter '{}' expects 'on' or 'off'", option.name);
   }
@@ -196,13 +199,11 @@ Result<Options> parse_create_options(const CreateOptions& known, std::string_vie
     std::string name = part.substr(0, equals);
     std::string value = equals == std::string::npos ? "on" : part.substr(equals + 1);
     const CreateOption* option = known.find(name);
-    // "nolazy_refcounts" is an old spelling of "lazy_refcounts=off".
-    if (option == nullptr && equals == std::string::npos && name.starts_with("no")) {
-      option = known.find(std::string_view(name).substr(2));
-      if (option != nullptr) {
-        name.erase(0, 2);
-        value = "off";
-      }
+    // "nolazy_refcounts" is an old spelling of "lazy_refcounts=off". (So "nocow" is not "nocow=on".)
+    if (equals == std::string::npos && name.starts_with("no")) {
+      name.erase(0, 2);
+      value = "off";
+      option = known.find(name);
     }
     if (option == nullptr) return fail(EINVAL, "Invalid parameter '{}'", name);
     Result<std::string> canonical = canonical_value(*option, value);

@@ -41,10 +41,6 @@ ImageInfo collect(BlockNode& node) {
   if (const BackingAbility* backing = driver.backing_reference()) {
     info.backing_filename = backing->backing_filename();
     info.backing_format = backing->backing_format();
-    if (!info.backing_filename.empty()) {
-      const Result<std::string> full = resolve_backing(node.filename(), info.backing_filename);
-      if (full) info.full_backing_filename = *full;
-    }
   }
   if (const SnapshotAbility* snapshots = driver.snapshots()) info.snapshots = snapshots->list();
   return info;
@@ -174,6 +170,13 @@ std::optional<std::string> name_with_options(const OpenSpec& spec, BlockNode& no
   return "json:" + nested_json(options, "").compact();
 }
 
+// The full name of the backing file, taken from where the image is.
+void find_backing(ImageInfo& info) {
+  if (info.backing_filename.empty()) return;
+  const Result<std::string> full = resolve_backing(info.filename, info.backing_filename);
+  if (full) info.full_backing_filename = *full;
+}
+
 // The image and, if asked for, those it stands on, each opened by itself.
 Task<Result<std::vector<ImageInfo>>> collect_chain(InfoArguments arguments) {
   std::vector<ImageInfo> infos;
@@ -193,6 +196,7 @@ Task<Result<std::vector<ImageInfo>>> collect_chain(InfoArguments arguments) {
     PLATTER_CO_TRY(opened);
     infos.push_back(collect(**opened));
     if (const auto name = name_with_options(next, **opened)) infos.back().filename = *name;
+    find_backing(infos.back());
     Result<void> closed = co_await opened->detach();
     PLATTER_CO_TRY(closed);
     const ImageInfo& info = infos.back();

@@ -30,6 +30,11 @@ struct Entry {
   }
 };
 
+const std::string name_of(BlockNode& file) {
+  const std::string plain = file.driver().exact_filename();
+  return plain.empty() ? file.filename() : plain;
+}
+
 // A layer that leaves a range to one below it that is too short shows zeroes of its own making.
 void attribute_to_shorter_backing(BlockNode& top, ChainExtent& extent) {
   if (extent.depth == 0 || !extent.present || extent.data || extent.node != nullptr) return;
@@ -71,7 +76,7 @@ class MapPrinter {
       return value == 0 ? "0" : fmt::format("{:#x}", value);
     };
     print(fmt::format("{:<16}{:<16}{:<16}{}\n", number(entry.start), number(entry.length),
-                      number(entry.extent.host_offset), entry.extent.node->filename()));
+                      number(entry.extent.host_offset), name_of(*entry.extent.node)));
     return true;
   }
 

@@ -65,6 +65,11 @@ Task<int> measure(MeasureArguments arguments) {
     Result<Options> options = parse_create_options(*known, *arguments.options);
     if (options) {
       request.options = std::move(*options);
+      // What does not bear on the size need not make sense yet.
+      for (const char* name :
+           {"backing_fmt", "data_file", "data_file_raw", "extent_size_hint", "nocow"}) {
+        request.options.take_string(name);
+      }
     } else {
       report("Invalid options for file format '{}': {}", arguments.output_format,
              options.error().message());

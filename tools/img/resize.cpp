@@ -2,12 +2,17 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "block/base/checked.h"
+#include "block/node/size_text.h"
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 
 namespace platter::img {
 namespace {
+
+// Bytes; QEMU does not open what is larger.
+constexpr std::uint64_t kLargestImage = kMostBytes / (std::uint64_t{1} << 30) << 30;
 
 struct ResizeArguments {
   CommonOptions common;
@@ -39,10 +44,14 @@ Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
   const std::uint64_t current = node.size();
   const std::uint64_t size = arguments.direction == 0 ? arguments.size
                              : arguments.direction > 0
-                                 ? current + arguments.size
+                                 ? checked_add(current, arguments.size).value_or(~std::uint64_t{0})
                                  : current - std::min(arguments.size, current);
   if (size == 0 || size > kMostBytes) {
     report_about(arguments.filename, "New image size must be positive");
+    co_return 1;
+  }
+  if (size > kLargestImage) {
+    report_about(arguments.filename, "offset({}) exceeds maximum({})", size, kLargestImage);
     co_return 1;
   }
   if (!allowed(arguments, current, size)) co_return 1;
@@ -112,11 +121,11 @@ int run_resize(int argc, char** argv) {
     resize_arguments.direction = size[0] == '+' ? 1 : -1;
     size.remove_prefix(1);
   }
-  const Result<std::uint64_t> bytes = parse_size(size);
+  const Result<std::uint64_t> bytes = parse_size_64(size);
   if (!bytes) {
     report_text(about(resize_arguments.filename,
                       bytes.error().code() == ERANGE
-                          ? "New image size must be positive"
+                          ? fmt::format("Value '{}' is out of range for parameter 'size'", size)
                           : "Parameter 'size' expects a non-negative number below 2^64"));
     return 1;
   }

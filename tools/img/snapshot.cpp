@@ -75,6 +75,11 @@ Task<int> act(SnapshotArguments arguments) {
   spec.flags.force_share = arguments.common.force_share;
   spec.flags.read_only = arguments.action == 'l' || arguments.action == 0;
   spec.flags.no_backing = spec.flags.read_only;
+  if (arguments.action == 0 && spec.flags.force_share) {
+    report("Could not open '{}': force-share=on can only be used with read-only images",
+           arguments.filename);
+    co_return 1;
+  }
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
   int status = 0;

@@ -16,6 +16,7 @@ import encrypted_chain_cases  # noqa: E402
 import encryption_cases  # noqa: E402
 import harness  # noqa: E402
 import key_slot_cases  # noqa: E402
+import option_cases  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 import stream_cases  # noqa: E402
@@ -25,6 +26,7 @@ os.environ["TZ"] = "UTC"
 os.environ["LC_ALL"] = "C.UTF-8"
 PARTS = {
     "raw": [raw_cases],
+    "options": [option_cases],
     "qcow2": [qcow2_cases],
     "amend": [amend_cases, bench_cases, bitmap_cases, stream_cases],
     "encryption": [encryption_cases, key_slot_cases, encrypted_chain_cases],

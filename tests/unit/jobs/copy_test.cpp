@@ -263,19 +263,28 @@ TEST(Copy, CompressedWritesAreWholeUnits) {
 }
 
 TEST(Copy, UnallocatedRangesAreLeftAloneUpToALimit) {
-  Disk source(kSize);
-  Disk target(kSize);
-  source.disk->sparse = true;
-  target.fill(0, kSize, 9);
-  source.fill(kPage, kPage, 1);
-  CopyOptions options;
-  options.keep_unallocated = true;
-  options.keep_until = kSize / 2;
-  ASSERT_TRUE(run_copy(source, target, options));
-  EXPECT_EQ(target.disk->bytes[0], std::byte{9});
-  EXPECT_EQ(target.disk->bytes[kPage], std::byte{1});
-  EXPECT_EQ(target.disk->bytes[kSize / 2 - 1], std::byte{9});
-  EXPECT_EQ(target.disk->bytes[kSize / 2], std::byte{0});
+  // (How large the base is; where there is none, or it has ended, nothing shows through.)
+  for (const std::uint64_t base_size : {kSize, kSize / 4, std::uint64_t{0}}) {
+    Disk source(kSize);
+    Disk target(kSize);
+    const Disk base(base_size);
+    source.disk->sparse = true;
+    target.fill(0, kSize, 9);
+    source.fill(kPage, kPage, 1);
+    CopyOptions options;
+    options.keep_unallocated = true;
+    options.keep_until = kSize / 2;
+    const CopySource whole{.node = source.node.get(),
+                           .length = kSize,
+                           .base = base_size != 0 ? base.node.get() : nullptr};
+    ASSERT_TRUE(run_copy({whole}, target, options));
+    const std::vector<std::byte>& bytes = target.disk->bytes;
+    const std::uint64_t kept = std::min(base_size, kSize / 2);
+    EXPECT_EQ(bytes[0], kept != 0 ? std::byte{9} : std::byte{0});
+    EXPECT_EQ(bytes[kPage], std::byte{1});
+    EXPECT_EQ(std::count(bytes.begin(), bytes.end(), std::byte{9}), kept != 0 ? kept - kPage : 0);
+    EXPECT_EQ(bytes[kept], std::byte{0});
+  }
 }
 
 TEST(Copy, OffloadsAndFallsBack) {

@@ -27,6 +27,8 @@ TEST(ParseSize, AcceptsWhatQemuImgAccepts) {
   EXPECT_EQ(size_of("1.5G"), 1610612736U);
   EXPECT_EQ(size_of("1.5E"), 1729382256910270464U);
   EXPECT_EQ(size_of("0.1K"), 102U);
+  EXPECT_EQ(size_of("1.7k"), 1741U);
+  EXPECT_EQ(size_of("1.9999999999999999999k"), 1024U);
   EXPECT_EQ(size_of("1.K"), 1024U);
   EXPECT_EQ(size_of("0x10"), 16U);
   EXPECT_EQ(size_of("0x1k"), 1024U);
