@@ -275,7 +275,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   if (!wrong.empty()) co_return std::move(wrong);
   std::vector<std::string> names;
   for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);
-  if (pick / kFullyOneIn % kGoOnOneIn == 0) {
+  if (operation.resizes || pick / kFullyOneIn % kGoOnOneIn == 0) {
     wrong = co_await go_on(std::move(node), options, history, shape, pick, lag,
                             operation.resizes);
   } else {

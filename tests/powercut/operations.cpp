@@ -80,7 +80,7 @@ const Operation kOperations[] = {
      .flags_may_lag = true},
     {.name = "ResizeGrow", .prepare = fill_all, .act = grow},
     {.name = "ResizePreallocated", .prepare = fill_all, .act = grow_preallocated},
-    {.name = "ResizeShrink", .prepare = fill_all, .act = shrink, .resizes = true},
+    {.name = "ResizeShrink", .prepare = fill_all, .act = shrink, .resizes = true, .cost = 2},
     {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = is_version_3},
     {.name = "BitmapsResized", .prepare = fill_marked, .act = resize_marked, .fits = is_version_3},
     {.name = "Commit",
@@ -250,7 +250,7 @@ const Operation kOperations[] = {
      .act = overwrite_first_key,
      .fits = is_one_of_few,
      .encrypted = true,
-     .cost = 20},
+     .cost = 40},
     {.name = "Mixed", .prepare = fill_and_snap, .act = mixed, .flags_may_lag = true},
 };
 

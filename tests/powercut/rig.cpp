@@ -182,7 +182,10 @@ Task<Result<void>> act(const Operation& operation, const Shape& shape, History& 
   Result<void> done;
   if (repairs) {
     done = co_await repair(guest.node());
-    if (done) history.note_repaired(guest.moment());
+    if (done) {
+      history.note_repaired(guest.moment());
+      done = co_await guest.write(70 * guest.cluster(), kSector);
+    }
   } else {
     done = co_await operation.act(guest);
   }

@@ -338,6 +338,10 @@ Done downgrade(Guest& g) { return amend(g, "compat=0.10"); }
 Done zero_and_snap(Guest& g) {
   const std::uint64_t c = g.cluster();
   TRY_STEP(g.write(0, 4 * c));
+  // What is free then is not empty.
+  TRY_STEP(g.write_compressed(30 * c, 12 * c));
+  TRY_STEP(g.write(30 * c, 12 * c));
+  TRY_STEP(g.flush());
   TRY_STEP(g.write_zeroes(c, c, false));
   TRY_STEP(g.write_zeroes(9 * c, 2 * c, true));
   TRY_STEP(g.snapshot("first"));

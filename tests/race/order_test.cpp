@@ -257,6 +257,8 @@ Task<void> free_beside_write_back(const MemoryImage& image, bool failing) {
   auto ended = co_await flushing;
   points.clear_rules();
   if (!ended) {
+    auto after = opened->driver().clusters().reap(HostClusters::Wait::kNo);
+    co_await after;
     done = co_await fill(node, 2 * kOrderCluster, kOrderCluster, 3);
     CO_OK(done);
     place = co_await node.extent(2 * kOrderCluster, kOrderCluster);
