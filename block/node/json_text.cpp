@@ -14,8 +14,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kMaxText = std::size_t{64} << 20;  // bytes
-constexpr unsigned kMaxNesting = 1024;
+constexpr std::size_t kMaxJsonText = std::size_t{64} << 20;  // bytes
+constexpr unsigned kMaxOpenBrackets = 1024;
 
 struct Token {
   // The punctuation's own character; "s" a string with its quotes, "n" a number, "k" a keyword, "e"
@@ -302,7 +302,7 @@ class Parser {
 }  // namespace
 
 Result<json> read_json(std::string_view text) {
-  if (text.size() > kMaxText) return fail(EINVAL, "JSON token size limit exceeded");
+  if (text.size() > kMaxJsonText) return fail(EINVAL, "JSON token size limit exceeded");
   Lexer lexer(text);
   std::optional<json> found;
   std::vector<Token> tokens;
@@ -320,7 +320,7 @@ Result<json> read_json(std::string_view text) {
     if (token->kind == 'e' && !found) return parse_error(fmt::format("stray '{}'", token->text));
     if (token->kind == '{' || token->kind == '[') ++nesting;
     if (token->kind == '}' || token->kind == ']') --nesting;
-    if (nesting > static_cast<int>(kMaxNesting) && !found)
+    if (nesting > static_cast<int>(kMaxOpenBrackets) && !found)
       return fail(EINVAL, "JSON nesting depth limit exceeded");
     tokens.push_back(*token);
     if (nesting > 0 && !found) continue;
