@@ -1,5 +1,4 @@
-// The half of HostClusters that finds and makes room: the free map, the end of the file, new
-// refcount blocks and larger refcount tables.
+// The part of HostClusters that finds room: the free map and the end of the file.
 #include <algorithm>
 
 #include "block/base/checked.h"
@@ -43,8 +42,7 @@ void HostClusters::mark_free(std::uint64_t cluster) {
 
 // With the mutex ---------------------------------------------------------------------------------
 
-std::optional<Reservation> HostClusters::take_from_map(std::uint64_t count, bool exactly) {
-  if (exactly && count > 1) return std::nullopt;
+std::optional<Reservation> HostClusters::take_from_map(std::uint64_t count) {
   while (!with_free_.empty()) {
     const std::uint64_t slice = *with_free_.begin();
     if (!refcounts_.cache().peek(slice)) return std::nullopt;
@@ -105,7 +103,7 @@ std::optional<Reservation> HostClusters::take_at_frontier(std::uint64_t count) {
 }
 
 Reservation HostClusters::try_reserve(std::uint64_t count) {
-  if (auto taken = take_from_map(count, false)) return std::move(*taken);
+  if (auto taken = take_from_map(count)) return std::move(*taken);
   const std::uint64_t scannable =
       std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
   if (with_free_.empty() && next_scan_ >= scannable && !conflict_) {
@@ -129,7 +127,7 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
     std::optional<std::uint64_t> conflict;
     {
       MutexLock lock(core_.mutex());
-      auto taken = take_from_map(count, false);
+      auto taken = take_from_map(count);
       const std::uint64_t scannable =
           std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
       if (!taken && with_free_.empty() && (search != Search::kHoles || next_scan_ >= scannable))
@@ -167,7 +165,7 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
     block = core_.geometry.reftable_index(frontier_);
     if (!frontier_known_) {
       step = kFindFrontier;
-    } else if (search != Search::kFrontier && !with_free_.empty()) {
+    } else if (!with_free_.empty()) {
       slice = *with_free_.begin();
       step = kLoad;
     } else if (next_scan_ < scannable &&
@@ -207,10 +205,10 @@ Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
       done = co_await scan(slice);
       break;
     case kMakeBlock:
-      done = co_await make_block(block);
+      done = co_await make_blocks(0);
       break;
     case kGrow:
-      done = co_await grow_table();
+      done = co_await grow_table(0);
       break;
     case kFull:
       done = fail_errno(ENOSPC);
@@ -295,101 +293,6 @@ std::uint64_t HostClusters::block(std::uint64_t index) {
   return refcounts_.block(index);
 }
 
-Task<Result<void>> HostClusters::write_zeroes_at(std::uint64_t first, std::uint64_t count) {
-  const unsigned bits = core_.geometry.cluster_bits;
-  auto written = co_await core_.file->write_zeroes(first << bits, count << bits);
-  co_return written;
-}
-
-Task<Result<void>> HostClusters::make_block(std::uint64_t index) {
-  // The block of the region in which the frontier is counts itself.
-  const unsigned bits = core_.geometry.cluster_bits;
-  const std::uint64_t cluster = frontier();
-  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAlloc);
-  const bool zero = frontier_reads_zero();
-  if (!zero) {
-    auto written = co_await write_zeroes_at(cluster, 1);
-    PLATTER_CO_TRY(written);
-  }
-  MutexLock lock(core_.mutex());
-  if (core_.metadata.contains(cluster)) {
-    conflict_ = cluster;
-    co_return {};
-  }
-  const std::uint64_t host = cluster << bits;
-  refcounts_.add_block(index, host);
-  core_.metadata.add(host, core_.geometry.cluster_size());
-  const std::uint64_t slice = refcounts_.slice_of(cluster);
-  const std::uint64_t in_block = slice % refcounts_.slices_per_block();
-  refcounts_.cache().add_zeroed(slice, host + in_block * refcounts_.cache().slice_bytes());
-  Reservation own_cluster = own(cluster, 1);
-  own_cluster.link();
-  frontier_ = cluster + 1;
-  if (zero) note_unwritten(host + core_.geometry.cluster_size());
-  co_return {};
-}
-
-Task<Result<void>> HostClusters::grow_table() {
-  const Geometry& g = core_.geometry;
-  const std::uint64_t first = frontier();
-  const std::uint64_t first_block = g.reftable_index(first);
-  PLATTER_FAULT(*core_.file, FaultEvent::kReftableGrow);
-  // New blocks, then the table; the blocks must count both.
-  std::uint64_t entries = std::max(first_block + 1, block_count() * 3 / 2);
-  std::uint64_t blocks = 1;
-  std::uint64_t table_clusters = 0;
-  while (true) {
-    entries = align_up(entries, g.reftable_entries_per_cluster());
-    if (entries * 8 > kMaxRefTableBytes) {
-      co_return fail(EFBIG, "the refcount table would be larger than {} bytes", kMaxRefTableBytes);
-    }
-    table_clusters = g.clusters_for(entries * 8);
-    const std::uint64_t last_block = g.reftable_index(first + blocks + table_clusters - 1);
-    if (last_block >= entries) {
-      entries = last_block + 1;
-    } else if (last_block - first_block + 1 > blocks) {
-      ++blocks;
-    } else {
-      break;
-    }
-  }
-  if (first + blocks + table_clusters > limit()) co_return fail_errno(ENOSPC);
-  if (!frontier_reads_zero()) {
-    auto written = co_await write_zeroes_at(first, blocks);
-    PLATTER_CO_TRY(written);
-  }
-  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteTable);
-  MutexLock lock(core_.mutex());
-  const unsigned bits = g.cluster_bits;
-  if (core_.metadata.overlaps(first << bits, (blocks + table_clusters) << bits)) {
-    conflict_ = first;
-    co_return {};
-  }
-  const Refcounts::Place old = refcounts_.move_table((first + blocks) << bits, entries);
-  for (std::uint64_t i = 0; i < blocks; ++i)
-    refcounts_.add_block(first_block + i, (first + i) << bits);
-  for (std::uint64_t c = first; c < first + blocks + table_clusters; ++c) {
-    const std::uint64_t slice = refcounts_.slice_of(c);
-    if (refcounts_.cache().peek(slice)) continue;
-    const std::uint64_t block_host = refcounts_.block(slice / refcounts_.slices_per_block());
-    TableCache::Slice* added =
-        refcounts_.cache().add_zeroed(slice, block_host + (slice % refcounts_.slices_per_block()) *
-                                                              refcounts_.cache().slice_bytes());
-    // Dirty at once, so that a small cache does not give it up for the next one.
-    refcounts_.cache().mark_dirty(*added, 0, 1);
-  }
-  for (std::uint64_t c = first; c < first + blocks + table_clusters; ++c) {
-    Reservation one = own(c, 1);
-    one.link();
-  }
-  core_.metadata.add(first << bits, (blocks + table_clusters) << bits);
-  frontier_ = first + blocks + table_clusters;
-  note_unwritten(frontier_ << bits);
-  core_.metadata.remove(old.offset, old.clusters << bits);
-  unlink(g.cluster_index(old.offset), old.clusters, Discard::kOther);
-  co_return {};
-}
-
 Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
   auto guard = co_await preparing_.lock();
   if (count == 1) {
@@ -397,7 +300,6 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
     co_return std::move(one);
   }
   std::vector<TableCache::Pin> pins;
-  Search search = Search::kFrontier;  // what lies before it may be in pieces
   while (true) {
     std::uint64_t missing = 0;  // the first cluster of the range that cannot be taken yet
     std::uint64_t first = 0;
@@ -438,18 +340,21 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       pins.push_back(std::move(*pin));
       continue;
     }
-    if (known && missing != first) {
-      // The range reaches into a region without a block: let the frontier go there, where the block
-      // then counts itself, and start behind it. What is left behind is free and in the map.
+    if (!known) {
+      auto found = co_await find_frontier();
+      PLATTER_CO_TRY(found);
+      continue;
+    }
+    if (missing != first) {
+      // The range reaches into a region without a block: the frontier goes there. What is left behind
+      // is free and in the map.
       MutexLock lock(core_.mutex());
       const std::uint64_t from = frontier_;
       frontier_ = missing;
       for (std::uint64_t c = from; c < missing; ++c) mark_free(c);
-      continue;
     }
-    auto prepared = co_await prepare(search);
-    PLATTER_CO_TRY(prepared);
-    if (*prepared) pins.push_back(std::move(*prepared));
+    auto made = co_await make_blocks(count);
+    PLATTER_CO_TRY(made);
   }
 }
 

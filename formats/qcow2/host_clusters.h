@@ -193,8 +193,7 @@ class HostClusters {
   };
   static constexpr std::uint64_t kLastHostCluster = ~std::uint64_t{0};
 
-  std::optional<Reservation> take_from_map(std::uint64_t count, bool exactly)
-      PLATTER_REQUIRES(metadata_mutex);
+  std::optional<Reservation> take_from_map(std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
   std::optional<Reservation> take_at_frontier(std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
   Reservation own(std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
   void release_owned(ClusterRun run) PLATTER_REQUIRES(metadata_mutex);
@@ -211,14 +210,16 @@ class HostClusters {
   enum class Search {
     kHoles,       // free clusters among those in use first, then at the frontier
     kKnownHoles,  // the same, but what was not scanned is not scanned now
-    kFrontier,    // at the frontier only
   };
   Task<Result<TableCache::Pin>> prepare(Search& search);
   Task<Error> refuse_conflict(std::uint64_t cluster);
   Task<Result<void>> scan(std::uint64_t slice);
   Task<Result<void>> find_frontier();
-  Task<Result<void>> make_block(std::uint64_t index);
-  Task<Result<void>> grow_table();
+  Task<Result<void>> make_blocks(std::uint64_t following);
+  // A refcount table of at least so many entries.
+  Task<Result<void>> grow_table(std::uint64_t least_entries);
+  void place_blocks(std::uint64_t first_block, std::uint64_t blocks, std::uint64_t following)
+      PLATTER_REQUIRES(metadata_mutex);
   Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
   // These hold the mutex for a moment: try_reserve() moves zero_from_ without preparing_.
   std::uint64_t frontier() PLATTER_EXCLUDES(metadata_mutex);

@@ -45,5 +45,58 @@ TEST(AllocationPlaces, TablesOfSeveralClustersAreFoundWhereverTheFileEnds) {
   });
 }
 
+// Tables that are longer than what one refcount block counts.
+struct LongTable {
+  const char* options;
+  std::uint64_t size;
+  std::uint64_t larger;
+};
+
+class LongTables : public ::testing::TestWithParam<LongTable> {};
+
+TEST_P(LongTables, FindTheirPlace) {
+  const LongTable& p = GetParam();
+  MemoryImage image("long", p.size, p.options);
+  run([&]() -> Task<void> {
+    auto edge = co_await image.open();
+    EXPECT_OK(edge);
+    BlockNode& node = **edge;
+    std::vector<std::byte> data(4096, std::byte{7});
+    auto written = co_await node.write(p.size - data.size(), iov(data));
+    EXPECT_OK(written);
+    SnapshotAbility& snapshots = *node.driver().snapshots();
+    auto made = co_await snapshots.create("before", 1, 2);
+    EXPECT_OK(made);
+    auto resized = co_await node.resize({.size = p.larger});
+    EXPECT_OK(resized);
+    made = co_await snapshots.create("after", 1, 2);
+    EXPECT_OK(made);
+    written = co_await node.write(p.larger - data.size(), iov(data));
+    EXPECT_OK(written);
+    for (const std::uint64_t at : {p.size, p.larger}) {
+      std::vector<std::byte> back(data.size());
+      auto read = co_await node.read(at - back.size(), iov(back));
+      EXPECT_OK(read);
+      EXPECT_EQ(back, data);
+    }
+    auto checked = co_await check(node);
+    EXPECT_OK(checked);
+    if (checked) {
+      EXPECT_EQ(checked->corruptions + checked->leaks, 0u);
+    }
+    auto closed = co_await edge->detach();
+    EXPECT_OK(closed);
+  });
+}
+
+constexpr std::uint64_t kMiB = 1 << 20;
+
+INSTANTIATE_TEST_SUITE_P(
+    All, LongTables,
+    ::testing::Values(LongTable{"cluster_size=512", 64 * kMiB, 512 * kMiB},
+                      LongTable{"cluster_size=512", 512 * kMiB, 1024 * kMiB},
+                      LongTable{"cluster_size=512,refcount_bits=64", 127 * kMiB, 500 * kMiB},
+                      LongTable{"cluster_size=4k", 1024 * 1024 * kMiB, 2 * 1024 * 1024 * kMiB}));
+
 }  // namespace
 }  // namespace platter::qcow2
