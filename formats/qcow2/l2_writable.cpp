@@ -72,6 +72,8 @@ Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry
     auto error = co_await complain(i * g.l2_coverage(), nullptr);
     co_return std::unexpected<Error>(error);
   }
+  auto room = cache_.make_room();
+  co_await room;
   auto reservation = co_await clusters_.reserve(1);
   PLATTER_CO_TRY(reservation);
   const std::uint64_t host = reservation->host();

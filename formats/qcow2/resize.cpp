@@ -66,9 +66,13 @@ Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::C
   PLATTER_CO_TRY(cleared);
   auto data_grown = co_await resize_data_file(request);
   PLATTER_CO_TRY(data_grown);
-  if (request.preallocation != Preallocation::kOff) {
-    auto preallocated = co_await preallocate(old_size, request.size, request.preallocation,
-                                             request.cancelled);
+  // Of a raw data file the disk shows all that is in it, now and later: all of it is referred to.
+  const Preallocation mode =
+      request.preallocation == Preallocation::kOff && core_.header.data_file_raw()
+          ? Preallocation::kMetadata
+          : request.preallocation;
+  if (mode != Preallocation::kOff) {
+    auto preallocated = co_await preallocate(old_size, request.size, mode, request.cancelled);
     PLATTER_CO_TRY(preallocated);
   }
   auto settled = co_await settle();
@@ -221,10 +225,12 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     offset += plan->length;
     if (plan->in_place) continue;
     const std::uint64_t host = plan->host_offset;
-    // Behind the end of the file are zeroes, elsewhere they are written.
-    if (host < data.size()) {
+    // Behind the end of the file are zeroes, elsewhere they are written; a raw data file is the
+    // disk, and has grown with it.
+    if (host < data.size() && !core_.header.data_file_raw()) {
+      const ZeroFlags flags{.may_unmap = mode == Preallocation::kMetadata};
       auto zeroed =
-          co_await data.write_zeroes(host, std::min(plan->length, data.size() - host));
+          co_await data.write_zeroes(host, std::min(plan->length, data.size() - host), flags);
       if (!zeroed) {
         abandon(*plan);
         co_return zeroed;

@@ -142,6 +142,17 @@ Task<Result<TableCache::Pin>> TableCache::load(std::uint64_t index) {
   }
 }
 
+Task<void> TableCache::make_room() {
+  {
+    MutexLock lock(mutex());
+    if (dirty_.size() < config_.capacity / 2 || resident() < config_.capacity) co_return;
+  }
+  auto cleaning = clean_();
+  auto clean = co_await cleaning;
+  // What is dirty stays when it fails, and the next flush says so.
+  static_cast<void>(clean);
+}
+
 TableCache::Slice* TableCache::add_zeroed(std::uint64_t index, std::uint64_t host) {
   if (resident() >= config_.capacity) {
     if (Slice* victim = pick_victim()) evict(*victim);

@@ -198,6 +198,11 @@ def changes(h, line, io, data, chain, three, rawbase):
         h.case(f"rebase impossible {' '.join(words)[:40]}",
                rawbase + before + [["rebase", "-f", "qcow2", *words, "o"], info],
                [] if before is raw_data else [("o", "qcow2")], errors="any")
+    # What is written into a raw data file behind the disk's old end is on the disk.
+    h.case("resize with a raw data file",
+           [["peer", "create", "-q", "-f", "qcow2", "-o", "data_file=d,data_file_raw=on", "a", "4M"],
+            ["resize", "a", "6M"], ["io", "-f", "raw", "-c", "write -P 7 5M 64k", "d"],
+            ["io", "-c", "read -P 7 5M 64k", "a"], ["map", "--output=json", "a"], ["check", "a"]])
     # Where the space ends before the new size.
     for mode in ("metadata", "falloc", "full"):
         h.case(f"resize without room, {mode}",
