@@ -4,6 +4,7 @@
 import os
 import re
 import struct
+import subprocess
 
 from guestlib import Bench, digest, fail
 
@@ -52,6 +53,31 @@ def run(bench, disk, cpus, queues, operations, seed, *more):
     if not console.endswith(POWER_OFF):
         fail("the guest did not pass, or did not find the switch")
     return console
+
+
+def refused_with_stalled_errors(bench, image):
+    bench.img("create", "-q", "-f", "raw", image, "32M")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for piece in (bytes(4096), b"x"):
+        try:
+            while True:
+                os.write(writer, piece)
+        except BlockingIOError:
+            pass
+    os.set_blocking(writer, True)
+    command = [bench.platter, "run", "--kernel", bench.options.guest, "--memory", "32M", "--disk",
+               f"{image},bus=virtio-{bench.options.bus}", "--append", "refusals=2 queues=1"]
+    print("+ " + " ".join(command) + " 2>(a full pipe)", flush=True)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=writer, timeout=100, check=False)
+    except subprocess.TimeoutExpired:
+        fail("the guest waits for who does not read the messages")
+    if done.returncode != 0 or not done.stdout.decode().endswith(POWER_OFF):
+        fail(f"with stalled messages: exit code {done.returncode}, {done.stdout}")
+    os.close(reader)
+    os.close(writer)
 
 
 def main():
@@ -126,6 +152,9 @@ def main():
                 with open(image, "rb") as file:
                     if file.read(1024) != bytes(512) + pattern(1, 1):
                         fail("the start of a guessed raw image is not as the guard leaves it")
+
+        # A refused request is told; a reader that does not read holds up neither guest nor end.
+        refused_with_stalled_errors(bench, image)
 
         # Node options instead of a name.
         bench.img("create", "-q", "-f", "raw", image, "32M")

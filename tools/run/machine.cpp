@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <ctime>
 #include <thread>
 
@@ -18,6 +17,7 @@
 #include "tools/run/mptable.h"
 #include "tools/run/ports.h"
 #include "tools/run/probe.h"
+#include "tools/run/report.h"
 
 namespace platter::run {
 namespace {
@@ -152,7 +152,7 @@ Result<void> Machine::add_disk(const DiskOptions& options) {
   auto device = virtio::BlkDevice::create(guest_memory_, **node, blk, std::move(executors));
   if (!device) return forward_error(device, "could not make a disk of '{}'", options.filename);
   (*device)->set_reporter([name = options.filename](const Error& error) {
-    fmt::print(stderr, "platter run: disk '{}': {}\n", name, error.message());
+    report(STDERR_FILENO, fmt::format("platter run: disk '{}': {}", name, error.message()));
   });
   disks_.emplace_back();
   Disk& disk = disks_.back();
