@@ -195,6 +195,7 @@ class FaultLoop {
       auto written = co_await guest.write(at, c);
       if (!written) wrong_ = "the next write: " + written.error().message();
     }
+    note_crash(guest, "amid the next writes");
     Result<void> flushed = co_await guest.flush();
     for (int again = 0; again < 2 && !flushed; ++again) flushed = co_await guest.flush();
     if (!flushed) wrong_ = "the next flushes: " + flushed.error().message();
