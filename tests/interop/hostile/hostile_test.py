@@ -343,6 +343,14 @@ def x7_the_largest_disks():
 
 
 @case
+def new_tables_keep_to_the_cache():
+    """Not hostile, but much: 64 MiB of new L2 tables, of which the cache holds half."""
+    peer("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "tables", "64M")
+    done("img", "resize", "-q", "--preallocation=metadata", "tables", "32G", seconds=10)
+    peer("check", "-q", "tables")
+
+
+@case
 def x11_a_packed_cluster_that_wants_a_huge_window():
     peer("create", "-q", "-f", "qcow2", "-o", "compression_type=zstd,preallocation=metadata", "image", "1M")
     with open("image", "rb") as file:
