@@ -306,9 +306,9 @@ Result<json> read_json(std::string_view text) {
   Lexer lexer(text);
   std::optional<json> found;
   std::vector<Token> tokens;
-  int nesting = 0;
+  int open_brackets = 0;
   const auto finish = [&]() -> Result<void> {
-    nesting = 0;
+    open_brackets = 0;
     // Whatever follows a whole value is one too many, be it right or not.
     if (found) return fail(EINVAL, "Expecting at most one JSON value");
     Result<json> value = Parser(std::exchange(tokens, {})).value();
@@ -318,12 +318,12 @@ Result<json> read_json(std::string_view text) {
   };
   while (const std::optional<Token> token = lexer.next()) {
     if (token->kind == 'e' && !found) return parse_error(fmt::format("stray '{}'", token->text));
-    if (token->kind == '{' || token->kind == '[') ++nesting;
-    if (token->kind == '}' || token->kind == ']') --nesting;
-    if (nesting > static_cast<int>(kMaxOpenBrackets) && !found)
+    if (token->kind == '{' || token->kind == '[') ++open_brackets;
+    if (token->kind == '}' || token->kind == ']') --open_brackets;
+    if (open_brackets > static_cast<int>(kMaxOpenBrackets) && !found)
       return fail(EINVAL, "JSON nesting depth limit exceeded");
     tokens.push_back(*token);
-    if (nesting > 0 && !found) continue;
+    if (open_brackets > 0 && !found) continue;
     const Result<void> finished = finish();
     PLATTER_TRY(finished);
   }
