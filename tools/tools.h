@@ -3,6 +3,7 @@
 // Each tool is a function in its own folder: it gets the name it was called by ("platter img" or
 // "qemu-img", for messages) and the arguments from its own name on (argv[0]), and gives the
 // process's exit status. To add a tool: its folder, a line here, a line in CMakeLists.txt.
+// Threads: the main thread, one call.
 #pragma once
 
 #include <string>

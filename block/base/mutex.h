@@ -23,17 +23,13 @@ class PLATTER_CAPABILITY("mutex") Mutex {
  public:
   void lock() PLATTER_ACQUIRE() { mutex_.lock(); }
   void unlock() PLATTER_RELEASE() { mutex_.unlock(); }
-  bool try_lock() PLATTER_TRY_ACQUIRE(true) { return mutex_.try_lock(); }
 
  private:
   friend class ConditionVariable;
   std::mutex mutex_;
 };
 
-struct PLATTER_CAPABILITY("mutex") MutexRole {
-  // For an object that no other thread knows: being made, or with nothing running.
-  void assert_alone() const PLATTER_ASSERTS_CAPABILITY() {}
-};
+struct PLATTER_CAPABILITY("mutex") MutexRole {};
 
 class PLATTER_SCOPED_CAPABILITY [[nodiscard]] MutexLock {
  public:

@@ -32,14 +32,11 @@
 #define PLATTER_CAPABILITY(name) PLATTER_THREAD_ATTRIBUTE(capability(name))
 #define PLATTER_SCOPED_CAPABILITY PLATTER_THREAD_ATTRIBUTE(scoped_lockable)
 
-// Data: read and written only with the mutex held; the same for what a pointer points to.
+// Data: read and written only with the mutex held.
 #define PLATTER_GUARDED_BY(mutex) PLATTER_THREAD_ATTRIBUTE(guarded_by(mutex))
-#define PLATTER_PT_GUARDED_BY(mutex) PLATTER_THREAD_ATTRIBUTE(pt_guarded_by(mutex))
 
-// Functions: the caller holds the mutex (for reading at least); must not hold it.
+// Functions: the caller holds the mutex; must not hold it.
 #define PLATTER_REQUIRES(...) PLATTER_THREAD_ATTRIBUTE(requires_capability(__VA_ARGS__))
-#define PLATTER_REQUIRES_SHARED(...) \
-  PLATTER_THREAD_ATTRIBUTE(requires_shared_capability(__VA_ARGS__))
 #define PLATTER_EXCLUDES(...) PLATTER_THREAD_ATTRIBUTE(locks_excluded(__VA_ARGS__))
 
 // Functions that take a mutex and return with it held, and those that give it up.
@@ -58,11 +55,8 @@
 #else
 #define PLATTER_RELEASE_LOCK(lock)
 #endif
-#define PLATTER_TRY_ACQUIRE(...) PLATTER_THREAD_ATTRIBUTE(try_acquire_capability(__VA_ARGS__))
 
 // The function returns this mutex.
 #define PLATTER_RETURNS_CAPABILITY(mutex) PLATTER_THREAD_ATTRIBUTE(lock_returned(mutex))
-// From here on the mutex counts as held: for what nobody else can reach, with the reason beside it.
-#define PLATTER_ASSERTS_CAPABILITY(...) PLATTER_THREAD_ATTRIBUTE(assert_capability(__VA_ARGS__))
 // The body is not checked; what it promises its callers is.
 #define PLATTER_NO_THREAD_CHECK PLATTER_THREAD_ATTRIBUTE(no_thread_safety_analysis)

@@ -10,6 +10,7 @@
 //                 there is none or it is shorter
 //
 // An "unknown" range is kData.
+// Threads: values.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
 // What requests a driver can take, and what suits it. All sizes in bytes, alignments powers of two.
+// Threads: a value.
 #pragma once
 
 #include <cstdint>

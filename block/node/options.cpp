@@ -253,6 +253,21 @@ int suffix_power(char c) {
 
 }  // namespace
 
+std::vector<std::string> split_commas(std::string_view text) {
+  std::vector<std::string> parts(1);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != ',') {
+      parts.back() += text[i];
+    } else if (i + 1 < text.size() && text[i + 1] == ',') {
+      parts.back() += ',';
+      ++i;
+    } else {
+      parts.emplace_back();
+    }
+  }
+  return parts;
+}
+
 Result<std::uint64_t> parse_size_64(std::string_view text) {
   const auto invalid = [&] { return fail(EINVAL, "'{}' is not a size", text); };
   const auto too_large = [&] {

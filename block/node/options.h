@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "block/base/error.h"
 
@@ -63,6 +64,9 @@ class Options {
  private:
   std::map<std::string, std::string, std::less<>> values_;
 };
+
+// Cuts at single commas; a doubled one is a comma of the text. At least one part.
+std::vector<std::string> split_commas(std::string_view text);
 
 // "64K", "1.5G", "512" to bytes, as qemu-img reads sizes. Fails on junk, negatives and overflow.
 Result<std::uint64_t> parse_size(std::string_view text);

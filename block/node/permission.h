@@ -2,6 +2,7 @@
 // job) states the rights it needs and those it lets others have. The meaning and the bit numbers
 // are QEMU's, because the file adapter mirrors them as byte locks that exclude QEMU's tools and
 // ours.
+// Threads: values.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,7 @@
 // them the whole cluster is one unit; it is shown as 32 bits that are all alike, so that whoever
 // changes mappings needs no second way for either kind of image.
 //
+// Threads: values.
 // Source: qcow2 specification, "Cluster mapping" and "Extended L2 Entries".
 #pragma once
 

@@ -1,4 +1,5 @@
 // The sub-commands. Each gets its own name as argv[0] and gives the exit status.
+// Threads: the main thread, one call at a time.
 #pragma once
 
 namespace platter::img {

@@ -1,4 +1,5 @@
 // convert: what its command line says, and the work.
+// Threads: a value; the work runs on the executor that calls it.
 #pragma once
 
 #include <cstdint>

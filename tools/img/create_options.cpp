@@ -11,22 +11,6 @@
 namespace platter::img {
 namespace {
 
-// Splits at single commas; ",," is a comma in a value.
-std::vector<std::string> split_list(std::string_view text) {
-  std::vector<std::string> parts(1);
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != ',') {
-      parts.back() += text[i];
-    } else if (i + 1 < text.size() && text[i + 1] == ',') {
-      parts.back() += ',';
-      ++i;
-    } else {
-      parts.emplace_back();
-    }
-  }
-  return parts;
-}
-
 std::string_view type_text(CreateOption::Type type) {
   switch (type) {
     case CreateOption::Type::kString:
@@ -135,7 +119,7 @@ bool add_create_options(std::optional<std::string>& all, std::string_view more) 
 }
 
 bool asks_for_help(std::string_view options) {
-  const std::vector<std::string> parts = split_list(options);
+  const std::vector<std::string> parts = split_commas(options);
   return std::any_of(parts.begin(), parts.end(),
                      [](const std::string& part) { return part == "help" || part == "?"; });
 }
@@ -194,7 +178,7 @@ int print_create_options(const std::string& format, const std::optional<std::str
 
 Result<Options> parse_create_options(const CreateOptions& known, std::string_view text) {
   Options result;
-  for (const std::string& part : split_list(text)) {
+  for (const std::string& part : split_commas(text)) {
     const std::size_t equals = part.find('=');
     std::string name = part.substr(0, equals);
     std::string value = equals == std::string::npos ? "on" : part.substr(equals + 1);

@@ -1,4 +1,5 @@
 // Naming internal snapshots on the command line.
+// Threads: values; coroutines run on the executor of the node that they are given.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,5 @@
 // Reading and writing the VM state that an image keeps beside its disk (-b).
+// Threads: any executor; memory and node outlive the call.
 #pragma once
 
 #include <cstdint>

@@ -15,22 +15,6 @@ namespace {
 constexpr std::uint64_t kMinMemory = 2ULL << 20, kMaxMemory = 1ULL << 40;
 constexpr unsigned kMaxCpus = 64, kMaxQueues = 64;
 
-// Cuts at single commas; a doubled one is a comma of the text.
-std::vector<std::string> split_commas(std::string_view text) {
-  std::vector<std::string> parts(1);
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != ',') {
-      parts.back() += text[i];
-    } else if (i + 1 < text.size() && text[i + 1] == ',') {
-      parts.back() += ',';
-      ++i;
-    } else {
-      parts.emplace_back();
-    }
-  }
-  return parts;
-}
-
 Result<bool> parse_switch(std::string_view key, std::string_view value) {
   if (value == "on") return true;
   if (value == "off") return false;

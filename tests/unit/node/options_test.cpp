@@ -50,6 +50,12 @@ TEST(ParseSize, RefusesWhatQemuImgRefuses) {
   }
 }
 
+TEST(Options, ListsAreCutAtSingleCommas) {
+  EXPECT_EQ(split_commas(""), std::vector<std::string>{""});
+  EXPECT_EQ(split_commas("a,b=1,,2,"), (std::vector<std::string>{"a", "b=1,2", ""}));
+  EXPECT_EQ(split_commas(",,,x"), (std::vector<std::string>{",", "x"}));
+}
+
 TEST(Options, KeyvalEscapesCommas) {
   const auto options = Options::parse_keyval("file.filename=a,,b,x=,flag,y=1=2");
   ASSERT_TRUE(options);
