@@ -88,6 +88,12 @@ Task<Result<void>> CopyRun::look_up() {
   const bool copying = options_.mode == CopyOptions::Mode::kCopy;
   BlockNode* base = options_.keep_unallocated || !copying ? source.base : nullptr;
   const Result<ChainExtent> extent = co_await chain_extent(*source.node, base, within, length);
+  if (!extent && copying && options_.salvage) {
+    // Data, a sector of it: reading that tells whether it is lost.
+    found_.kind = Kind::kData;
+    found_.length = std::min(length, kSector - within % kSector);
+    co_return {};
+  }
   if (!extent) {
     co_return forward_error(extent, "{}: error while reading block status at offset {}",
                             source.node->filename(), within);

@@ -376,6 +376,26 @@ TEST(Copy, SalvagingPutsZeroesForTheBadSector) {
   EXPECT_EQ(target.disk->bytes, expected);
 }
 
+TEST(Copy, SalvagingGoesOnWhereNobodyKnowsWhatThereIs) {
+  Disk source(kSize);
+  Disk target(kSize);
+  source.fill(0, kSize, 3);
+  source.fill(kSize - 2 * kPage, kPage, 0);  // where an extent ends
+  source.disk->bad_status = kSize - kPage;
+  ASSERT_FALSE(run_copy(source, target, {}));
+  source.disk->bad_offset = kSize - kPage + 512;
+  CopyOptions options;
+  options.salvage = true;
+  std::vector<std::uint64_t> told;
+  options.on_unreadable = [&](std::uint64_t offset, const Error&) { told.push_back(offset); };
+  Disk second(kSize);
+  ASSERT_TRUE(run_copy(source, second, options));
+  EXPECT_EQ(told, std::vector<std::uint64_t>{kSize - kPage + 512});
+  std::vector<std::byte> expected = source.disk->bytes;
+  std::fill_n(expected.end() - kPage + 512, 512, std::byte{0});
+  EXPECT_EQ(second.disk->bytes, expected);
+}
+
 TEST(Copy, AWriteErrorNamesItsPlace) {
   Disk source(kSize);
   Disk target(kSize);
