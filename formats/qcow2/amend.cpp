@@ -1,7 +1,10 @@
 // Amending an image: its version, key slots, refcount width and flags.
+#include <algorithm>
 #include <bit>
 
+#include "block/node/registry.h"
 #include "formats/qcow2/check.h"
+#include "formats/qcow2/complete_snapshots.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/driver.h"
 
@@ -28,6 +31,11 @@ constexpr CreateOption kAmendOptions[] = {
     {"size", Type::kSize, "Virtual disk size"},
 };
 
+struct BackingReference {
+  std::string filename;  // empty: none
+  std::string format;
+};
+
 struct Amendment {
   std::uint32_t version = 0;
   unsigned refcount_order = 0;
@@ -35,6 +43,7 @@ struct Amendment {
   bool data_file_raw = false;
   std::optional<std::string> data_file;
   std::optional<crypto::LuksAmendment> key_slots = std::nullopt;
+  std::optional<BackingReference> backing = std::nullopt;  // when it changes
 };
 
 Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options,
@@ -47,6 +56,30 @@ Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options,
     return fail(ENOTSUP, "Only LUKS encryption options can be amended");
   }
   return crypto::take_luks_amendment(given);
+}
+
+// The rules of an unsafe rebase: what the disk shows of the old file is not looked at, and a file is
+// named with its format.
+Result<std::optional<BackingReference>> plan_backing(Options& options, const Header& header) {
+  const auto file = options.take_string("backing_file");
+  const auto format = options.take_string("backing_fmt");
+  const std::string stored = header.extensions.backing_format.value_or("");
+  const bool same_file = !file || *file == header.backing_file;
+  if (same_file && (!format || *format == stored)) return std::nullopt;
+  BackingReference next{file.value_or(header.backing_file),
+                        format.value_or(same_file ? stored : "")};
+  if (next.filename.empty()) {
+    if (!next.format.empty()) return fail(EINVAL, "backing_fmt needs a backing file");
+    return next;
+  }
+  if (next.format.empty()) return fail(EINVAL, "backing_fmt must be given with backing_file");
+  if (find_driver(next.format) == nullptr)
+    return fail(EINVAL, "Invalid format name: '{}'", next.format);
+  if (next.filename.size() > kMaxBackingNameBytes) {
+    return fail(EINVAL, "Backing file name too long: {} bytes, at most {}", next.filename.size(),
+                kMaxBackingNameBytes);
+  }
+  return next;
 }
 
 Result<Amendment> plan_amendment(Options& options, const Header& header) {
@@ -64,12 +97,9 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
       return fail(EINVAL, "Unknown compatibility level {}", *compat);
     }
   }
-  const auto file = options.take_string("backing_file");
-  const auto format = options.take_string("backing_fmt");
-  const std::string stored_format = header.extensions.backing_format.value_or("");
-  if ((file && *file != header.backing_file) || (format && *format != stored_format)) {
-    return fail(EINVAL, "Cannot amend the backing file: use 'rebase' instead");
-  }
+  auto backing = plan_backing(options, header);
+  PLATTER_TRY(backing);
+  now.backing = std::move(*backing);
   const auto bits = options.take_number("refcount_bits");
   PLATTER_TRY(bits);
   if (*bits) {
@@ -97,6 +127,8 @@ Result<Amendment> plan_amendment(Options& options, const Header& header) {
     return fail(EINVAL, "data-file-raw cannot be set on existing images");
   }
   now.data_file_raw = raw->value_or(now.data_file_raw);
+  if (now.data_file_raw && now.backing && !now.backing->filename.empty())
+    return fail(EINVAL, "an image with data_file_raw has no backing file");
   if (auto data_file = options.take_string("data_file")) {
     if (!header.has_data_file()) {
       return fail(EINVAL, "data-file can only be set for images that use an external data file");
@@ -134,7 +166,7 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   }
   std::uint64_t done = 0;
   const auto advance = [&] {
-    if (progress) progress(++done, 6);
+    if (progress) progress(++done, 7);
   };
   if (plan->version > core_.header.version) {
     auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version, cancelled);
@@ -159,6 +191,14 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
     header.extensions.data_file = plan->data_file;
     auto renamed = co_await put_header(std::move(header));
     PLATTER_CO_TRY(renamed);
+  }
+  advance();
+  if (plan->backing) {
+    auto renamed = co_await change_backing(plan->backing->filename, plan->backing->format);
+    if (!renamed) {
+      co_return forward_error(renamed, "Could not change the backing file to '{}'",
+                              plan->backing->filename);
+    }
   }
   advance();
   if (plan->lazy_refcounts != core_.header.lazy_refcounts()) {
@@ -216,6 +256,17 @@ Task<Result<void>> Qcow2Driver::put_header(Header header) {
 
 Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
   Header header = core_.header;
+  const auto lacks = [](const Snapshot& s) { return !s.disk_size; };
+  if (std::ranges::any_of(snapshots_.table(), lacks)) {
+    auto completed = co_await complete_snapshots(
+        *core_.file, header, static_cast<std::uint32_t>(version), cancelled_);
+    // As far as it came, it is on disk.
+    auto guard = co_await core_.header_mutex.lock();
+    if (!completed && header != core_.header) core_.header_unsure.store(true);
+    core_.header = std::move(header);
+    core_.geometry = core_.header.geometry();
+    co_return completed;
+  }
   header.version = static_cast<std::uint32_t>(version);
   auto written = co_await put_header(std::move(header));
   PLATTER_CO_TRY(written);

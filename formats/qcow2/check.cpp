@@ -8,13 +8,14 @@
 
 namespace platter::qcow2 {
 
-Checker::Checker(BlockNode& file, Header& header, const CheckRequest& request)
+Checker::Checker(BlockNode& file, Header& header, const CheckRequest& request, Entries entries)
     : file_(file),
       header_(header),
       request_(request),
       cancelled_(request.cancelled),
       g_(header.geometry()),
-      counts_(g_.clusters_for(file.size())) {}
+      counts_(g_.clusters_for(file.size())),
+      entries_(entries) {}
 
 Task<Result<void>> Checker::write_table(std::uint64_t offset, std::span<const std::byte> bytes) {
   const IoVec iov = IoVec::of_const(bytes);
@@ -40,16 +41,26 @@ Task<Result<void>> Checker::repair_or_compare() {
   auto step = co_await compare({}, !fixing);
   PLATTER_CO_TRY(step);
 
+  const bool renewing = request_.fix_errors && apart_ && snapshots_incomplete();
+  if (renewing || !pending_.empty()) need_rebuild_ = true;
   if (need_rebuild_ && request_.fix_errors) {
     say("Rebuilding refcount structure");
     const CheckResult old = result_;
-    step = co_await rebuild();
+    const std::uint64_t table = header_.refcount_table_offset;
+    const std::uint64_t snapshots = header_.snapshots_offset;
+    if (renewing) step = co_await renew_snapshot_table();
+    if (step) step = co_await rebuild();
+    // (Not when the header may have been written.)
+    if (!step && header_.refcount_table_offset == table) header_.snapshots_offset = snapshots;
+    if (step) step = co_await write_pending();
     if (!step) co_return forward_error(step, "could not rebuild the refcount structure");
     cancelled_ = nullptr;
     result_.corruptions = 0;
     result_.leaks = 0;
     need_rebuild_ = false;
     counts_.clear();
+    fixed_.clear();
+    l2_.clear();
     // Allocated and fragmented clusters have been counted already.
     CheckResult recount = result_;
     step = co_await count_references(false);
@@ -90,6 +101,18 @@ Task<Result<void>> Checker::mark_clean() {
   co_return written;
 }
 
+// Repairing by a count that is not complete would free what is in use; so would forgetting what a
+// table that is gone told of, while a longer copy of the file may still be found.
+Result<void> Checker::may_repair() const {
+  if (!request_.fix_leaks && !request_.fix_errors) return {};
+  if (cut_off_) {
+    return fail(EIO, "the file was cut off within its L1 or snapshot table: nothing was repaired");
+  }
+  if (result_.check_errors != 0)
+    return fail(EIO, "{} places could not be checked: nothing was repaired", result_.check_errors);
+  return {};
+}
+
 Task<Result<CheckResult>> Checker::run() {
   const bool fixing = request_.fix_leaks || request_.fix_errors;
   const std::uint64_t most = std::numeric_limits<std::int32_t>::max();
@@ -106,13 +129,15 @@ Task<Result<CheckResult>> Checker::run() {
   PLATTER_CO_TRY(step);
   step = co_await count_references(request_.fix_errors);
   PLATTER_CO_TRY(step);
-  // Repairing by a count that is not complete would free what is in use; so would forgetting what
-  // a table that is gone told of, while a longer copy of the file may still be found.
-  if (fixing && cut_off_) {
-    co_return fail(EIO, "the file was cut off within its L1 or snapshot table: nothing was repaired");
-  }
-  if (fixing && result_.check_errors != 0) {
-    co_return fail(EIO, "{} places could not be checked: nothing was repaired", result_.check_errors);
+  step = may_repair();
+  PLATTER_CO_TRY(step);
+  apart_ = tables_apart();
+  if (request_.fix_errors && entries_ == Entries::kMend && apart_ &&
+      (mendable_ || !shared_tables().empty())) {
+    step = co_await mend();
+    PLATTER_CO_TRY(step);
+    step = may_repair();
+    PLATTER_CO_TRY(step);
   }
   step = co_await repair_or_compare();
   PLATTER_CO_TRY(step);
@@ -138,7 +163,8 @@ Task<Result<CheckResult>> check_image(BlockNode& file, Header& header, const Che
 
 Task<Result<void>> rebuild_refcounts(BlockNode& file, Header& header) {
   const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
-  Checker checker(file, header, request);
+  // What loses data is for the user to ask for.
+  Checker checker(file, header, request, Checker::Entries::kLeave);
   auto result = co_await checker.run();
   if (!result) co_return forward_error(result, "could not repair the image's refcounts");
   if (result->corruptions != 0 || result->check_errors != 0) {

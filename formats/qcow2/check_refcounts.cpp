@@ -6,12 +6,17 @@
 #include "block/base/bytes.h"
 #include "formats/qcow2/checker.h"
 #include "formats/qcow2/create.h"
+#include "formats/qcow2/header_io.h"
 #include "formats/qcow2/storage_io.h"
 #include "formats/qcow2/table_stream.h"
 
 namespace platter::qcow2 {
 
 Task<Result<void>> Checker::load_refcount_table() {
+  // (That all counts are zero, the comparison counts.)
+  if (const auto there = require_refcount_table(header_); !there) {
+    say("ERROR {}", there.error().message());
+  }
   auto table = co_await read_table(file_, "refcount table", header_.refcount_table_offset,
                                    header_.refcount_table_bytes() / 8);
   PLATTER_CO_TRY(table);
@@ -25,6 +30,9 @@ bool Checker::compare_cluster(std::uint64_t cluster, std::byte* block, Fix fix, 
   const std::uint64_t refcount = block ? refcount_get(g_, block, index) : 0;
   const std::uint64_t references = counts_.get(cluster);
   mismatch_ = true;
+  if (const auto fresh = fresh_.find(cluster); fresh != fresh_.end() && fresh->second != 0) {
+    return false;  // will be counted
+  }
   bool mend = false;
   if (refcount == 0) {
     need_rebuild_ = true;

@@ -39,9 +39,21 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
   return true;
 }
 
+bool Checker::count_table(std::uint64_t offset, std::uint64_t length, RefcountMap& kind) {
+  if (!count(offset, length)) return false;
+  if (length == 0) return true;
+  bool overflow = false;
+  const std::uint64_t last = g_.cluster_index(offset + length - 1);
+  for (std::uint64_t cluster = g_.cluster_index(offset); cluster <= last; ++cluster) {
+    kind.grow(cluster + 1);
+    kind.add(cluster, 1, std::max<std::uint64_t>(g_.max_refcount(), 2), overflow);
+  }
+  return true;
+}
+
 Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
                                                            std::uint64_t entries, Active active) {
-  if (!count(offset, entries * 8)) {
+  if (!count_table(offset, entries * 8, fixed_)) {
     cut_off_ = cut_off_ || active == Active::kYes;
     co_return std::vector<std::uint64_t>{};
   }
@@ -51,6 +63,9 @@ Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
     ++result_.check_errors;
     co_return forward_error(l1);
   }
+  for (const Pending& one : pending_in(offset, entries * 8)) {
+    (*l1)[(one.offset - offset) / 8] = one.entry;
+  }
   // The table becomes the list of L2 tables in place: it can have 4 Mi entries.
   std::size_t found = 0;
   for (const std::uint64_t entry : *l1) {
@@ -58,10 +73,14 @@ Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
     if ((entry & kL1Reserved) != 0) {
       say("ERROR found L1 entry with reserved bits set: {:x}", entry);
       ++result_.corruptions;
+      mendable_ = true;
     }
     const std::uint64_t table = l1_offset(entry);
-    const bool there = count(table, g_.cluster_size());
-    if (g_.in_cluster(table) != 0) {
+    const bool aligned = g_.in_cluster(table) == 0;
+    const bool there = aligned ? count_table(table, g_.cluster_size(), l2_)
+                               : count(table, g_.cluster_size());
+    if (!aligned || !there || in_header_or_l1(table)) mendable_ = true;
+    if (!aligned) {
       say("ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted", table);
       ++result_.corruptions;
       continue;
@@ -104,7 +123,12 @@ Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, A
       outcome = std::move(table.read);
       break;
     }
-    if (count_l2_table(table.data, times.empty() ? 1 : times[i], active, fix)) {
+    const auto pending = pending_in(tables[i], g_.cluster_size());
+    for (const Pending& one : pending) {
+      store_be(table.data.data() + (one.offset - tables[i]), one.entry);
+    }
+    const bool fix_here = fix && pending.empty();
+    if (count_l2_table(table.data, times.empty() ? 1 : times[i], active, fix_here)) {
       outcome = co_await write_table(tables[i], table.data);
     }
   }
@@ -135,31 +159,36 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
   if (reserved != 0) {
     say("ERROR found l2 entry with reserved bits set: {:x}", entry);
     ++result_.corruptions;
+    mendable_ = true;
   }
   if ((entry & kCompressedBit) != 0) {
     if ((entry & kCopied) != 0) {
       say("ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
           entry & g_.compressed_offset_mask());
       ++result_.corruptions;
+      mendable_ = true;
     }
     if (g_.external_data) {
       say("ERROR compressed cluster {} with data file, entry={:#x}",
           (entry & kOffsetMask) >> g_.cluster_bits, entry);
       ++result_.corruptions;
+      mendable_ = true;
       return false;
     }
     if (bitmap != 0) {
       say("ERROR compressed cluster {} with non-zero subcluster allocation bitmap, entry={:#x}",
           (entry & kOffsetMask) >> g_.cluster_bits, entry);
       ++result_.corruptions;
+      mendable_ = true;
       return false;
     }
     const ClusterState state = classify(g_, entry & ~kCopied);
     if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
-      count(packed->host, packed->length, times);
+      if (!count(packed->host, packed->length, times)) mendable_ = true;
     } else {
       say("ERROR compressed cluster offset of entry {:x} is too large", entry);
       ++result_.corruptions;
+      mendable_ = true;
     }
     if (active == Active::kYes) {
       ++result_.allocated_clusters;
@@ -177,12 +206,14 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     if (allocated != 0) {
       say("ERROR: Unallocated cluster has non-zero subcluster allocation map");
       ++result_.corruptions;
+      mendable_ = true;
     }
     return false;
   }
   if ((allocated & static_cast<std::uint32_t>(bitmap >> 32)) != 0) {
     say("ERROR offset={:x}: Allocated cluster has corrupted subcluster allocation bitmap", host);
     ++result_.corruptions;
+    mendable_ = true;
     return false;
   }
   if (g_.in_cluster(host) != 0) {
@@ -198,6 +229,7 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     say("ERROR offset={:x}: {} cluster is not properly aligned; L2 entry corrupted.", host,
         has_data ? "Data" : "Preallocated");
     ++result_.corruptions;
+    mendable_ = true;
   }
   if (active == Active::kYes) {
     ++result_.allocated_clusters;
@@ -205,7 +237,7 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     next_contiguous = host + g_.cluster_size();
     if ((entry & kCopied) == 0) all_copied_ = false;
   }
-  if (!g_.external_data) count(host, g_.cluster_size(), times);
+  if (!g_.external_data && !count(host, g_.cluster_size(), times)) mendable_ = true;
   return false;
 }
 
@@ -217,7 +249,8 @@ Task<Result<void>> Checker::count_snapshots() {
   }
   for (const Snapshot& s : snapshots_) {
     if (s.incomplete) {
-      say("ERROR snapshot table entry {} is incomplete", &s - snapshots_.data());
+      say("{} snapshot table entry {} is incomplete", request_.fix_errors ? "Repairing" : "ERROR",
+          &s - snapshots_.data());
       ++result_.corruptions;
     }
     if (g_.in_cluster(s.l1_table_offset) != 0) {
@@ -258,7 +291,7 @@ Task<Result<void>> Checker::count_snapshots() {
 Task<Result<void>> Checker::count_bitmaps() {
   if (!header_.extensions.bitmaps) co_return Result<void>{};
   const BitmapsExtension extension = *header_.extensions.bitmaps;
-  if (!count(extension.directory_offset, extension.directory_size)) co_return Result<void>{};
+  if (!count_table(extension.directory_offset, extension.directory_size, fixed_)) co_return Result<void>{};
   auto directory = co_await read_bitmap_directory(file_, header_);
   if (!directory) {
     say("ERROR {}", directory.error().message());
@@ -267,7 +300,7 @@ Task<Result<void>> Checker::count_bitmaps() {
     co_return Result<void>{};
   }
   for (const BitmapEntry& bitmap : *directory) {
-    if (!count(bitmap.table_offset, std::uint64_t{bitmap.table_size} * 8)) continue;
+    if (!count_table(bitmap.table_offset, std::uint64_t{bitmap.table_size} * 8, fixed_)) continue;
     auto table = co_await read_table(file_, "bitmap table", bitmap.table_offset, bitmap.table_size);
     if (!table) {
       ++result_.check_errors;
@@ -329,21 +362,26 @@ Task<Result<void>> Checker::count_references(bool fix) {
   result_.compressed_clusters = 0;
   result_.fragmented_clusters = 0;
   l2_repeated_ = false;
-  count(0, g_.cluster_size());
+  count_table(0, g_.cluster_size(), fixed_);
   auto tables = co_await count_l1(header_.l1_table_offset, header_.l1_size, Active::kYes);
   PLATTER_CO_TRY(tables);
   auto step = co_await count_l2_tables(std::move(*tables), Active::kYes, fix);
   PLATTER_CO_TRY(step);
   step = co_await count_snapshots();
   PLATTER_CO_TRY(step);
-  if (!count(header_.snapshots_offset, snapshot_table_bytes_)) cut_off_ = true;
+  if (!count_table(header_.snapshots_offset, snapshot_table_bytes_, fixed_)) cut_off_ = true;
   count(header_.refcount_table_offset, header_.refcount_table_bytes());
-  if (header_.extensions.encryption) {
-    count(header_.extensions.encryption->offset, header_.extensions.encryption->length);
+  if (const auto& encryption = header_.extensions.encryption) {
+    count_table(encryption->offset, encryption->length, fixed_);
   }
   step = co_await count_bitmaps();
   PLATTER_CO_TRY(step);
   step = co_await count_refcount_blocks(fix);
+  // What shares a cluster with the refcount table may stay there, the table not.
+  const std::uint64_t first = g_.cluster_index(header_.refcount_table_offset);
+  for (std::uint64_t i = 0; fix && i < header_.refcount_table_clusters; ++i) {
+    if (counts_.get(first + i) > 1) need_rebuild_ = true;
+  }
   co_return step;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -21,11 +22,17 @@ namespace platter::qcow2 {
 
 class Checker {
  public:
-  Checker(BlockNode& file, Header& header, const CheckRequest& request);
+  // What a repair does with entries that cannot be right (check_mend.cpp).
+  enum class Entries : bool { kLeave, kMend };
+
+  Checker(BlockNode& file, Header& header, const CheckRequest& request,
+          Entries entries = Entries::kMend);
 
   Task<Result<CheckResult>> run();
   // check_width.cpp: see change_refcount_width().
   Task<Result<void>> change_width(unsigned order);
+  // check_snapshots.cpp: see complete_snapshots().
+  Task<Result<void>> complete(std::uint32_t version);
 
  private:
   enum class Active : bool { kNo, kYes };
@@ -35,7 +42,7 @@ class Checker {
   static constexpr std::uint64_t kMaxLines = 100000;
   template <class... Args>
   void say(fmt::format_string<Args...> text, Args&&... args) {
-    if (!request_.report || lines_ > kMaxLines) return;
+    if (!request_.report || muted_ || lines_ > kMaxLines) return;
     if (++lines_ > kMaxLines) {
       request_.report("Too many findings: the others are only counted");
       return;
@@ -50,6 +57,7 @@ class Checker {
   std::uint64_t file_clusters() const { return g_.clusters_for(file_.size()); }
   Task<Result<void>> write_table(std::uint64_t offset, std::span<const std::byte> bytes);
   Task<Result<void>> write_header();
+  Result<void> may_repair() const;
   Task<Result<void>> repair_or_compare();
   Task<Result<void>> mark_clean();
 
@@ -57,6 +65,8 @@ class Checker {
   Task<Result<void>> count_references(bool fix);
   // Counts `times` references to every cluster of a range; false when the range is not in the file.
   bool count(std::uint64_t offset, std::uint64_t length, std::uint64_t times = 1);
+  // The same for a table, into fixed_ or l2_ as well.
+  bool count_table(std::uint64_t offset, std::uint64_t length, RefcountMap& kind);
   // Gives the L2 tables' places, in order; sets l2_repeated_ when one may be there twice.
   Task<Result<std::vector<std::uint64_t>>> count_l1(std::uint64_t offset, std::uint64_t entries,
                                                     Active active);
@@ -68,6 +78,43 @@ class Checker {
   Task<Result<void>> count_snapshots();
   Task<Result<void>> count_bitmaps();
   Task<Result<void>> count_refcount_blocks(bool fix);
+
+  // check_mend.cpp: mends entries, and counts again. Entries that lead to what was put away for them
+  // are kept in memory until the refcount structure counts that.
+  struct Pending {
+    std::uint64_t offset = 0;  // in the file
+    std::uint64_t entry = 0;
+  };
+  struct Mending {
+    std::uint64_t entry = 0;
+    std::uint64_t bitmap = 0;
+    std::string_view why;  // empty: nothing to mend
+    bool copy = false;     // the entry gets a copy of the cluster that it names
+  };
+  static constexpr std::uint64_t kAllZero = ~std::uint64_t{0} << 32;  // all subclusters
+  Task<Result<void>> mend();
+  Task<Result<void>> mend_l1(std::uint64_t offset, std::uint64_t entries,
+                             std::vector<std::uint64_t>& tables);
+  Task<Result<void>> mend_l2_tables(std::vector<std::uint64_t> tables);
+  Task<Result<bool>> mend_l2_table(std::uint64_t offset, std::span<std::byte> table);
+  Mending mend_packed(std::uint64_t entry, std::uint64_t bitmap) const;
+  Mending mend_plain(std::uint64_t entry, std::uint64_t bitmap) const;
+  Mending lose_cluster(std::uint64_t entry, std::uint64_t bitmap, std::string_view why) const;
+  // Version 2 cannot say that a cluster over a backing file reads as zeroes.
+  bool may_lose() const { return g_.version >= 3 || header_.backing_file.empty(); }
+  bool in_header_or_l1(std::uint64_t table) const;
+  // Clusters of tables that something of another kind refers to as well.
+  std::vector<std::uint64_t> shared_tables() const;
+  bool tables_apart() const;
+  Task<Result<std::uint64_t>> put_away(std::span<const std::byte> bytes);
+  Task<Result<std::uint64_t>> refer_to(std::uint64_t host);
+  Task<Result<std::uint64_t>> lost_table();
+  std::span<const Pending> pending_in(std::uint64_t offset, std::uint64_t length) const;
+  Task<Result<void>> write_pending();
+
+  // check_snapshots.cpp
+  bool snapshots_incomplete() const;
+  Task<Result<void>> renew_snapshot_table();
 
   // check_refcounts.cpp: compares with the refcounts on disk, mends them, or makes new ones.
   Task<Result<void>> load_refcount_table();
@@ -100,6 +147,21 @@ class Checker {
   std::uint64_t snapshot_table_bytes_ = 0;
   std::uint64_t highest_cluster_ = 0;
   std::uint64_t lines_ = 0;
+  bool muted_ = false;
+  const Entries entries_;
+  bool mendable_ = false;  // some entry cannot be right
+  bool apart_ = false;     // tables_apart(), as it was found
+  std::uint64_t end_ = 0;  // of the file when mending began, in whole clusters
+  // References to L2 tables, and to all other tables but those of the refcounts, which can be made
+  // anew elsewhere.
+  RefcountMap l2_{0};
+  RefcountMap fixed_{0};  // at most the highest refcount; at least 2 where there are two
+  // By cluster of fixed_, and of l2_: where its copy lies.
+  std::unordered_map<std::uint64_t, std::uint64_t> copies_;
+  std::unordered_map<std::uint64_t, std::uint64_t> table_copies_;
+  std::unordered_map<std::uint64_t, std::uint64_t> fresh_;   // clusters put away: references
+  std::uint64_t lost_table_ = 0;
+  std::vector<Pending> pending_;  // in order of offsets once all are known
   std::unordered_map<std::uint64_t, std::vector<std::byte>> outside_blocks_;  // by offset
   std::unordered_set<std::uint64_t> overflowed_;  // clusters that have been reported
   bool l2_repeated_ = false;

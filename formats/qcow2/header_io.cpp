@@ -178,6 +178,13 @@ class HeaderWriter {
 
 }  // namespace
 
+Result<void> require_refcount_table(const Header& header) {
+  if (header.refcount_table_clusters != 0) return {};
+  return fail(EINVAL, "Image does not contain a reference count table ({} is 0)",
+              header.refcount_table_offset == 0 ? "refcount_table_offset"
+                                                : "refcount_table_clusters");
+}
+
 Task<Result<void>> put_header(BlockNode& file, const Header& header) {
   HeaderWriter writer(file, std::min(header.cluster_size(), kWindow));
   auto written = co_await writer.write(header);

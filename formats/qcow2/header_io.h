@@ -8,6 +8,7 @@
 // between.
 //
 // Threads: one coroutine at a time for an image.
+// Errors: those of the file, and of encode_header().
 #pragma once
 
 #include "block/base/error.h"
@@ -24,5 +25,9 @@ inline constexpr std::uint64_t kHeaderSwitch = 512;
 // `header` lives until completion. The new header is durable after the next flush; what it points
 // to must be so before.
 Task<Result<void>> put_header(BlockNode& file, const Header& header);
+
+// What readers and the checker can do without: a refcount table. The error names the field that is 0
+// (in a parsed header, refcount_table_clusters is 0 also when only the offset was).
+Result<void> require_refcount_table(const Header& header);
 
 }  // namespace platter::qcow2

@@ -91,13 +91,13 @@ Result<void> validate_backing(const BackingName& name, std::uint32_t header_leng
 
 Result<void> validate_tables(const Header& header, std::uint64_t file_size) {
   const std::uint64_t cluster_size = header.cluster_size();
-  if (header.refcount_table_clusters == 0) {
-    return fail(EINVAL, "Image does not contain a reference count table "
-                        "(refcount_table_clusters is 0)");
+  Result<void> table;
+  // (Who only reads does without one: header_io.h.)
+  if (header.refcount_table_clusters != 0) {
+    table = validate_table_in_file("Reference count table", header.refcount_table_offset,
+                                   header.refcount_table_clusters, cluster_size, kMaxRefTableBytes,
+                                   cluster_size, file_size);
   }
-  auto table = validate_table_in_file("Reference count table", header.refcount_table_offset,
-                                      header.refcount_table_clusters, cluster_size,
-                                      kMaxRefTableBytes, cluster_size, file_size);
   PLATTER_TRY(table);
 
   const std::uint64_t needed = header.geometry().l1_entries_for(header.size);
@@ -222,6 +222,7 @@ Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint6
   header.l1_table_offset = in.be<std::uint64_t>();
   header.refcount_table_offset = in.be<std::uint64_t>();
   header.refcount_table_clusters = in.be<std::uint32_t>();
+  if (header.refcount_table_offset == 0) header.refcount_table_clusters = 0;
   header.nb_snapshots = in.be<std::uint32_t>();
   header.snapshots_offset = in.be<std::uint64_t>();
   if (!in.ok()) return fail(EINVAL, "qcow2 header too short: the file has {} bytes", first_cluster.size());

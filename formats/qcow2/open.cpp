@@ -5,6 +5,7 @@
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/driver.h"
+#include "formats/qcow2/header_io.h"
 #include "formats/qcow2/storage_io.h"
 
 namespace platter::qcow2 {
@@ -80,6 +81,10 @@ Task<Result<void>> Qcow2Driver::start(OpenContext& context, Header header) {
   if (!flags.read_only) {
     if (header.corrupt() && !flags.check) {
       co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    }
+    if (!flags.check) {
+      const Result<void> counted = require_refcount_table(header);
+      PLATTER_CO_TRY(counted);
     }
     if (header.dirty() && !flags.check) {
       auto rebuilt = co_await rebuild_refcounts(*core_.file, header);
@@ -210,6 +215,8 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
   if (!core_.writable && !flags.read_only) {
     if (core_.header.corrupt())
       co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    const Result<void> counted = require_refcount_table(core_.header);
+    PLATTER_CO_TRY(counted);
     if (core_.header.dirty())
       co_return fail(EACCES, "the image is dirty: open it for writing anew, to repair it");
     const auto clean = [this] { return write_back_.commit(false); };

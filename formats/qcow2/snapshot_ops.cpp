@@ -76,6 +76,8 @@ Task<Result<void>> Snapshots::place_l1(std::size_t entries, NewTables& tables) {
 Task<Result<void>> Snapshots::place_table(std::vector<Snapshot> snapshots, NewTables& tables) {
   tables.snapshots = std::move(snapshots);
   if (tables.snapshots.empty()) co_return {};
+  // What an old program left out is written out: the size that the disk has.
+  for (Snapshot& s : tables.snapshots) s.disk_size = s.disk_size.value_or(driver_.size());
   auto bytes = encode_snapshot_table(tables.snapshots);
   PLATTER_CO_TRY(bytes);
   tables.table = std::move(*bytes);

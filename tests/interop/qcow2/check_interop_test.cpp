@@ -100,6 +100,11 @@ TEST_P(CheckInterop, AgreesWithQemuImg) {
 
   const Checked all = ours(path("d.qcow2"), true, true);
   ASSERT_OK(all.result);
+  // QEMU leaves entries that lead nowhere. (A count that does not fit, nobody can mend.)
+  if (std::string_view(damage.name) != "narrow_overflow") {
+    EXPECT_EQ(all.result->corruptions, 0U) << all.text();
+    EXPECT_EQ(ours(path("d.qcow2"), false, false).text(), "");
+  }
   const Outcome after = in_directory("qemu-img check d.qcow2");
   EXPECT_EQ(after.status, all.result->corruptions != 0 ? 2 : all.result->leaks != 0 ? 3 : 0)
       << all.text() << "--- then qemu-img said\n" << after.text;
@@ -156,6 +161,12 @@ const Damage kDamages[] = {
      {{0x30000, 0x8000000000020000}}},
     {"compressed_copied", "cluster_size=64k", "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
      {{0x40008, 0xc000000000050000}}},
+    {"compressed_outside", "cluster_size=64k", "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
+     {{0x40008, 0x4000000010000000}}},
+    {"data_in_l1", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+     {{0x40008, 0x8000000000030000}}},
+    {"l1_outside", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+     {{0x30000, 0x8000000010000000}}},
     {"narrow_overflow", "refcount_bits=1", "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000050000}}},
     {"wide_refcounts", "refcount_bits=64", "qemu-io -c 'write 0 1M' a.qcow2",

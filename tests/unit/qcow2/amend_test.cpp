@@ -1,6 +1,8 @@
 // Amending images: what stays, what is refused, and what goes wrong on the way.
 #include <gmock/gmock.h>
 
+#include "block/base/bytes.h"
+#include "block/base/checked.h"
 #include "unit/qcow2/engine_support.h"
 
 namespace platter::qcow2 {
@@ -118,6 +120,133 @@ Task<void> refusals(const MemoryImage& image) {
 TEST(Amend, WhatWouldLoseSomethingIsRefused) {
   MemoryImage image("amend", kSize, "");
   run([&] { return refusals(image); });
+}
+
+// Snapshot table entries as old programs wrote them: without extra data.
+void strip_snapshots(MemoryDisk& disk) {
+  std::vector<std::byte> head(72);
+  disk.read(0, iov(head));
+  const auto count = load_be<std::uint32_t>(&head[60]);
+  std::uint64_t to = load_be<std::uint64_t>(&head[64]);
+  std::uint64_t from = to;
+  std::vector<std::byte> table(4096);
+  disk.read(to, iov(table));
+  std::vector<std::byte> out(table.size());
+  to = 0;
+  std::uint64_t at = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const std::uint64_t extra = load_be<std::uint32_t>(&table[at + 36]);
+    const std::uint64_t text =
+        load_be<std::uint16_t>(&table[at + 12]) + load_be<std::uint16_t>(&table[at + 14]);
+    std::copy_n(&table[at], 40, &out[to]);
+    store_be(&out[to + 36], std::uint32_t{0});
+    std::copy_n(&table[at + 40 + extra], text, &out[to + 40]);
+    at = align_up<std::uint64_t>(at + 40 + extra + text, 8);
+    to = align_up<std::uint64_t>(to + 40 + text, 8);
+  }
+  disk.write(from, iov(out));
+}
+
+Task<void> make_old_snapshots(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  for (const char* name : {"one", "two"}) {
+    auto step = co_await fill(**opened, 0, kCluster, *name);
+    CO_OK(step);
+    step = co_await (*opened)->driver().snapshots()->create(name, 1, 0);
+    CO_OK(step);
+  }
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+Task<void> upgrade_old_snapshots(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  auto step = co_await amend(node, "compat=1.1");
+  CO_OK(step);
+  co_await expect_clean(node);
+  step = co_await node.driver().snapshots()->apply("one");
+  CO_OK(step);
+  co_await expect(node, 0, kCluster, 'o');
+  EXPECT_EQ(node.size(), kSize);
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+  // And as it lies on the disk.
+  opened = co_await image.open(false);
+  CO_OK(opened);
+  co_await expect_clean(**opened);
+  closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST(Amend, AnUpgradeCompletesOldSnapshotTables) {
+  MemoryImage image("amend", kSize, "compat=0.10");
+  run([&] { return make_old_snapshots(image); });
+  strip_snapshots(image.disk());
+  run([&] { return upgrade_old_snapshots(image); });
+}
+
+Task<void> add_to_old_snapshots(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  SnapshotAbility& snapshots = *(*opened)->driver().snapshots();
+  auto step = co_await snapshots.create("three", 1, 0);
+  CO_OK(step);
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+  opened = co_await image.open();
+  CO_OK(opened);
+  step = co_await (*opened)->driver().snapshots()->apply("one");
+  CO_OK(step);
+  EXPECT_EQ((*opened)->size(), kSize);
+  co_await expect(**opened, 0, kCluster, 'o');
+  co_await expect_clean(**opened);
+  closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST(Amend, ASnapshotBesideOldOnesKeepsTheirSize) {
+  MemoryImage image("amend", kSize, "compat=0.10");
+  run([&] { return make_old_snapshots(image); });
+  strip_snapshots(image.disk());
+  run([&] { return add_to_old_snapshots(image); });
+}
+
+Task<void> change_backing_references(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  BackingAbility& reference = *node.driver().backing_reference();
+  const auto refused = [&](std::string_view text) { return amend(node, text); };
+  for (const char* text : {"backing_file=other", "backing_file=other,backing_fmt=nosuch",
+                           "backing_fmt=raw", "backing_file=,backing_fmt=raw"}) {
+    auto result = co_await refused(text);
+    EXPECT_FALSE(result) << text;
+  }
+  EXPECT_EQ(reference.backing_filename(), "");
+  auto step = co_await amend(node, "backing_file=");
+  CO_OK(step);
+  step = co_await amend(node, "backing_file=memory:other,backing_fmt=raw");
+  CO_OK(step);
+  EXPECT_EQ(reference.backing_filename(), "memory:other");
+  EXPECT_EQ(reference.backing_format(), "raw");
+  step = co_await amend(node, "backing_fmt=qcow2,compat=0.10");
+  CO_OK(step);
+  EXPECT_EQ(reference.backing_filename(), "memory:other");
+  EXPECT_EQ(reference.backing_format(), "qcow2");
+  step = co_await amend(node, "backing_file=");
+  CO_OK(step);
+  EXPECT_EQ(reference.backing_filename(), "");
+  EXPECT_EQ(reference.backing_format(), "");
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST(Amend, TheBackingReferenceChangesAsInAnUnsafeRebase) {
+  MemoryImage image("amend", kSize, "");
+  run([&] { return change_backing_references(image); });
 }
 
 }  // namespace

@@ -139,6 +139,30 @@ TEST(Check, AllRefcountsLostAreRebuiltForEveryWidth) {
   }
 }
 
+TEST(Check, ARefcountTableThatTheHeaderLostIsMadeAnew) {
+  for (const std::uint64_t at : {48u, 56u}) {
+    SCOPED_TRACE(at);
+    Image image = preallocated();
+    poke(image, at, at == 56 ? image.header.nb_snapshots : 0);
+    auto header = run([&] { return read_header(*image.node); });
+    ASSERT_OK(header);
+    image.header = *header;
+    Checked checked = check(image);
+    ASSERT_OK(checked.result);
+    EXPECT_THAT(checked.text(), HasSubstr(at == 48 ? "(refcount_table_offset is 0)"
+                                                   : "(refcount_table_clusters is 0)"));
+    EXPECT_EQ(checked.result->corruptions, 21u + 17u - 2u);
+    checked = check(image, true, true);
+    ASSERT_OK(checked.result);
+    EXPECT_EQ(checked.result->corruptions, 0u) << checked.text();
+    header = run([&] { return read_header(*image.node); });
+    ASSERT_OK(header);
+    EXPECT_NE(header->refcount_table_clusters, 0U);
+    EXPECT_EQ(*header, image.header);
+    expect_clean(image);
+  }
+}
+
 TEST(Check, BrokenRefcountTableEntriesAreNamed) {
   Image image = preallocated();
   poke(image, kRefcountTable + 8, 0x12345600);

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "block/base/bytes.h"
+#include "formats/qcow2/header_io.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -125,10 +126,8 @@ INSTANTIATE_TEST_SUITE_P(
         Lie{"l1_zero", 40, 8, 0, "Active L1 table offset invalid: 0"},
         Lie{"l1_wraps", 40, 8, 0xffffffffffff0000, "Active L1 table offset invalid"},
         Lie{"reftable_unaligned", 48, 8, 0x10001, "Reference count table offset invalid: 0x10001"},
-        Lie{"reftable_zero", 48, 8, 0, "Reference count table offset invalid: 0"},
         Lie{"reftable_wraps", 48, 8, 0xffffffffffff0000, "Reference count table offset invalid"},
         Lie{"reftable_past_end", 48, 8, 0x1000000, "Reference count table lies beyond the end"},
-        Lie{"reftable_none", 56, 4, 0, "does not contain a reference count table"},
         Lie{"reftable_129", 56, 4, 129, "Reference count table too large: 129 entries"},
         Lie{"reftable_max", 56, 4, 0xffffffff, "Reference count table too large"},
         Lie{"snapshots_65537", 60, 4, 65537, "Snapshot table too large: nb_snapshots is 65537"},
@@ -146,6 +145,20 @@ INSTANTIATE_TEST_SUITE_P(
         Lie{"extension_too_long", 116, 4, 0x1000, "Header extension too large: type 0x6803f857"},
         Lie{"extension_max", 116, 4, 0xffffffff, "Header extension too large"}),
     [](const auto& lie) { return std::string(lie.param.name); });
+
+TEST(Layout, WithoutRefcountTableItCanStillBeRead) {
+  for (const std::size_t at : {std::size_t{48}, std::size_t{56}}) {
+    auto bytes = bytes_of(sample());
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), at == 48 ? 8 : 4, std::byte{0});
+    const auto parsed = parse_header(bytes, kFileSize);
+    ASSERT_TRUE(parsed);
+    EXPECT_EQ(parsed->refcount_table_bytes(), 0U);
+    const auto counted = require_refcount_table(*parsed);
+    ASSERT_FALSE(counted);
+    EXPECT_THAT(counted.error().message(),
+                HasSubstr(at == 48 ? "(refcount_table_offset is 0)" : "(refcount_table_clusters is 0)"));
+  }
+}
 
 TEST(Layout, ExtendedL2NeedsLargeClusters) {
   Header h = sample();
