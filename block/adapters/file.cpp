@@ -39,32 +39,50 @@ void FileDriver::adopt(Opened opened) {
   alignment_ = opened.alignment;
 }
 
-Result<FileDriver::Settings> FileDriver::take_options(OpenContext& context) {
+Result<FileDriver::Settings> FileDriver::take_options(OpenContext& context,
+                                                      std::string_view driver) {
   Settings settings;
   settings.flags = context.flags;
   std::optional<std::string> filename = context.options.take_string("filename");
-  if (!filename) return fail(EINVAL, "A filename is required");
+  if (!filename || filename->empty()) {
+    return fail(EINVAL, "The '{}' block driver requires a file name", driver);
+  }
   settings.path = local_path_of(*filename);
   if (const auto aio = context.options.take_string("aio")) {
     // All three are the ring's business here.
     if (*aio != "threads" && *aio != "native" && *aio != "io_uring") {
       return fail(EINVAL, "invalid parameter value: {}", *aio);
     }
+    settings.native_aio = *aio == "native";
   }
   if (const auto locking = context.options.take_string("locking")) {
     const Result<Locking> parsed = parse_locking(*locking);
     PLATTER_TRY(parsed);
     settings.locking = *parsed;
   }
+  // Both are about a file whose user moves to another host. What is cached here is never stale: the
+  // pages of a file that others write are the kernel's, not this program's.
+  for (const std::string_view key : {"drop-cache", "x-check-cache-dropped"}) {
+    const Result<std::optional<bool>> wanted = context.options.take_bool(key);
+    PLATTER_TRY(wanted);
+  }
   return settings;
 }
 
+Result<void> FileDriver::check_aio(const Settings& settings) {
+  if (!settings.native_aio || settings.flags.direct) return {};
+  return fail(EINVAL,
+              "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+}
+
 Task<Result<std::unique_ptr<Driver>>> FileDriver::open(OpenContext& context) {
-  Result<Settings> settings = take_options(context);
+  Result<Settings> settings = take_options(context, kFileDriver);
   PLATTER_CO_TRY(settings);
   const OpenMode mode{context.flags.read_only, context.flags.direct};
   Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kRegular, kFileDriver);
   PLATTER_CO_TRY(fd);
+  const Result<void> good = check_aio(*settings);
+  PLATTER_CO_TRY(good);
   struct stat status {};
   if (::fstat(fd->get(), &status) != 0) {
     co_return fail_errno(errno, "Could not get the size of '{}'", settings->path);

@@ -25,13 +25,14 @@ namespace platter {
 
 class FileDriver : public Driver {
  public:
-  // Takes options filename, aio and locking.
+  // Takes options filename, aio, locking, drop-cache and x-check-cache-dropped.
   static Task<Result<std::unique_ptr<Driver>>> open(OpenContext& context);
 
   struct Settings {
     std::string path;
     OpenFlags flags;
     Locking locking = Locking::kAuto;
+    bool native_aio = false;
   };
   FileDriver(UniqueFd fd, std::uint64_t size, Settings settings);
 
@@ -63,7 +64,9 @@ class FileDriver : public Driver {
 
  protected:
   // Reads the options both drivers have.
-  static Result<Settings> take_options(OpenContext& context);
+  static Result<Settings> take_options(OpenContext& context, std::string_view driver);
+  // "native" is refused through the page cache, as in QEMU, though it means nothing else here.
+  static Result<void> check_aio(const Settings& settings);
   const Settings& settings() const { return settings_; }
   // Runs fallocate in the ring, or here where it is a matter of memory; 0 or a negative errno.
   Task<int> allocate(int mode, std::uint64_t offset, std::uint64_t length);

@@ -77,11 +77,13 @@ class HostDeviceDriver final : public FileDriver {
 };
 
 Task<Result<std::unique_ptr<Driver>>> HostDeviceDriver::open(OpenContext& context) {
-  Result<Settings> settings = take_options(context);
+  Result<Settings> settings = take_options(context, kDeviceDriver);
   PLATTER_CO_TRY(settings);
   const OpenMode mode{context.flags.read_only, context.flags.direct};
   Result<UniqueFd> fd = open_checked(settings->path, mode, FileKind::kBlockDevice, kDeviceDriver);
   PLATTER_CO_TRY(fd);
+  const Result<void> good = check_aio(*settings);
+  PLATTER_CO_TRY(good);
   const Result<DeviceFacts> facts = ask_device(fd->get(), mode.read_only, settings->path);
   PLATTER_CO_TRY(facts);
   co_return std::make_unique<HostDeviceDriver>(std::move(*fd), *facts, std::move(*settings));

@@ -66,6 +66,9 @@ Result<UniqueFd> open_checked(const std::string& path, OpenMode mode, FileKind k
   // the name may mean something else by then.
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) return fail_errno(errno, "Could not open '{}'", path);
+  if (kind == FileKind::kRegular && S_ISDIR(status.st_mode) && !mode.read_only) {
+    return fail_errno(EISDIR, "Could not open '{}'", path);
+  }
   if (!is_kind(status, kind)) return wrong_kind(driver, path, kind);
   Result<UniqueFd> fd = open_with(path.c_str(), mode, O_NONBLOCK, path);
   PLATTER_TRY(fd);

@@ -1,5 +1,7 @@
 #include "block/filters/fault.h"
 
+#include <algorithm>
+#include <array>
 #include <fstream>
 #include <iterator>
 
@@ -13,8 +15,9 @@ namespace {
 
 class FaultDriver : public Driver {
  public:
-  FaultDriver(Edge image, std::unique_ptr<FaultPoints> points, Limits limits)
-      : image_(std::move(image)), points_(std::move(points)), limits_(limits) {}
+  // `held`: rights that are taken and refused to others beside those of the users above.
+  FaultDriver(Edge image, std::unique_ptr<FaultPoints> points, Limits limits, Permissions held)
+      : image_(std::move(image)), points_(std::move(points)), limits_(limits), held_(held) {}
 
   FaultPoints& points() { return *points_; }
 
@@ -93,6 +96,8 @@ class FaultDriver : public Driver {
   }
 
   Task<Result<void>> do_set_permissions(Permissions cumulative) override {
+    cumulative.need |= held_.need;
+    cumulative.shared &= held_.shared;
     if (image_->flags().force_share) cumulative.shared = perm::kAll;
     return image_.set_permissions(cumulative);
   }
@@ -145,7 +150,12 @@ class FaultDriver : public Driver {
     auto passed = points_->pass_breakpoints(operation, offset, length);
     co_await passed;
     const std::optional<FaultRule> rule = points_->match(operation, offset, length);
-    if (!rule) co_return {};
+    if (!rule || rule->error == 0) co_return {};
+    if (rule->error < 0) {
+      // As in QEMU, what is no error's number is taken for success, and nothing has been done.
+      decision.length = 0;
+      co_return {};
+    }
     switch (rule->action) {
       case FaultRule::Action::kFail:
         co_await detail::YieldIf{!rule->immediately};
@@ -178,6 +188,7 @@ class FaultDriver : public Driver {
   Edge image_;
   const std::unique_ptr<FaultPoints> points_;
   const Limits limits_;
+  const Permissions held_;
 };
 
 constexpr std::string_view kPrefix = "blkdebug:";
@@ -187,8 +198,11 @@ Result<void> split_filename(Options& options) {
   const std::optional<std::string> filename = options.take_string("filename");
   if (!filename) return {};
   std::string_view rest = *filename;
-  if (!rest.starts_with(kPrefix))
-    return fail(EINVAL, "'{}' does not begin with '{}'", *filename, kPrefix);
+  if (!rest.starts_with(kPrefix)) {
+    // The driver was named by itself: this is the image's name.
+    options.set("image.filename", *filename);
+    return {};
+  }
   rest.remove_prefix(kPrefix.size());
   const std::size_t colon = rest.find(':');
   if (colon == std::string_view::npos) {
@@ -225,13 +239,37 @@ Result<void> take_limits(Options& options, Limits& limits) {
   return take("max-discard", limits.max_discard, false);
 }
 
+// A list of rights: "take-child-perms.0=write,take-child-perms.1=resize".
+Result<std::uint32_t> take_rights(Options& options, std::string_view key) {
+  constexpr std::array<std::pair<std::string_view, std::uint32_t>, 4> kNames{
+      {{"consistent-read", perm::kConsistentRead},
+       {"write", perm::kWrite},
+       {"write-unchanged", perm::kWriteUnchanged},
+       {"resize", perm::kResize}}};
+  std::uint32_t rights = 0;
+  for (unsigned n = 0;; ++n) {
+    const auto text = options.take_string(fmt::format("{}.{}", key, n));
+    if (!text) return rights;
+    const auto* const found = std::ranges::find(kNames, *text, [](const auto& e) { return e.first; });
+    if (found == kNames.end())
+      return fail(EINVAL, "Parameter '{}' does not accept value '{}'", key, *text);
+    rights |= found->second;
+  }
+}
+
+Result<Permissions> take_held(Options& options) {
+  const Result<std::uint32_t> taken = take_rights(options, "take-child-perms");
+  PLATTER_TRY(taken);
+  const Result<std::uint32_t> kept = take_rights(options, "unshare-child-perms");
+  PLATTER_TRY(kept);
+  return Permissions{.need = *taken, .shared = perm::kAll & ~*kept};
+}
+
 Result<void> load_config(const std::string& path, FaultPoints& points) {
   std::ifstream file(path);
-  if (!file) return fail_errno(errno, "Could not read blkdebug config file '{}'", path);
+  if (!file) return fail_errno(errno, "Could not read blkdebug config file");
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  const Result<void> added = add_rules_from_config(text, points);
-  if (!added) return forward_error(added, "Could not parse blkdebug config file '{}'", path);
-  return {};
+  return add_rules_from_config(text, points);
 }
 
 // A filter's own flags below stay as they are above it.
@@ -249,11 +287,13 @@ Task<Result<std::unique_ptr<Driver>>> open_fault(OpenContext& context) {
   Limits limits;
   const Result<void> limited = take_limits(options, limits);
   PLATTER_CO_TRY(limited);
+  const Result<Permissions> held = take_held(options);
+  PLATTER_CO_TRY(held);
   const Permissions none{.need = 0, .shared = perm::kAll};
   auto image = co_await context.open_child("image", none);
   PLATTER_CO_TRY(image);
   limits.native_fua = true;
-  co_return std::make_unique<FaultDriver>(std::move(*image), std::move(points), limits);
+  co_return std::make_unique<FaultDriver>(std::move(*image), std::move(points), limits, *held);
 }
 
 DriverType fault_type() {
@@ -278,7 +318,7 @@ Task<Result<NodePtr>> make_fault_node(std::string node_name, NodePtr below, Open
       co_await Edge::attach(std::move(below), fmt::format("node '{}' as 'image'", node_name), none);
   PLATTER_CO_TRY(image);
   auto driver = std::make_unique<FaultDriver>(std::move(*image), std::make_unique<FaultPoints>(),
-                                              Limits{.native_fua = true});
+                                              Limits{.native_fua = true}, none);
   flags.discard_unmap = true;
   co_return BlockNode::create(type, std::move(driver), std::move(node_name), "", flags);
 }

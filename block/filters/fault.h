@@ -6,7 +6,8 @@
 // one without an event is always armed. A breakpoint holds one request until resume(tag).
 //
 // As a driver ("blkdebug"): image=..., config=FILE, align, max-transfer, opt-write-zero,
-// max-write-zero, opt-discard, max-discard, inject-error.N.{event,state,iotype,errno,sector,once,
+// max-write-zero, opt-discard, max-discard, take-child-perms.N, unshare-child-perms.N,
+// inject-error.N.{event,state,iotype,errno,sector,once,
 // immediately,offset,length,skip,count,action,delay-ns}, set-state.N.{event,state,new_state};
 // as a filename: "blkdebug:CONFIG:FILE" (CONFIG may be empty).
 //

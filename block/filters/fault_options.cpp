@@ -1,4 +1,5 @@
 #include <array>
+#include <cstdlib>
 #include <utility>
 
 #include "block/base/checked.h"
@@ -9,6 +10,10 @@ namespace {
 
 // Rules that a configuration may hold.
 constexpr unsigned kMaxRules = 4096;
+
+std::unexpected<Error> invalid_value(std::string_view text) {
+  return fail(EINVAL, "invalid parameter value: {}", text);
+}
 
 Result<std::uint32_t> parse_operation(std::string_view text) {
   constexpr std::array<std::pair<std::string_view, std::uint32_t>, 6> kNames{{
@@ -22,7 +27,7 @@ Result<std::uint32_t> parse_operation(std::string_view text) {
   for (const auto& [name, operation] : kNames) {
     if (text == name) return operation;
   }
-  return fail(EINVAL, "Invalid iotype '{}'", text);
+  return invalid_value(text);
 }
 
 Result<FaultRule::Action> parse_action(std::string_view text) {
@@ -32,14 +37,14 @@ Result<FaultRule::Action> parse_action(std::string_view text) {
   for (const auto& [name, action] : kNames) {
     if (text == name) return action;
   }
-  return fail(EINVAL, "Invalid action '{}'", text);
+  return invalid_value(text);
 }
 
 Result<FaultEvent> take_event(Options& options) {
   const std::optional<std::string> name = options.take_string("event");
   if (!name) return fail(EINVAL, "Missing event name for rule");
   const std::optional<FaultEvent> event = parse_fault_event(*name);
-  if (!event) return fail(EINVAL, "Invalid event name \"{}\"", *name);
+  if (!event) return invalid_value(*name);
   return *event;
 }
 
@@ -49,9 +54,24 @@ Result<std::uint64_t> take_or(Options& options, std::string_view key, std::uint6
   return value->value_or(otherwise);
 }
 
+// A number as strtoull() reads it, also a negative one.
+Result<std::uint64_t> take_signed_or(Options& options, std::string_view key,
+                                     std::uint64_t otherwise) {
+  const std::optional<std::string> text = options.take_string(key);
+  if (!text) return otherwise;
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long long value = std::strtoull(text->c_str(), &end, 0);
+  if (errno != 0 || end == text->c_str() || *end != '\0') {
+    return fail(EINVAL, "Parameter '{}' expects a number", key);
+  }
+  return value;
+}
+
 Result<void> nothing_left(const Options& options, std::string_view section) {
   if (options.empty()) return {};
-  return fail(EINVAL, "Invalid parameter '{}' in '{}'", options.begin()->first, section);
+  return fail(EINVAL, "[{}] section doesn't support the option '{}'", section,
+              options.begin()->first);
 }
 
 Result<void> add_error(Options& options, FaultPoints& points) {
@@ -69,19 +89,20 @@ Result<void> add_error(Options& options, FaultPoints& points) {
     PLATTER_TRY(value);
     *field = *value;
   }
-  const Result<std::uint64_t> state = take_or(options, "state", 0);
+  const Result<std::uint64_t> state = take_signed_or(options, "state", 0);
   PLATTER_TRY(state);
   rule.state = static_cast<unsigned>(*state);
-  const Result<std::uint64_t> error = take_or(options, "errno", EIO);
+  const Result<std::uint64_t> error = take_signed_or(options, "errno", EIO);
   PLATTER_TRY(error);
-  if (*error == 0 || *error > 4095) return fail(EINVAL, "Invalid errno {}", *error);
   rule.error = static_cast<int>(*error);
-  if (const auto sector = options.take_string("sector"); sector && *sector != "-1") {
-    const Result<std::uint64_t> number = parse_size(*sector);
-    if (!number || *number > static_cast<std::uint64_t>(INT64_MAX) / 512) {
+  constexpr std::uint64_t kAnySector = ~std::uint64_t{0};
+  const Result<std::uint64_t> sector = take_signed_or(options, "sector", kAnySector);
+  PLATTER_TRY(sector);
+  if (*sector != kAnySector) {
+    if (*sector > static_cast<std::uint64_t>(INT64_MAX) / 512) {
       return fail(EINVAL, "Parameter 'sector' expects a number");
     }
-    rule.offset = *number * 512;
+    rule.offset = *sector * 512;
     rule.length = 512;
   }
   if (const auto operation = options.take_string("iotype")) {
@@ -109,9 +130,9 @@ Result<void> add_error(Options& options, FaultPoints& points) {
 Result<void> add_transition(Options& options, FaultPoints& points) {
   const Result<FaultEvent> event = take_event(options);
   PLATTER_TRY(event);
-  const Result<std::uint64_t> state = take_or(options, "state", 0);
+  const Result<std::uint64_t> state = take_signed_or(options, "state", 0);
   PLATTER_TRY(state);
-  const Result<std::uint64_t> new_state = take_or(options, "new_state", 0);
+  const Result<std::uint64_t> new_state = take_signed_or(options, "new_state", 0);
   PLATTER_TRY(new_state);
   const Result<void> all = nothing_left(options, "set-state");
   PLATTER_TRY(all);
@@ -169,8 +190,8 @@ Result<void> add_rules_from_config(std::string_view text, FaultPoints& points) {
       continue;
     }
     const std::size_t equals = line.find('=');
-    if (equals == std::string_view::npos || section.empty())
-      return fail(EINVAL, "line {}: parse error", number);
+    if (section.empty()) return fail(EINVAL, "no group defined");
+    if (equals == std::string_view::npos) return fail(EINVAL, "line {}: parse error", number);
     std::string_view value = trimmed(line.substr(equals + 1));
     if (value.size() < 2 || value.front() != '"' || value.back() != '"') {
       return fail(EINVAL, "line {}: parse error", number);

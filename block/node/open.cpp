@@ -2,6 +2,7 @@
 #include "block/node/foreign_format.h"
 #include "block/node/graph_access.h"
 #include "block/node/nesting.h"
+#include "block/node/open_plain.h"
 #include "block/node/open_state.h"
 
 namespace platter {
@@ -76,6 +77,7 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   const Result<void> common = take_common_options(options, flags);
   PLATTER_CO_TRY(common);
   std::optional<std::string> node_name = options.take_string("node-name");
+  const bool node_name_given = node_name.has_value();
   if (node_name) {
     const Result<void> usable = check_node_name(*node_name);
     PLATTER_CO_TRY(usable);
@@ -146,10 +148,13 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   // To want no backing file is right for what has none.
   if (const std::string* none = options.peek("backing"); none && none->empty())
     options.take_string("backing");
-  if (const Result<void> all = options.all_taken(type->name); !all) {
+  Result<void> good = options.all_taken(type->name);
+  // A node below may have taken the name meanwhile.
+  if (good && node_name_given) good = check_node_name(node->node_name());
+  if (!good) {
     auto closed = co_await close_unattached(node);
     static_cast<void>(closed);
-    co_return forward_error(all);
+    co_return forward_error(good);
   }
   if (probed) GraphAccess::set_probed(*node);
   remember_node(node);
@@ -194,15 +199,16 @@ Task<Result<Edge>> open_node(OpenRequest request) {
   std::string name = request.filename;
   if (name.empty()) name = detail::bottom_filename(request.options);
   const std::string context = fmt::format("Could not open '{}'", name);
-  const auto in_context = [&](const auto& failed) {
-    // The file's own driver may have said so already.
-    if (failed.error().message().starts_with(context + ":")) return forward_error(failed);
-    return forward_error(failed, "{}", context);
-  };
+  auto opened = co_await open_node_plain(std::move(request));
+  // The file's own driver may have said so already.
+  if (opened || opened.error().message().starts_with(context + ":")) co_return opened;
+  co_return forward_error(opened, "{}", context);
+}
 
+Task<Result<Edge>> open_node_plain(OpenRequest request) {
   Result<Options> options =
       detail::compose_options(request.filename, request.options, request.format);
-  if (!options) co_return in_context(options);
+  PLATTER_CO_TRY(options);
   detail::NodeRequest below{.options = std::move(*options),
                             .format = request.format,
                             .flags = request.flags,
@@ -211,14 +217,13 @@ Task<Result<Edge>> open_node(OpenRequest request) {
                             .depth = 0,
                             .overlay = nullptr};
   auto opened = co_await detail::open_new_node(std::move(below));
-  if (!opened) co_return in_context(opened);
+  PLATTER_CO_TRY(opened);
   Permissions permissions = request.permissions;
   if ((*opened)->flags().force_share) permissions.shared = perm::kAll;
   auto edge = co_await Edge::attach(*opened, request.user, permissions);
   if (!edge) {
     auto closed = co_await detail::close_unattached(std::move(*opened));
     static_cast<void>(closed);
-    co_return in_context(edge);
   }
   co_return edge;
 }

@@ -85,7 +85,7 @@ Task<Result<Edge>> OpenContext::open_backing(std::string stored_filename,
   if (flags.no_backing) co_return Edge();
   if (const auto reference = options.take_string("backing")) {
     const Result<NodePtr> node = referenced_node(*reference);
-    PLATTER_CO_TRY(node);
+    if (!node) co_return forward_error(node, "Could not open backing file");
     auto edge = co_await attach_child(*this, *node, "backing", Permissions::reader(), false);
     co_return edge;
   }

@@ -106,6 +106,8 @@ Result<RuntimeOptions> take_runtime_options(Options& options, const Geometry& ge
     }
     r.l2_cache_entry = **entry;
   }
+  if (interval->value_or(0) > std::numeric_limits<std::uint32_t>::max())
+    return fail(EINVAL, "Cache clean interval too big");
   r.cache_clean_interval = interval->value_or(r.cache_clean_interval);
   if (lazy->value_or(false) && geometry.version < 3) {
     return fail(EINVAL,

@@ -171,7 +171,7 @@ constexpr std::array kCommands{
     Command{"aio_write", "", run_aio_write, 2, -1, false, kWrite,
             "[-Cfiquz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
             kAioWriteDetails},
-    Command{"alloc", "", run_alloc, 1, 2, false, 0, "offset [count]",
+    Command{"alloc", "a", run_alloc, 1, 2, false, 0, "offset [count]",
             "checks if offset is allocated in the file", nullptr},
     Command{"break", "", run_break, 2, 2, false, 0, "event tag",
             "sets a breakpoint on event and tags the stopped request as tag", nullptr},
@@ -231,7 +231,8 @@ std::vector<char*> split(std::string& line) {
   return words;
 }
 
-bool check_count(const Command& command, int count) {
+// `name` as the user spelled it.
+bool check_count(const Command& command, std::string_view name, int count) {
   if (count >= command.least_arguments &&
       (command.most_arguments == -1 || count <= command.most_arguments)) {
     return true;
@@ -244,8 +245,7 @@ bool check_count(const Command& command, int count) {
   } else {
     expected = fmt::format("between {} and {}", command.least_arguments, command.most_arguments);
   }
-  fmt::print(stderr, "bad argument count {} to {}, expected {} arguments\n", count, command.name,
-             expected);
+  fmt::print(stderr, "bad argument count {} to {}, expected {} arguments\n", count, name, expected);
   return false;
 }
 
@@ -287,7 +287,7 @@ Task<bool> run_line(Session& session, std::string line) {
     co_return false;
   }
   const int count = static_cast<int>(words.size());
-  if (!check_count(*command, count - 1)) co_return false;
+  if (!check_count(*command, words[0], count - 1)) co_return false;
   if (command->permissions != 0) {
     auto granted = co_await session.need_permissions(command->permissions);
     if (!granted) co_return false;

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "block/node/graph.h"
+#include "block/node/open_plain.h"
 #include "tools/img/common.h"
 
 namespace platter::io_tool {
@@ -19,7 +19,7 @@ Permissions rights_for(const OpenFlags& flags) {
 
 OpenRequest request_for(const OpenSpec& spec, const std::string& program) {
   OpenRequest request;
-  request.filename = spec.filename;
+  request.filename = spec.filename.value_or("");
   request.options = spec.options;
   request.flags = spec.flags;
   request.permissions = rights_for(spec.flags);
@@ -42,7 +42,7 @@ Task<Result<Edge>> open_overlay(std::string file, OpenFlags flags, OpenRequest b
   below.flags.read_only = true;
   below.permissions = Permissions::reader();
   const std::string program = below.user;
-  auto base = co_await open_node(std::move(below));
+  auto base = co_await open_node_plain(std::move(below));
   PLATTER_CO_TRY(base);
   const Options no_options;
   auto created = co_await create_image("qcow2", file, (*base)->size(), no_options);
@@ -58,7 +58,7 @@ Task<Result<Edge>> open_overlay(std::string file, OpenFlags flags, OpenRequest b
     request.options.set("file.driver", "file");
     request.options.set("file.filename", file);
     request.options.set("backing", (*base)->node_name());
-    auto opened = co_await open_node(std::move(request));
+    auto opened = co_await open_node_plain(std::move(request));
     overlay = std::move(opened);
   } else {
     overlay = forward_error(created);
@@ -88,7 +88,7 @@ Task<Result<Edge>> add_copy_on_read(Edge image, OpenFlags flags, std::string pro
   request.user = program;
   request.options.set("driver", "copy-on-read");
   request.options.set("file", image->node_name());
-  auto filter = co_await open_node(std::move(request));
+  auto filter = co_await open_node_plain(std::move(request));
   auto detached = co_await image.detach();
   if (filter && !detached) {
     auto given_up = co_await filter->detach();
@@ -98,30 +98,65 @@ Task<Result<Edge>> add_copy_on_read(Edge image, OpenFlags flags, std::string pro
   co_return filter;
 }
 
-Task<Result<Edge>> open_as_specified(OpenSpec spec, std::string program) {
+// A key "filename" names a file, not an image whose format is to be guessed.
+Result<void> check_names(const OpenSpec& spec) {
+  const Options* given = &spec.options;
+  Result<Options> written;
+  if (spec.filename) {
+    if (spec.filename->empty()) {
+      return fail(EINVAL, "The 'file' block driver requires a file name");
+    }
+    if (!spec.filename->starts_with("json:")) return {};
+    written = Options::from_filename(*spec.filename);
+    PLATTER_TRY(written);
+    if (spec.options.has("driver")) return {};
+    given = &*written;
+  }
+  if (given->has("driver") || given->has("file") || given->has_child("file")) return {};
+  return fail(EINVAL, "Must specify either driver or file");
+}
+
+Result<void> check_modes(const OpenSpec& spec) {
   if (spec.native_aio && !spec.flags.direct) {
-    co_return fail(EINVAL,
-                   "aio=native was specified, but it requires cache.direct=on, which was not "
-                   "specified.");
+    return fail(EINVAL,
+                "aio=native was specified, but it requires cache.direct=on, which was not "
+                "specified.");
   }
   if (spec.copy_on_read && spec.flags.read_only) {
-    co_return fail(EINVAL, "Can't use copy-on-read on read-only device");
+    return fail(EINVAL, "Can't use copy-on-read on read-only device");
   }
+  return {};
+}
+
+Task<Result<Edge>> open_as_specified(OpenSpec spec, std::string program) {
+  const Result<void> named = check_names(spec);
+  PLATTER_CO_TRY(named);
+  // What does not go together matters only to an image that is there.
+  const Result<void> modes = check_modes(spec);
   const OpenFlags flags = spec.flags;
   const bool copy_on_read = spec.copy_on_read;
   OpenRequest plain = request_for(spec, program);
   // The filter will hold the rights.
   if (copy_on_read) plain.permissions = {.need = 0, .shared = perm::kAll};
-  auto opening =
-      spec.snapshot ? open_with_snapshot(std::move(spec), program) : open_node(std::move(plain));
+  auto opening = spec.snapshot ? open_with_snapshot(std::move(spec), program)
+                               : open_node_plain(std::move(plain));
   auto image = co_await opening;
+  if (image && !modes) {
+    auto given_up = co_await image->detach();
+    static_cast<void>(given_up);
+    co_return forward_error(modes);
+  }
   if (!image || !copy_on_read) co_return image;
   auto filtered = co_await add_copy_on_read(std::move(*image), flags, program);
   co_return filtered;
 }
 
-void warn_if_guessed(const BlockNode& node) {
+void warn_if_guessed(BlockNode& node) {
   if (!node.probed() || node.driver_name() != "raw" || node.read_only()) return;
+  // The file as its own driver knows it, without the notation that led to it.
+  BlockNode* const file = node.storage();
+  std::string name = file ? file->driver().exact_filename() : std::string();
+  if (name.empty()) name = node.filename();
   std::fflush(stdout);
   fmt::print(stderr,
              "WARNING: Image format was not specified for '{}' and probing guessed raw.\n"
@@ -129,7 +164,7 @@ void warn_if_guessed(const BlockNode& node) {
              "operations on "
              "block 0 will be restricted.\n"
              "         Specify the 'raw' format explicitly to remove the restrictions.\n",
-             node.filename());
+             name);
 }
 
 }  // namespace
@@ -162,7 +197,7 @@ bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode) {
 
 Task<bool> open_image(Session& session, OpenSpec spec) {
   const std::string subject =
-      spec.filename.empty() ? "can't open" : "can't open device " + spec.filename;
+      spec.filename ? "can't open device " + *spec.filename : std::string("can't open");
   auto opened = co_await open_as_specified(std::move(spec), session.program());
   if (!opened) {
     session.complain(fmt::format("{}: {}", subject, opened.error().message()));

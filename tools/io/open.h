@@ -2,6 +2,7 @@
 // Threads: the control executor.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "block/exec/task.h"
@@ -12,7 +13,7 @@
 namespace platter::io_tool {
 
 struct OpenSpec {
-  std::string filename;  // may be empty when the options name it
+  std::optional<std::string> filename;  // nothing: the options name it
   Options options;
   // What qemu-io does when nothing is said: discards go through, every write is durable.
   OpenFlags flags{.read_only = false, .writethrough = true, .discard_unmap = true};

@@ -1,15 +1,38 @@
 #include "tools/io/session.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 #include "block/filters/fault.h"
 
 namespace platter::io_tool {
 
+namespace {
+
+// Errors are one line. Some say what may help after their reason; qemu-io gives that lines of its
+// own.
+std::string with_hints(std::string_view text) {
+  constexpr std::array<std::array<std::string_view, 2>, 2> kHints{{
+      {": Is another process using", "\nIs another process using"},
+      {": Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- and exabytes, "
+       "respectively",
+       "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+       "and exabytes, respectively."},
+  }};
+  std::string result(text);
+  for (const auto& [plain, split] : kHints) {
+    if (const std::size_t at = result.find(plain); at != std::string::npos)
+      result.replace(at, plain.size(), split);
+  }
+  return result;
+}
+
+}  // namespace
+
 void Session::complain(std::string_view text) const {
   std::fflush(stdout);
-  const std::string line = fmt::format("{}: {}\n", program_, text);
+  const std::string line = fmt::format("{}: {}\n", program_, with_hints(text));
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 

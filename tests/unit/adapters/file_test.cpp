@@ -251,25 +251,39 @@ TEST(FileOpen, OnlyRegularFiles) {
        {dir.path(), dir / "fifo", dir / "link", socket_path, std::string("/dev/zero")}) {
     for (const bool read_only : {true, false}) {
       OpenDriver file("file", filename_options(path), {.read_only = read_only});
-      EXPECT_EQ(file.error(), "'file' driver requires '" + path + "' to be a regular file");
+      const std::string reason =
+          path == dir.path() && !read_only
+              ? "Could not open '" + path + "': Is a directory"
+              : "'file' driver requires '" + path + "' to be a regular file";
+      EXPECT_EQ(file.error(), reason);
     }
   }
   OpenDriver missing("file", filename_options(dir / "none"), {});
   EXPECT_EQ(missing.error(), "Could not open '" + (dir / "none") + "': No such file or directory");
-  EXPECT_EQ(OpenDriver("file", {}, {}).error(), "A filename is required");
+  EXPECT_EQ(OpenDriver("file", {}, {}).error(), "The 'file' block driver requires a file name");
   ::close(sock);
 }
 
 TEST(FileOpen, OptionsAreChecked) {
   const ScratchDir dir;
   write_file(dir / "disk", "x");
-  for (const char* aio : {"threads", "native", "io_uring"}) {
+  for (const char* aio : {"threads", "io_uring"}) {
     Options options = filename_options("file:" + (dir / "disk"));
     options.set("aio", aio);
     options.set("locking", "off");
+    options.set("drop-cache", "off");
+    options.set("x-check-cache-dropped", "on");
     EXPECT_TRUE(OpenDriver("file", options, {}));
   }
   Options options = filename_options(dir / "disk");
+  options.set("aio", "native");
+  EXPECT_EQ(OpenDriver("file", options, {}).error(),
+            "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+  options = filename_options(dir / "disk");
+  options.set("drop-cache", "maybe");
+  EXPECT_EQ(OpenDriver("file", options, {}).error(),
+            "Parameter 'drop-cache' expects 'on' or 'off'");
+  options = filename_options(dir / "disk");
   options.set("aio", "fast");
   EXPECT_EQ(OpenDriver("file", options, {}).error(), "invalid parameter value: fast");
   options = filename_options(dir / "disk");

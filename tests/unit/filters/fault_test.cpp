@@ -214,13 +214,13 @@ TEST(FaultOptions, MistakesAreNamed) {
     FaultPoints points;
     return message_of(add_rules_from_config(text, points));
   };
-  EXPECT_EQ(config("[inject-error]\nevent = \"nope\"\n"), "Invalid event name \"nope\"");
+  EXPECT_EQ(config("[inject-error]\nevent = \"nope\"\n"), "invalid parameter value: nope");
   EXPECT_EQ(config("[inject-error]\nerrno = \"5\"\n"), "Missing event name for rule");
   EXPECT_EQ(config("[other]\nx = \"5\"\n"), "There is no option group 'other'");
-  EXPECT_EQ(config("x = \"5\"\n"), "line 1: parse error");
+  EXPECT_EQ(config("x = \"5\"\n"), "no group defined");
   EXPECT_EQ(config("[inject-error]\nevent = l2_load\n"), "line 2: parse error");
   EXPECT_EQ(config("[inject-error]\nevent = \"l2_load\"\nbogus = \"1\"\n"),
-            "Invalid parameter 'bogus' in 'inject-error'");
+            "[inject-error] section doesn't support the option 'bogus'");
   EXPECT_EQ(config("[inject-error]\nevent = \"l2_load\"\nonce = \"1\"\n"),
             "Parameter 'once' expects 'on' or 'off'");
 }

@@ -1,0 +1,11 @@
+// open_node() for who names the image himself: its errors do not begin with "Could not open 'NAME'"
+// unless that is all there is to say.
+#pragma once
+
+#include "block/node/graph.h"
+
+namespace platter {
+
+Task<Result<Edge>> open_node_plain(OpenRequest request);
+
+}  // namespace platter
