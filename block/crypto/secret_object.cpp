@@ -5,8 +5,8 @@
 #include <cctype>
 #include <optional>
 
+#include "block/crypto/object.h"
 #include "block/crypto/secret.h"
-#include "block/node/options.h"
 
 namespace platter::crypto {
 namespace {
@@ -50,24 +50,26 @@ Result<SecretBytes> read_file(const std::string& path) {
 
 }  // namespace
 
-namespace {
-
-// "secret,id=..." or {"qom-type":"secret","id":...}.
-Result<Options> parse_object(std::string_view definition) {
-  if (definition.starts_with('{')) return Options::parse_json(definition);
+Result<Options> read_object(std::string_view definition) {
+  if (definition.starts_with('{')) {
+    const Result<Options> options = Options::parse_json(definition);
+    constexpr std::string_view kContext = "Could not parse the JSON options: ";
+    if (!options && options.error().message().starts_with(kContext))
+      return fail(EINVAL, "{}", options.error().message().substr(kContext.size()));
+    return options;
+  }
   // The first element may leave out its key: it is the type.
   std::string spelled(definition);
   const std::size_t end = spelled.find_first_of(",=");
-  if (end == std::string::npos || spelled[end] == ',') spelled.insert(0, "qom-type=");
+  if (!spelled.empty() && (end == std::string::npos || spelled[end] == ','))
+    spelled.insert(0, "qom-type=");
   Result<Options> options = Options::parse_keyval(spelled);
   wipe(spelled);
   return options;
 }
 
-}  // namespace
-
 Result<void> add_secret_object(std::string_view definition) {
-  Result<Options> options = parse_object(definition);
+  Result<Options> options = read_object(definition);
   PLATTER_TRY(options);
   const std::optional<std::string> type = options->take_string("qom-type");
   if (!type) return fail(EINVAL, "Parameter 'qom-type' is missing");

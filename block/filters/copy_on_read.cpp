@@ -131,6 +131,7 @@ class CopyOnReadDriver : public Driver {
       PLATTER_CO_TRY(extent);
       if (extent->kind == ExtentKind::kUnallocated) {
         const std::span<std::byte> bytes = clusters.span(at - start, extent->length);
+        PLATTER_FAULT(*file_, FaultEvent::kCorWrite);
         auto written = co_await keep(at, bytes);
         PLATTER_CO_TRY(written);
       }

@@ -115,14 +115,15 @@ Task<Result<void>> BlockNode::close() {
   auto closed = gate_.close();
   co_await closed;
 
-  // Every step is taken whatever the ones before answered; the first failure is reported.
+  // Every step is taken whatever the ones before answered; the first failure is reported, but for
+  // the flush's: the driver, when it fails too, knows what could not be written.
   Result<void> result;
   if (dirty_.load(std::memory_order_relaxed)) {
     auto flushed = co_await flush_below();
     result = flushed;
   }
   auto ended = co_await driver_->do_close();
-  if (result) result = ended;
+  if (!ended) result = ended;
   for (Edge* child : driver_->children()) {
     auto detached = co_await child->detach();
     if (result) result = detached;

@@ -66,8 +66,8 @@ Task<Result<void>> prepare_drivers(std::vector<Part>& parts) {
     const std::uint32_t writing =
         GraphAccess::rights(*part.node).need & (perm::kWrite | perm::kResize);
     if (!part.parent && part.flags.read_only && writing != 0) {
-      co_return fail(EPERM, "node '{}' cannot become read-only: {} is in use",
-                     part.node->node_name(), permission_names(writing));
+      co_return fail(EPERM, "Read-only block node '{}' cannot support read-write users",
+                     part.node->node_name());
     }
     auto drained = part.node->drain();
     co_await drained;

@@ -314,7 +314,15 @@ Task<Result<void>> Qcow2Driver::begin_changing_counts() {
 
 Task<Result<void>> Qcow2Driver::do_close() {
   auto ended = co_await end_writing();
-  co_return ended;
+  if (ended || core_.poisoned.load()) co_return ended;
+  const std::string& reason = ended.error().message();
+  if (reason.starts_with("Lost persistent bitmaps")) co_return ended;
+  const std::string l2 = fmt::format("Failed to flush the L2 table cache: {}", reason);
+  // Once more: whether it was the tables alone that failed. What was lost stays lost.
+  auto again = co_await settle();
+  if (again) co_return fail(ended.error().code(), "{}", l2);
+  co_return fail(ended.error().code(), "{}: Failed to flush the refcount block cache: {}", l2,
+                 again.error().message());
 }
 
 // Checking and the backing reference -------------------------------------------------------------
@@ -371,6 +379,7 @@ Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string
 }
 
 Task<Result<void>> Qcow2Driver::make_empty() {
+  PLATTER_FAULT(*core_.file, FaultEvent::kEmptyImagePrepare);
   {
     auto ticket = co_await admit();
     const std::uint64_t end = align_up(size(), core_.geometry.cluster_size());

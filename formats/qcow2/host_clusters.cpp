@@ -248,6 +248,7 @@ void HostClusters::note_last(std::vector<ClusterRun>& last, std::uint64_t cluste
 }
 
 Task<void> HostClusters::free_last(std::vector<ClusterRun> last, Discard why) {
+  PLATTER_FAULT(*core_.file, FaultEvent::kClusterFree);
   const bool punches = core_.discard_passes[static_cast<std::size_t>(why)];
   for (ClusterRun& one : last) {
     Result<void> punched;

@@ -35,7 +35,13 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
       auto discarded = co_await writer_.discard(first, end - first, Discard::kAlways, true);
       PLATTER_CO_TRY(discarded);
     }
-    shrink_l1(needed);
+    if (needed < tables_.l1_size()) {
+      PLATTER_FAULT(*core_.file, FaultEvent::kL1ShrinkWriteTable);
+      shrink_l1(needed);
+      auto cleared = co_await write_back_.commit(true);
+      PLATTER_CO_TRY(cleared);
+      PLATTER_FAULT(*core_.file, FaultEvent::kL1ShrinkFreeL2Clusters);
+    }
     auto settled = co_await settle();
     PLATTER_CO_TRY(settled);
     auto sized = co_await set_size(request.size, bitmaps);
@@ -114,7 +120,7 @@ Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size, Bitmaps::Change& bi
 Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
   const Geometry& g = core_.geometry;
   if (entries * 8 > kMaxL1Bytes)
-    co_return fail(EFBIG, "the L1 table would be larger than {} bytes", kMaxL1Bytes);
+    co_return fail_errno(EFBIG);
   PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowAllocTable);
   auto place = co_await clusters_.reserve_exactly(g.clusters_for(entries * 8));
   PLATTER_CO_TRY(place);

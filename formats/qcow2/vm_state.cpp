@@ -21,6 +21,7 @@ Task<Result<void>> VmState::read(std::uint64_t position, IoVec iov) {
   const Result<std::uint64_t> offset = place(position, iov.size());
   PLATTER_CO_TRY(offset);
   auto ticket = co_await driver_.admit();
+  PLATTER_FAULT(*driver_.core_.file, FaultEvent::kVmstateLoad);
   auto read = co_await driver_.read_inside(*offset, iov);
   co_return read;
 }
@@ -60,6 +61,7 @@ Task<Result<void>> VmState::write(std::uint64_t position, IoVec iov) {
     if (!grown) co_return forward_error(grown, "Failed to grow the L1 table");
   }
   auto ticket = co_await driver_.admit();
+  PLATTER_FAULT(*driver_.core_.file, FaultEvent::kVmstateSave);
   auto written = co_await write_sectors(*offset, iov);
   co_return written;
 }

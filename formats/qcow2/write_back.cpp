@@ -85,12 +85,18 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   }
   if (result && !counts.empty()) {
     PLATTER_FAULT(*core_.file, FaultEvent::kRefblockUpdatePart);
+    if (!table.empty()) {
+      // New blocks are among them.
+      PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWrite);
+      if (moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteBlocks);
+    }
     result = co_await refcounts_.cache().write(std::move(counts));
     counts.clear();
   }
   if (result && (references || !table.empty())) result = co_await barrier();
   if (result && !table.empty()) {
     PLATTER_FAULT(*core_.file, FaultEvent::kReftableUpdate);
+    if (!moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocHookup);
     for (const Refcounts::TableWrite& one : table) {
       if (!result) break;
       result = co_await core_.file->write(one.offset, one.bytes.iov());

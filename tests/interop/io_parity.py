@@ -167,6 +167,11 @@ REOPEN = [
     "reopen -c none", "write 0 512", "reopen -c foo", "reopen -o foo=on", "reopen -r -o read-only=on",
     "reopen -c none -o cache.direct=on", "reopen -o cache.direct=on", "read 0 512", "reopen -c writeback",
     "reopen -o discard=unmap", "reopen -o", "reopen -o driver=raw", "write -P 3 7 9", "read -P 3 7 9",
+    "reopen -o detect-zeroes=unmap,discard=ignore", "reopen -o detect-zeroes=unmap", "reopen -o discard=ignore",
+    "reopen -o file.locking=on", "reopen -o file.filename=x", "reopen -o file.foo=x", "reopen -o file.driver=raw",
+    "reopen -o file.driver=file", "reopen -o file.aio=native", "reopen -o file.drop-cache=off", "reopen -o file.read-only=on",
+    "reopen -o backing=x", "reopen -o backing=", "reopen -o file=x", "reopen -o read-only=on", "reopen -o read-only=maybe",
+    "reopen -o auto-read-only=on", "reopen -o force-share=on", "reopen -r -o force-share=on", "write 0 512", "read 0 512",
 ]
 AIO = [
     "aio_write 0 4k", "aio_flush", "aio_read 0 4k", "aio_flush", "aio_read -P 3 0 4k", "aio_flush",
@@ -252,6 +257,11 @@ def cases_of(fmt):
     yield Case("json name", ["length", "write 0 4k"], fmt=fmt,
                image='json:{"driver":"%s","file":{"driver":"file","filename":"disk"}}' % fmt)
     yield Case("secret object", ["length"], fmt=fmt, options=["--object", "secret,id=x,data=abc"])
+    for text in ('{"qom-type":"secret","id":"s","data":"x"}', "{'qom-type':'secret','id':'s','data':'x'}",
+                 '{"qom-type":"secret"}', '{"id":"s"}', '{"qom-type":"foo","id":"s"}', "{", "", "id=x", "secret,id=1",
+                 "secret,help", "secret,id=s,help", "secret,id=x,data=y,format=foo"):
+        if fmt == "raw":
+            yield Case(f"object {text}", ["length"], fmt=fmt, options=["--object", text])
     yield Case("bad object", ["length"], fmt=fmt, options=["--object", "foo,id=x"])
     yield Case("trace", ["length"], fmt=fmt, options=["-T", "foo"])
     yield Case("missing file", ["length"], fmt=fmt, image="missing")
@@ -361,6 +371,7 @@ def only_qcow2():
     packed = ["write -q 128k 64k", "write -c -P 5 0 64k", "write -c 64k 64k", "write -c 0 4k", "write -c -z 128k 64k", "map", "read -P 5 0 64k",
               "write -P 6 4k 4k", "read -P 6 4k 4k", "read -P 5 8k 56k"]
     yield Case("info", ["info", "i", "info 3"])
+    yield Case("reopen, keys", ["reopen -o encrypt.key-secret=x", "reopen -o encrypt.format=luks", "write 0 512"])
     yield Case("opens", opens(), image=None, setup=[["touch", "empty"]])
     yield Case("single quotes", ["length", "write 0 4k"], image="json:{'driver':'qcow2','file':{'driver':'file','filename':'disk'}}")
     yield Case("single quotes in a backing file's name", ["length", "read 0 4k"], setup=[
@@ -387,6 +398,21 @@ def only_qcow2():
                create="compat=0.10")
     yield Case("vm state", state)
     yield Case("vm state, small clusters", state, create="cluster_size=512")
+    faulty = "driver=qcow2,file.driver=blkdebug,file.image.filename=disk,file.inject-error.0.event="
+    for event in ("vmstate_save", "vmstate_load", "l1_shrink_write_table", "l1_shrink_free_l2_clusters", "cluster_free"):
+        yield Case(f"error at {event}, told", ["write -b -q 0 64k", "read -b -q 0 512", "write -b -q 0 64k", "read -b -q 0 512"],
+                   options=["--image-opts"], image=f"{faulty}{event},file.inject-error.0.once=on")
+    for number in ("0", "9999", "0x1c"):
+        yield Case(f"errno {number}", ["write 0 64k", "read 0 64k"], options=["--image-opts"],
+                   image=f"{faulty}write_aio,file.inject-error.0.once=on,file.inject-error.0.errno={number}")
+    for event in ("write_aio", "flush_to_os"):
+        yield Case(f"close fails after {event}", ["write 0 64k", "flush"], options=["--image-opts"], image=faulty + event)
+    for rights in ("take-child-perms.0=write", "unshare-child-perms.0=write"):
+        yield Case(f"rights, {rights}", ["write 0 64k"], options=["--image-opts"],
+                   image=f"driver=qcow2,file.driver=blkdebug,file.image.filename=disk,file.{rights}")
+    yield Case("too long", ["truncate 7E", "truncate 8E", "length"])
+    for options in ("read-only=on", "file.read-only=on"):
+        yield Case(f"image options, {options}", ["write 0 512"], options=["--image-opts"], image=f"driver=qcow2,file.filename=disk,{options}")
     yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
                                  "truncate -m full 8M", "map", "length"])
     yield Case("reopen, qcow2's options", [

@@ -141,7 +141,7 @@ std::optional<int> parse(Session& session, int argc, char** argv, Invocation& in
         print_usage(session.program());
         return 0;
       case kObject:
-        good = img::take_object(optarg);
+        if (const auto status = take_object(session, optarg)) return status;
         break;
       case kImageOpts:
         invocation.image_opts = true;

@@ -200,7 +200,10 @@ Task<bool> open_image(Session& session, OpenSpec spec) {
       spec.filename ? "can't open device " + *spec.filename : std::string("can't open");
   auto opened = co_await open_as_specified(std::move(spec), session.program());
   if (!opened) {
-    session.complain(fmt::format("{}: {}", subject, opened.error().message()));
+    // Whoever it is that would write, through whichever node.
+    const std::string& text = opened.error().message();
+    const bool unwritable = text.contains(" needs ") && text.ends_with(", which is read-only");
+    session.complain(fmt::format("{}: {}", subject, unwritable ? "Block node is read-only" : text));
     co_return false;
   }
   warn_if_guessed((*opened)->skip_filters());

@@ -12,8 +12,44 @@ struct Wish {
   Options options;                   // -o
 };
 
+// What belongs to the node below: only what stays as it is may be named.
+Result<void> check_below(Options below, BlockNode& node) {
+  BlockNode* const file = node.storage();
+  const auto stays = [&](std::string_view key, const std::string& value) {
+    if (const std::string* given = below.peek(key); given && *given == value)
+      below.take_string(key);
+  };
+  if (file) {
+    stays("driver", std::string(file->driver_name()));
+    stays("node-name", file->node_name());
+    stays("filename", file->driver().exact_filename());
+    const auto read_only = below.take_bool("read-only");
+    PLATTER_TRY(read_only);
+    if (read_only->value_or(false) && !file->read_only()) {
+      return fail(EPERM, "Read-only block node '{}' cannot support read-write users",
+                  file->node_name());
+    }
+  }
+  // Neither does anything.
+  below.take_string("drop-cache");
+  below.take_string("x-check-cache-dropped");
+  if (below.empty()) return {};
+  return fail(EINVAL, "Cannot change the option '{}'", below.begin()->first);
+}
+
+// A key that unlocks is read when the image is opened.
+Result<void> check_key(Options& options, BlockNode& node) {
+  if (const std::string* format = options.peek("encrypt.format");
+      format && node.driver_name() == "qcow2" && !node.driver().info().encrypted) {
+    return fail(EINVAL, "No encryption in image header, but options specified format '{}'",
+                *format);
+  }
+  if (node.driver_name() == "qcow2") options.take_string("encrypt.key-secret");
+  return {};
+}
+
 // What may be changed while the image is open.
-Result<void> apply_options(Options& options, const BlockNode& node, OpenFlags& flags) {
+Result<void> apply_options(Options& options, BlockNode& node, OpenFlags& flags) {
   const auto take = [&](std::string_view key, bool& into) -> Result<void> {
     const Result<std::optional<bool>> value = options.take_bool(key);
     PLATTER_TRY(value);
@@ -26,8 +62,13 @@ Result<void> apply_options(Options& options, const BlockNode& node, OpenFlags& f
   PLATTER_TRY(taken);
   taken = take("cache.no-flush", flags.no_flush);
   PLATTER_TRY(taken);
-  taken = take("force-share", flags.force_share);
+  bool automatic = false;
+  taken = take("auto-read-only", automatic);
   PLATTER_TRY(taken);
+  bool shared = flags.force_share;
+  taken = take("force-share", shared);
+  PLATTER_TRY(taken);
+  if (shared != flags.force_share) return fail(EINVAL, "Cannot change the option 'force-share'");
   if (const auto discard = options.take_string("discard")) {
     flags.discard_unmap = *discard == "unmap" || *discard == "on";
     if (!flags.discard_unmap && *discard != "ignore" && *discard != "off") {
@@ -41,6 +82,11 @@ Result<void> apply_options(Options& options, const BlockNode& node, OpenFlags& f
     }
     flags.detect_zeroes = *detect == "off" ? kOff : *detect == "on" ? kOn : kUnmap;
   }
+  if (flags.detect_zeroes == OpenFlags::DetectZeroes::kUnmap && !flags.discard_unmap) {
+    return fail(EINVAL,
+                "setting detect-zeroes to unmap is not allowed without setting discard operation "
+                "to unmap");
+  }
   // What stays as it is may be named.
   if (const std::string* driver = options.peek("driver"); driver && *driver == node.driver_name()) {
     options.take_string("driver");
@@ -48,6 +94,14 @@ Result<void> apply_options(Options& options, const BlockNode& node, OpenFlags& f
   if (const std::string* name = options.peek("node-name"); name && *name == node.node_name()) {
     options.take_string("node-name");
   }
+  const Result<void> key = check_key(options, node);
+  PLATTER_TRY(key);
+  for (const std::string_view child : {"file", "backing"}) {
+    if (const auto reference = options.take_string(child))
+      return fail(ENODEV, "Cannot find device='' nor node-name='{}'", *reference);
+  }
+  const Result<void> below = check_below(options.take_child("file"), node);
+  PLATTER_TRY(below);
   if (!options.empty())
     return fail(EINVAL, "Cannot change the option '{}'", options.begin()->first);
   return {};

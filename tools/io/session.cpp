@@ -13,7 +13,10 @@ namespace {
 // Errors are one line. Some say what may help after their reason; qemu-io gives that lines of its
 // own.
 std::string with_hints(std::string_view text) {
-  constexpr std::array<std::array<std::string_view, 2>, 2> kHints{{
+  constexpr std::array<std::array<std::string_view, 2>, 3> kHints{{
+      {"Parameter 'id' expects an identifier",
+       "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', "
+       "'_', starting with a letter."},
       {": Is another process using", "\nIs another process using"},
       {": Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- and exabytes, "
        "respectively",
@@ -50,7 +53,13 @@ Task<bool> Session::close() {
   print_reports();
   auto detached = co_await image_.detach();
   image_ = Edge();
-  if (!detached) complain(detached.error().message());
+  if (!detached) {
+    // What could not be written of the one cache and of the other are two lines.
+    const std::string& text = detached.error().message();
+    const std::size_t second = text.find(": Failed to flush the refcount block cache");
+    complain(text.substr(0, second));
+    if (second != std::string::npos) complain(text.substr(second + 2));
+  }
   co_return detached.has_value();
 }
 

@@ -1,0 +1,13 @@
+// The definitions of objects, as the option --object gives them.
+#pragma once
+
+#include <string_view>
+
+#include "block/node/options.h"
+
+namespace platter::crypto {
+
+// "TYPE,id=ID,..." or a JSON object with the key "qom-type", which the type is then found under.
+Result<Options> read_object(std::string_view definition);
+
+}  // namespace platter::crypto
