@@ -49,6 +49,7 @@ struct Operation {
     kDirty,    // the image was left open by a crash
     kDamaged,  // refcounts are wrong, and repairing them is what is tried
     kRebuilt,  // the refcount table is, too
+    kOverlapped,  // an L2 table shares its cluster with data, and an entry leads nowhere
   } kind = Kind::kUsual;
   bool (*fits)(const Shape&) = nullptr;  // null: every shape
   // Version 2 has no dirty bit: while a snapshot is taken or removed, flags may be missing, which
@@ -62,7 +63,9 @@ struct Operation {
   unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 
   bool creates() const { return kind == Kind::kCreate || kind == Kind::kReplace; }
-  bool repairs() const { return kind == Kind::kDamaged || kind == Kind::kRebuilt; }
+  bool repairs() const {
+    return kind == Kind::kDamaged || kind == Kind::kRebuilt || kind == Kind::kOverlapped;
+  }
   bool has_middle() const { return backing == Backing::kOverlaid || backing == Backing::kChained; }
   std::uint64_t size(const Shape& shape) const {
     return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);

@@ -103,6 +103,7 @@ const Operation kOperations[] = {
      .backing = Backing::kRaw},
     {.name = "Repair", .prepare = fill_snap_and_change, .kind = Kind::kDamaged},
     {.name = "RepairOfTheRefcountTable", .prepare = fill_snap_and_change, .kind = Kind::kRebuilt},
+    {.name = "RepairOfOverlaps", .prepare = fill_snap_and_change, .kind = Kind::kOverlapped},
     {.name = "OpenDirty",
      .prepare = fill_snap_and_change,
      .act = overwrite,
