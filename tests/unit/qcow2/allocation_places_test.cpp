@@ -89,14 +89,14 @@ TEST_P(LongTables, FindTheirPlace) {
   });
 }
 
-constexpr std::uint64_t kMiB = 1 << 20;
+constexpr std::uint64_t kMebi = 1 << 20;
 
 INSTANTIATE_TEST_SUITE_P(
     All, LongTables,
-    ::testing::Values(LongTable{"cluster_size=512", 64 * kMiB, 512 * kMiB},
-                      LongTable{"cluster_size=512", 512 * kMiB, 1024 * kMiB},
-                      LongTable{"cluster_size=512,refcount_bits=64", 127 * kMiB, 500 * kMiB},
-                      LongTable{"cluster_size=4k", 1024 * 1024 * kMiB, 2 * 1024 * 1024 * kMiB}));
+    ::testing::Values(LongTable{"cluster_size=512", 64 * kMebi, 512 * kMebi},
+                      LongTable{"cluster_size=512", 512 * kMebi, 1024 * kMebi},
+                      LongTable{"cluster_size=512,refcount_bits=64", 127 * kMebi, 500 * kMebi},
+                      LongTable{"cluster_size=4k", 1024 * 1024 * kMebi, 2 * 1024 * 1024 * kMebi}));
 
 }  // namespace
 }  // namespace platter::qcow2
