@@ -142,7 +142,7 @@ Task<Result<void>> Qcow2Driver::open_encryption(OpenContext& context, const Head
 }
 
 Task<Result<void>> Qcow2Driver::load_tables() {
-  const auto clean = [this] { return write_back_.commit(false); };
+  const auto clean = [this] { return write_back_.clean(); };
   core_.size.store(core_.header.size);
   auto tables = co_await tables_.open(
       {.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
@@ -219,7 +219,7 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     PLATTER_CO_TRY(counted);
     if (core_.header.dirty())
       co_return fail(EACCES, "the image is dirty: open it for writing anew, to repair it");
-    const auto clean = [this] { return write_back_.commit(false); };
+    const auto clean = [this] { return write_back_.clean(); };
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
     PLATTER_CO_TRY(refcounts);
     auto bitmaps = co_await bitmaps_.load_enabled();

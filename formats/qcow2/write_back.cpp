@@ -26,9 +26,18 @@ Task<Result<void>> WriteBack::commit(bool flush_always) {
     if (result && owed_error_) result = std::unexpected<Error>(*owed_error_);
     owed_error_ = std::exchange(barrier_error_, std::nullopt);
   }
-  if (flush_always) covered_ = covers;
-  last_error_.reset();
-  if (!result) last_error_ = result.error();
+  if (flush_always) {
+    covered_ = covers;
+    last_error_.reset();
+    if (!result) last_error_ = result.error();
+  }
+  co_return result;
+}
+
+Task<Result<void>> WriteBack::clean() {
+  auto guard = co_await running_.lock();
+  auto result = co_await write_all(false);
+  if (!result) owed_error_ = result.error();
   co_return result;
 }
 

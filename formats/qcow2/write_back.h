@@ -40,6 +40,9 @@ class WriteBack {
   // was metadata to write.
   Task<Result<void>> commit(bool flush_always);
 
+  // The same for a cache that needs room, where nobody is told of a failure: the next flush is.
+  Task<Result<void>> clean();
+
   // Lazy refcounts: the counts stay in memory until the image is closed, and the dirty bit says so.
   void set_lazy(bool lazy) { lazy_.store(lazy); }
   bool lazy() const { return lazy_.load(); }

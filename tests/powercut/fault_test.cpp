@@ -164,6 +164,12 @@ class FaultLoop {
       done = co_await operation_.act(guest);
     }
     note_crash(guest, "at once");
+    // What a failed operation has given back may be used before a flush has settled anything.
+    if (!done && !operation_.repairs()) {
+      auto written = co_await guest.write(85 * shape_.cluster, 4 * shape_.cluster);
+      if (!written) wrong_ = "a write before the next flush: " + written.error().message();
+      note_crash(guest, "before the next flush");
+    }
     // Told at once or by the flush after it.
     auto flushed = co_await guest.flush();
     disarm();

@@ -220,6 +220,42 @@ TEST(C5, AllFlushesThatShareAWriteBackAreToldThatItFailed) {
   run([&] { return flush_beside_flush(image, true); });
 }
 
+// A cache that needs room writes back what is dirty; nobody waits for that, and so the next flush says
+// that it failed: the data that its barrier was for may be lost.
+Task<void> failed_cleaning(const MemoryImage& image) {
+  auto opened = co_await open_watched(image, "l2-cache-size=1024,l2-cache-entry-size=512");
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  constexpr std::uint64_t kCovered = 64 * 4096;
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    auto done = co_await fill(node, i * kCovered, 512, 1);
+    CO_OK(done);
+  }
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  const std::uint64_t before = points.requests(fault_op::kFlush);
+  points.add({.operations = fault_op::kFlush, .count = 1, .error = EIO});
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    auto written = co_await fill(node, i * kCovered + 4096, 512, 2);
+    CO_OK(written);
+  }
+  EXPECT_GT(points.requests(fault_op::kFlush), before) << "the cache was to be too small";
+  EXPECT_EQ(points.acted(), 1u);
+  points.clear_rules();
+  flushed = co_await node.flush();
+  EXPECT_FALSE(flushed) << "nobody is told";
+  for (int i = 0; i < 3; ++i) flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(C5, AFailedWriteBackThatNobodyWaitsForIsToldByTheNextFlush) {
+  MemoryImage image("order-clean", 8 << 20, "cluster_size=4k");
+  run([&] { return failed_cleaning(image); });
+}
+
 // What is freed while a write-back is under way, or by one that fails, is not free yet.
 Task<void> free_beside_write_back(const MemoryImage& image, bool failing) {
   auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
