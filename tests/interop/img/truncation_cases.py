@@ -1,7 +1,8 @@
 """Images cut off at every cluster boundary, and in the middle of a cluster: `check`, with and without
 repair, counts what qemu-img counts and exits as it does.
 
-Three differences are meant (docs/img.md): a table that ends beyond the file, but by less than a cluster,
+Four differences are meant (docs/img.md): a repair also mends what qemu-img leaves as it is, after which
+both find nothing to say; a table that ends beyond the file, but by less than a cluster,
 is an error; a bitmap directory that is gone is counted, where qemu-img does not open the image; and
 nothing is repaired by the references of an L1 or snapshot table that is gone.
 """
@@ -97,13 +98,16 @@ def cut_everywhere(h, number, name, size, options, contents):
     for cut in cuts:
         for mode in MODES:
             results = []
+            mended = False
             for side, program in ((harness.OURS, h.ours), (harness.THEIRS, h.peer)):
                 piece = os.path.join(h.root, f"{number}-{side}")
                 with open(piece, "wb") as file:
                     file.write(whole[:cut])
                 results.append(check(program, piece, mode))
+                if side == harness.OURS and results[0][1].get("corruptions-fixed"):
+                    mended = all(check(other, piece, [])[0] == 0 for other in (h.ours, h.peer))
                 os.unlink(piece)
             h.count(pairs=1)
-            if not alike(*results, size):
+            if not alike(*results, size) and not (mended and results[0][0] == 0 and results[1][0] in (0, 2)):
                 h.fail(name, f"cut at {cut} of {len(whole)}, check {' '.join(mode)}\n  ours   {results[0]}\n"
                              f"  theirs {results[1]}")
