@@ -14,7 +14,7 @@ build_packages=(
 )
 demo_packages=(seabios e2fsprogs xz-utils binutils cpio)
 test_packages=(
-  qemu-utils clang-19 libclang-rt-19-dev util-linux acpica-tools
+  qemu-utils clang-19 clang-format-19 libclang-rt-19-dev util-linux acpica-tools
 )
 
 case "${1:-build}" in

@@ -265,10 +265,12 @@ void PciTransport::write_common(std::uint64_t offset, std::uint32_t value) {
                                        value);
     case kCommonQueueDriver:
     case kCommonQueueDriver + 4:
-      return device_.set_queue_address(s.queue, RingPart::kDriver, offset != kCommonQueueDriver, value);
+      return device_.set_queue_address(s.queue, RingPart::kDriver, offset != kCommonQueueDriver,
+                                       value);
     case kCommonQueueDevice:
     case kCommonQueueDevice + 4:
-      return device_.set_queue_address(s.queue, RingPart::kDevice, offset != kCommonQueueDevice, value);
+      return device_.set_queue_address(s.queue, RingPart::kDevice, offset != kCommonQueueDevice,
+                                       value);
     default:
       return;
   }

@@ -25,20 +25,20 @@ namespace platter::virtio {
 // The three areas of a queue (2.6): descriptor table, available ring, used ring in a split ring.
 enum class RingPart : std::uint8_t { kDescriptors, kDriver, kDevice };
 
-enum class [[nodiscard]] RingFault : std::uint8_t{
-    kIndexJump,              // the available index is further ahead than the queue is long (2.7.6)
-    kHeadOutOfRange,         // an available entry names a descriptor beyond the table
-    kHeadInFlight,           // a head was made available again before it was used
-    kNextOutOfRange,         // a chain continues beyond its table
-    kChainTooLong,           // more descriptors than the table has: a loop, or too many segments
-    kLengthOverflow,         // the buffers of a chain sum up to more than 2^32 - 1 bytes (2.7.4)
-    kEmptyBuffer,            // a descriptor of length zero
-    kBadAddress,             // a buffer outside guest memory, or not writable though it must be
-    kReadableAfterWritable,  // a device-readable buffer after a device-writable one (2.7.4.2)
-    kIndirectNotNegotiated,
-    kIndirectNested,    // an indirect table inside an indirect table (2.7.5.3)
-    kIndirectWithNext,  // a descriptor that is both indirect and continued (2.7.5.3)
-    kIndirectBadTable,  // empty, not a multiple of 16 bytes, too long, or outside guest memory
+enum class [[nodiscard]] RingFault : std::uint8_t {
+  kIndexJump,              // the available index is further ahead than the queue is long (2.7.6)
+  kHeadOutOfRange,         // an available entry names a descriptor beyond the table
+  kHeadInFlight,           // a head was made available again before it was used
+  kNextOutOfRange,         // a chain continues beyond its table
+  kChainTooLong,           // more descriptors than the table has: a loop, or too many segments
+  kLengthOverflow,         // the buffers of a chain sum up to more than 2^32 - 1 bytes (2.7.4)
+  kEmptyBuffer,            // a descriptor of length zero
+  kBadAddress,             // a buffer outside guest memory, or not writable though it must be
+  kReadableAfterWritable,  // a device-readable buffer after a device-writable one (2.7.4.2)
+  kIndirectNotNegotiated,
+  kIndirectNested,    // an indirect table inside an indirect table (2.7.5.3)
+  kIndirectWithNext,  // a descriptor that is both indirect and continued (2.7.5.3)
+  kIndirectBadTable,  // empty, not a multiple of 16 bytes, too long, or outside guest memory
 };
 std::string_view to_string(RingFault fault);
 

@@ -13,7 +13,7 @@ constexpr bool has(std::uint32_t mask, unsigned right) { return ((mask >> right)
 
 // 0 or a positive errno.
 int lock_byte(int fd, off_t byte, short type) {
-  struct flock lock {};
+  struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = byte;
@@ -27,7 +27,7 @@ int lock_byte(int fd, off_t byte, short type) {
 
 // Whether another open file description holds a lock on the byte.
 bool held_elsewhere(int fd, off_t byte) {
-  struct flock lock {};
+  struct flock lock{};
   lock.l_type = F_WRLCK;  // in the way of any lock
   lock.l_whence = SEEK_SET;
   lock.l_start = byte;

@@ -71,8 +71,9 @@ Result<FileDriver::Settings> FileDriver::take_options(OpenContext& context,
 
 Result<void> FileDriver::check_aio(const Settings& settings) {
   if (!settings.native_aio || settings.flags.direct) return {};
-  return fail(EINVAL,
-              "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+  return fail(
+      EINVAL,
+      "aio=native was specified, but it requires cache.direct=on, which was not specified.");
 }
 
 Task<Result<std::unique_ptr<Driver>>> FileDriver::open(OpenContext& context) {
@@ -83,7 +84,7 @@ Task<Result<std::unique_ptr<Driver>>> FileDriver::open(OpenContext& context) {
   PLATTER_CO_TRY(fd);
   const Result<void> good = check_aio(*settings);
   PLATTER_CO_TRY(good);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd->get(), &status) != 0) {
     co_return fail_errno(errno, "Could not get the size of '{}'", settings->path);
   }
@@ -104,7 +105,7 @@ Limits FileDriver::basic_limits() const {
 Limits FileDriver::limits() const { return basic_limits(); }
 
 std::optional<std::uint64_t> FileDriver::allocated_size() {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
   return static_cast<std::uint64_t>(status.st_blocks) * 512;
 }
@@ -120,8 +121,8 @@ Task<Result<void>> FileDriver::do_close() {
 
 Task<Result<void>> FileDriver::do_set_permissions(Permissions cumulative) {
   if (!reopened_) co_return locks_.change(fd_.get(), cumulative, settings_.path);
-  // Between prepare_reopen() and its end there are two descriptions, and each sees the other's locks
-  // as somebody else's: the locks change on the old one and are then copied anew.
+  // Between prepare_reopen() and its end there are two descriptions, and each sees the other's
+  // locks as somebody else's: the locks change on the old one and are then copied anew.
   locks_.remove_from(reopened_->fd.get());
   const Result<void> changed = locks_.change(fd_.get(), cumulative, settings_.path);
   const Result<void> copied = locks_.copy_to(reopened_->fd.get());

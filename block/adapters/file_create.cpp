@@ -117,8 +117,8 @@ Result<FileCreation> FileCreation::from(CreateRequest request) {
 
 Result<void> FileCreation::check_space(int fd) const {
   if (preallocation_ == Preallocation::kOff) return {};
-  struct stat status {};
-  struct statvfs space {};
+  struct stat status{};
+  struct statvfs space{};
   if (::fstat(fd, &status) != 0 || ::fstatvfs(fd, &space) != 0) return {};
   const std::uint64_t own = static_cast<std::uint64_t>(status.st_blocks) * 512;
   const std::uint64_t free_bytes =
@@ -138,7 +138,7 @@ Result<void> FileCreation::fill(int fd, bool existed) {
   PLATTER_TRY(space);
   if (existed) {
     // Whether the file system takes that size shows before the contents go.
-    struct stat status {};
+    struct stat status{};
     if (::fstat(fd, &status) != 0) return fail_errno(errno);
     if (static_cast<std::uint64_t>(status.st_size) < size_ &&
         ::ftruncate(fd, static_cast<off_t>(size_)) != 0) {
@@ -184,7 +184,7 @@ Result<void> FileCreation::run() {
     }
   }
   if (!fd) return fail_errno(errno, "Could not create '{}'", path_);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd.get(), &status) != 0) return fail_errno(errno, "Could not create '{}'", path_);
   if (!S_ISREG(status.st_mode)) {
     return fail(EINVAL, "'file' driver requires '{}' to be a regular file", path_);

@@ -64,7 +64,7 @@ Result<UniqueFd> open_checked(const std::string& path, OpenMode mode, FileKind k
                               std::string_view driver) {
   // A look first, because opening some devices has effects; O_NONBLOCK and a second look, because
   // the name may mean something else by then.
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) != 0) return fail_errno(errno, "Could not open '{}'", path);
   if (kind == FileKind::kRegular && S_ISDIR(status.st_mode) && !mode.read_only) {
     return fail_errno(EISDIR, "Could not open '{}'", path);
@@ -88,7 +88,7 @@ Result<UniqueFd> open_again(int fd, OpenMode mode, const std::string& path) {
 DirectAlignment direct_alignment(int fd) {
   DirectAlignment alignment;
 #ifdef STATX_DIOALIGN
-  struct statx status {};
+  struct statx status{};
   if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
       (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_offset_align != 0) {
     alignment.request = std::bit_ceil(status.stx_dio_offset_align);
@@ -104,8 +104,8 @@ DirectAlignment direct_alignment(int fd) {
 
 bool in_memory(int fd) {
   // A device's node lies in memory too, but not what is written to it.
-  struct stat status {};
-  struct statfs system {};
+  struct stat status{};
+  struct statfs system{};
   return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && ::fstatfs(fd, &system) == 0 &&
          (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC);
 }

@@ -39,7 +39,8 @@ struct DirectAlignment {
 // For a file opened for direct I/O.
 DirectAlignment direct_alignment(int fd);
 
-// Whether a regular file lives in memory alone (tmpfs, ramfs): a read or write is a copy and never waits.
+// Whether a regular file lives in memory alone (tmpfs, ramfs): a read or write is a copy and never
+// waits.
 bool in_memory(int fd);
 
 // The path in a filename: "file:" or "host_device:" in front of it only names the driver.

@@ -21,7 +21,8 @@ constexpr std::optional<T> checked_mul(T a, T b) {
   return __builtin_mul_overflow(a, b, &r) ? std::nullopt : std::optional<T>(r);
 }
 
-// Rounding to a multiple of `unit`, which is a power of two. align_up requires that the result fits.
+// Rounding to a multiple of `unit`, which is a power of two. align_up requires that the result
+// fits.
 template <std::unsigned_integral T>
 constexpr T align_down(T value, std::type_identity_t<T> unit) {
   return value & ~(unit - 1);

@@ -19,6 +19,8 @@ Error Error::in(std::string_view context) const {
   return Error(code_, fmt::format("{}: {}", context, *message_));
 }
 
-std::unexpected<Error> fail_errno(int code) { return std::unexpected<Error>(Error::from_errno(code)); }
+std::unexpected<Error> fail_errno(int code) {
+  return std::unexpected<Error>(Error::from_errno(code));
+}
 
 }  // namespace platter

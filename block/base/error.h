@@ -87,11 +87,13 @@ template <class T, class... Args>
 // Leave the enclosing function (or coroutine) when the named Result has failed. The argument is a
 // variable, never a call: g++ 12 destroys some temporaries in co_await expressions twice, so every
 // awaited operand and every awaited result has a name.
-#define PLATTER_TRY(result) \
-  do {                      \
-    if (!(result)) [[unlikely]] return ::platter::forward_error(result); \
+#define PLATTER_TRY(result)                    \
+  do {                                         \
+    if (!(result)) [[unlikely]]                \
+      return ::platter::forward_error(result); \
   } while (false)
-#define PLATTER_CO_TRY(result) \
-  do {                         \
-    if (!(result)) [[unlikely]] co_return ::platter::forward_error(result); \
+#define PLATTER_CO_TRY(result)                    \
+  do {                                            \
+    if (!(result)) [[unlikely]]                   \
+      co_return ::platter::forward_error(result); \
   } while (false)

@@ -18,8 +18,8 @@
 //
 // A function annotated so is checked inside its body, a coroutine as well. Constructors and
 // destructors are not checked: nobody else knows the object then. A lambda is checked as a function
-// of its own: one that runs with a mutex held says PLATTER_REQUIRES before its body (which its caller,
-// if that is ours, must then know to be true), or goes through a pointer made outside.
+// of its own: one that runs with a mutex held says PLATTER_REQUIRES before its body (which its
+// caller, if that is ours, must then know to be true), or goes through a pointer made outside.
 #pragma once
 
 #ifdef __clang__

@@ -1,5 +1,5 @@
-// The anti-forensic splitter of LUKS: a key spread over `stripes` times its size, so that it is gone
-// when any part of that is (LUKS on-disk format 1.2, section 2.4).
+// The anti-forensic splitter of LUKS: a key spread over `stripes` times its size, so that it is
+// gone when any part of that is (LUKS on-disk format 1.2, section 2.4).
 //
 // Threads: pure functions. Errors: sizes that do not fit, and the hash's own.
 #pragma once

@@ -107,7 +107,8 @@ Result<std::vector<std::byte>> fill_luks_slot(LuksHeader& header, std::size_t sl
                                               std::span<const std::byte> key,
                                               std::span<const std::byte> passphrase,
                                               std::uint64_t iteration_milliseconds) {
-  if (slot >= kLuksSlots) return fail(EINVAL, "Invalid key slot {}: there are {}", slot, kLuksSlots);
+  if (slot >= kLuksSlots)
+    return fail(EINVAL, "Invalid key slot {}: there are {}", slot, kLuksSlots);
   if (header.slots[slot].active) return fail(EINVAL, "Key slot {} is in use", slot);
   const auto hash = Hash::named(header.hash);
   PLATTER_TRY(hash);
@@ -130,12 +131,15 @@ Result<std::vector<std::byte>> fill_luks_slot(LuksHeader& header, std::size_t sl
 }
 
 Result<std::vector<std::byte>> erase_luks_slot(LuksHeader& header, std::size_t slot, bool force) {
-  if (slot >= kLuksSlots) return fail(EINVAL, "Invalid key slot {}: there are {}", slot, kLuksSlots);
+  if (slot >= kLuksSlots)
+    return fail(EINVAL, "Invalid key slot {}: there are {}", slot, kLuksSlots);
   const auto active = std::count_if(header.slots.begin(), header.slots.end(),
                                     [](const LuksSlot& s) { return s.active; });
   if (!force && header.slots[slot].active && active == 1) {
-    return fail(EINVAL, "Attempt to erase the only active keyslot {} which will erase all the data "
-                        "in the image irreversibly - refusing operation", slot);
+    return fail(EINVAL,
+                "Attempt to erase the only active keyslot {} which will erase all the data "
+                "in the image irreversibly - refusing operation",
+                slot);
   }
   std::vector<std::byte> noise(whole_sectors(header.material_bytes()));
   const Result<void> done = random_bytes(noise);

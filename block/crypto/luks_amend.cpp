@@ -52,8 +52,8 @@ class SlotWriter {
     const std::uint32_t sector = next.slots[slot].sector;
     next.slots[slot] = value;
     next.slots[slot].sector = sector;
-    auto done = co_await put_header(std::move(next),
-                                    value.active ? Order::kStateLast : Order::kStateFirst);
+    auto done =
+        co_await put_header(std::move(next), value.active ? Order::kStateLast : Order::kStateFirst);
     co_return done;
   }
 
@@ -90,8 +90,7 @@ class SlotWriter {
   }
 
  private:
-  Task<Result<void>> fill_idle(std::size_t slot, LuksSlot filled,
-                               std::vector<std::byte> material) {
+  Task<Result<void>> fill_idle(std::size_t slot, LuksSlot filled, std::vector<std::byte> material) {
     auto done = co_await put_material(slot, material);
     PLATTER_CO_TRY(done);
     done = co_await put_slot(slot, filled);
@@ -113,8 +112,7 @@ Result<std::size_t> slot_to_fill(const LuksAmendment& amendment, const LuksHeade
 
 Result<void> check_activation(const LuksAmendment& amendment, const LuksHeader& header,
                               bool force) {
-  if (!amendment.new_secret)
-    return fail(EINVAL, "'new-secret' is required to activate a keyslot");
+  if (!amendment.new_secret) return fail(EINVAL, "'new-secret' is required to activate a keyslot");
   if (amendment.old_secret)
     return fail(EINVAL, "'old-secret' must not be given when activating keyslots");
   const auto slot = slot_to_fill(amendment, header);
@@ -200,8 +198,7 @@ Task<Result<Filled>> make_slot_aside(LuksHeader header, std::size_t slot, Secret
                                      SecretBytes passphrase, std::uint64_t milliseconds) {
   auto work = [&]() -> Result<Filled> {
     header.slots[slot].active = false;
-    auto material =
-        fill_luks_slot(header, slot, key.span(), passphrase.span(), milliseconds);
+    auto material = fill_luks_slot(header, slot, key.span(), passphrase.span(), milliseconds);
     PLATTER_TRY(material);
     return Filled{header.slots[slot], std::move(*material)};
   };
@@ -227,15 +224,14 @@ Result<LuksAmendment> take_luks_amendment(Options& options) {
   const auto time = options.take_number("iter-time");
   PLATTER_TRY(time);
   amendment.iteration_milliseconds = *time;
-  if (!options.empty())
-    return fail(EINVAL, "Parameter '{}' is unexpected", options.begin()->first);
+  if (!options.empty()) return fail(EINVAL, "Parameter '{}' is unexpected", options.begin()->first);
   return amendment;
 }
 
 Result<void> check_luks_amendment(const LuksAmendment& amendment, const LuksHeader& header,
                                   bool force) {
-  const Result<void> checked = amendment.activate ? check_activation(amendment, header, force)
-                                                  : check_erasure(amendment);
+  const Result<void> checked =
+      amendment.activate ? check_activation(amendment, header, force) : check_erasure(amendment);
   PLATTER_TRY(checked);
   if (amendment.slot && *amendment.slot >= kLuksSlots) {
     return fail(EINVAL, "Invalid keyslot {} specified, must be between 0 and {}", *amendment.slot,

@@ -2,8 +2,8 @@
 //
 // After a power cut at any moment the volume opens with the passphrases that it had, or with those
 // that it was to have: key material is durable before the slot that needs it becomes active, a slot
-// is durably idle before its material is overwritten, and a slot that is overwritten lends its place
-// to an idle one meanwhile, if there is one.
+// is durably idle before its material is overwritten, and a slot that is overwritten lends its
+// place to an idle one meanwhile, if there is one.
 //
 // Threads: one executor, and nobody else who changes the slots meanwhile; what is costly runs on
 // WorkerPool::blocking().
@@ -23,8 +23,8 @@
 namespace platter::crypto {
 
 struct LuksAmendment {
-  bool activate = true;                // a slot; otherwise slots are erased
-  std::optional<std::uint64_t> slot;   // not given: an idle one, or all that old_secret opens
+  bool activate = true;                   // a slot; otherwise slots are erased
+  std::optional<std::uint64_t> slot;      // not given: an idle one, or all that old_secret opens
   std::optional<std::string> new_secret;  // ids
   std::optional<std::string> old_secret;
   std::optional<std::uint64_t> iteration_milliseconds;

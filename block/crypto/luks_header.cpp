@@ -274,8 +274,8 @@ Result<LuksHeader> plan_luks_header(const CipherSpec& cipher, const std::string&
   header.key_bytes = static_cast<std::uint32_t>(cipher.key_bytes());
   header.payload_sector = static_cast<std::uint32_t>(luks_payload_offset(cipher) / kSectorSize);
   for (std::size_t i = 0; i < kLuksSlots; ++i) {
-    header.slots[i].sector = static_cast<std::uint32_t>(kLuksKeyAreaOffset / kSectorSize +
-                                                        i * slot_step(cipher));
+    header.slots[i].sector =
+        static_cast<std::uint32_t>(kLuksKeyAreaOffset / kSectorSize + i * slot_step(cipher));
   }
   auto uuid = make_uuid();
   PLATTER_TRY(uuid);

@@ -26,8 +26,8 @@ inline constexpr std::size_t kLuksSaltBytes = 32;
 inline constexpr std::size_t kLuksDigestBytes = 20;
 inline constexpr std::uint64_t kLuksKeyAreaOffset = 4096;  // bytes; where slots may begin
 inline constexpr std::size_t kLuksMaxKeyBytes = 64;
-// Hashes that PBKDF2 takes to try all active slots, above which a header is refused: some 30 seconds
-// of a fast core. One that was made for that much is not one of ours.
+// Hashes that PBKDF2 takes to try all active slots, above which a header is refused: some 30
+// seconds of a fast core. One that was made for that much is not one of ours.
 inline constexpr std::uint64_t kLuksMaxHashes = std::uint64_t{1} << 28;
 
 struct LuksSlot {

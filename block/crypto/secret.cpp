@@ -72,8 +72,7 @@ Result<SecretBytes> find_secret(std::string_view id) {
 void remove_secret(std::string_view id) {
   Table& all = table();
   MutexLock lock(all.mutex);
-  if (const auto found = all.secrets.find(id); found != all.secrets.end())
-    all.secrets.erase(found);
+  if (const auto found = all.secrets.find(id); found != all.secrets.end()) all.secrets.erase(found);
 }
 
 Result<SecretBytes> decode_base64(std::string_view text) {

@@ -28,10 +28,10 @@ unsigned class_of(std::size_t size) {
 }
 
 std::byte* allocate_aligned(std::size_t size) {
-  return static_cast<std::byte*>(::operator new (size, std::align_val_t{Buffer::kAlignment}));
+  return static_cast<std::byte*>(::operator new(size, std::align_val_t{Buffer::kAlignment}));
 }
 void free_aligned(std::byte* data) noexcept {
-  ::operator delete (data, std::align_val_t{Buffer::kAlignment});
+  ::operator delete(data, std::align_val_t{Buffer::kAlignment});
 }
 
 static_assert(Buffer::kAlignment == detail::kSlabPage);

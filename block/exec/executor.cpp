@@ -63,7 +63,9 @@ Executor::~Executor() {
     std::abort();
   }
   // A poster may still be on its way out.
-  { MutexLock lock(inbox_mutex_); }
+  {
+    MutexLock lock(inbox_mutex_);
+  }
   if (ring_open_) {
     closed_rings.fetch_add(1, std::memory_order_release);
     io_uring_queue_exit(&ring_);

@@ -108,8 +108,8 @@ class Executor {
   // for anything else (a lock, another thread) stay as they are.
   void drain();
 
-  // Runs the loop on the calling thread until stop(), or not at all when stop() was called since the
-  // last run. Work that is still pending then stays so.
+  // Runs the loop on the calling thread until stop(), or not at all when stop() was called since
+  // the last run. Work that is still pending then stays so.
   void run();
   void stop();  // any thread
 

@@ -39,8 +39,8 @@ bool IoVec::is_zero() const {
 bool IoVec::is_aligned(std::size_t alignment) const {
   bool aligned = true;
   for_each([&](std::span<std::byte> s) {
-    aligned = aligned &&
-              ((reinterpret_cast<std::uintptr_t>(s.data()) | s.size()) & (alignment - 1)) == 0;
+    aligned =
+        aligned && ((reinterpret_cast<std::uintptr_t>(s.data()) | s.size()) & (alignment - 1)) == 0;
   });
   return aligned;
 }

@@ -26,7 +26,8 @@ class IoVec {
     return IoVec(std::span(const_cast<std::byte*>(bytes.data()), bytes.size()));
   }
   // Several segments.
-  explicit IoVec(std::span<const iovec> segments) : segments_(segments.data()), count_(segments.size()) {
+  explicit IoVec(std::span<const iovec> segments)
+      : segments_(segments.data()), count_(segments.size()) {
     for (const iovec& s : segments) size_ += s.iov_len;
   }
 
@@ -86,7 +87,8 @@ class IoVec {
   }
 
   void fill(std::byte value) const {
-    for_each([&](std::span<std::byte> s) { std::memset(s.data(), static_cast<int>(value), s.size()); });
+    for_each(
+        [&](std::span<std::byte> s) { std::memset(s.data(), static_cast<int>(value), s.size()); });
   }
   // Copies size() bytes out to / in from `memory`.
   void copy_to(std::byte* memory) const {
@@ -107,10 +109,10 @@ class IoVec {
   bool is_aligned(std::size_t alignment) const;
 
  private:
-  std::byte* base_ = nullptr;          // the segment, when count_ is 0
-  const iovec* segments_ = nullptr;    // otherwise: the segments,
-  std::size_t count_ = 0;              // at least this many,
-  std::size_t skip_ = 0;               // the first of them from here on
+  std::byte* base_ = nullptr;        // the segment, when count_ is 0
+  const iovec* segments_ = nullptr;  // otherwise: the segments,
+  std::size_t count_ = 0;            // at least this many,
+  std::size_t skip_ = 0;             // the first of them from here on
   std::size_t size_ = 0;
 };
 

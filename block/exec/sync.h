@@ -90,8 +90,8 @@ class AsyncMutex {
   WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
-// One-shot: wait() completes once set() has been called, at most once, from any thread. Who has come
-// back from wait() may destroy the event; who has only seen is_set() may not.
+// One-shot: wait() completes once set() has been called, at most once, from any thread. Who has
+// come back from wait() may destroy the event; who has only seen is_set() may not.
 class AsyncEvent {
  public:
   struct WaitAwaiter : Waiter {
@@ -264,8 +264,8 @@ class Gate {
   WaiterQueue waiters_ PLATTER_GUARDED_BY(mutex_);
 };
 
-// Fire-and-forget tasks of one executor; join(), by one coroutine at a time, waits for all that were
-// spawned, also while it waits.
+// Fire-and-forget tasks of one executor; join(), by one coroutine at a time, waits for all that
+// were spawned, also while it waits.
 class TaskScope {
  public:
   TaskScope() = default;

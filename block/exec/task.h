@@ -107,7 +107,9 @@ class [[nodiscard]] Task {
   struct Awaiter {
     std::coroutine_handle<promise_type> handle;
     bool await_ready() const noexcept { return handle.done(); }
-    void await_suspend(std::coroutine_handle<> waiter) noexcept { handle.promise().waiter_ = waiter; }
+    void await_suspend(std::coroutine_handle<> waiter) noexcept {
+      handle.promise().waiter_ = waiter;
+    }
     T await_resume() { return handle.promise().take(); }
   };
   Awaiter operator co_await() const noexcept { return Awaiter{handle_}; }

@@ -29,7 +29,8 @@ void WorkerPool::submit(std::function<void()> work) {
   {
     MutexLock lock(mutex_);
     queue_.push_back(std::move(work));
-    if (idle_ < queue_.size() && threads_.size() < limit_) threads_.emplace_back([this] { loop(); });
+    if (idle_ < queue_.size() && threads_.size() < limit_)
+      threads_.emplace_back([this] { loop(); });
   }
   wake_.notify_one();
 }

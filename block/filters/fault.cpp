@@ -250,7 +250,8 @@ Result<std::uint32_t> take_rights(Options& options, std::string_view key) {
   for (unsigned n = 0;; ++n) {
     const auto text = options.take_string(fmt::format("{}.{}", key, n));
     if (!text) return rights;
-    const auto* const found = std::ranges::find(kNames, *text, [](const auto& e) { return e.first; });
+    const auto* const found =
+        std::ranges::find(kNames, *text, [](const auto& e) { return e.first; });
     if (found == kNames.end())
       return fail(EINVAL, "Parameter '{}' does not accept value '{}'", key, *text);
     rights |= found->second;

@@ -43,10 +43,10 @@ inline constexpr std::uint32_t kUsual = 31;
 
 struct FaultRule {
   enum class Action : std::uint8_t {
-    kFail,     // nothing is done; the error is reported
-    kShort,    // the first half (whole sectors) is done, then the error is reported
-    kDelay,    // done after delay_ns
-    kFlip,  // done, but with the first byte of what is read or written inverted
+    kFail,   // nothing is done; the error is reported
+    kShort,  // the first half (whole sectors) is done, then the error is reported
+    kDelay,  // done after delay_ns
+    kFlip,   // done, but with the first byte of what is read or written inverted
   };
   FaultEvent event = FaultEvent::kNone;
   unsigned state = 0;  // 0: any

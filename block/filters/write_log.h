@@ -46,9 +46,9 @@ class WriteLog {
     std::uint64_t length = 0;       // kResize: the new size
     std::vector<std::byte> data{};  // kWrite
     bool fua = false;               // durable once it has completed
-    bool zero_on_discard = false;  // the discarded range read as zeroes afterwards
-    std::size_t begin = 0;         // moment
-    std::size_t end = kNever;      // moment, kNever: not completed
+    bool zero_on_discard = false;   // the discarded range read as zeroes afterwards
+    std::size_t begin = 0;          // moment
+    std::size_t end = kNever;       // moment, kNever: not completed
     bool failed = false;
     std::string text{};  // kMark
   };

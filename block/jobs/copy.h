@@ -47,8 +47,8 @@ struct CopyOptions {
     // becomes its own. It may be written to meanwhile, and what is written wins.
     kTakeUp,
     // The same, but only sectors that would read otherwise once the target stands on `new_backing`
-    // in place of what it stands on (nullptr: nothing, which reads as zeroes). Nobody else writes. A
-    // base is for when new_backing is in the chain: what lies below it stays in sight.
+    // in place of what it stands on (nullptr: nothing, which reads as zeroes). Nobody else writes.
+    // A base is for when new_backing is in the chain: what lies below it stays in sight.
     kKeepDifferences,
   } mode = Mode::kCopy;
   BlockNode* new_backing = nullptr;

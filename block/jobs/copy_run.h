@@ -1,6 +1,6 @@
-// CopyRun: one run of the copy engine (copy.h). Parts: the walk that cuts the sources into pieces and
-// the workers (copy.cpp), how a piece gets from a source to the target (copy_piece.cpp), and what a
-// target takes up from below itself (take_up.cpp).
+// CopyRun: one run of the copy engine (copy.h). Parts: the walk that cuts the sources into pieces
+// and the workers (copy.cpp), how a piece gets from a source to the target (copy_piece.cpp), and
+// what a target takes up from below itself (take_up.cpp).
 //
 // Threads: one executor.
 #pragma once

@@ -61,8 +61,7 @@ Task<Result<void>> copy_up(BlockNode& top, const StreamOptions& options) {
 Task<Result<void>> name_backing(BackingAbility& reference, std::string name, std::string format) {
   auto changed = co_await reference.change_backing(name, format);
   if (changed) co_return {};
-  if (changed.error().code() == ENOSPC)
-    changed = fail(ENOSPC, "No space left in the file header");
+  if (changed.error().code() == ENOSPC) changed = fail(ENOSPC, "No space left in the file header");
   co_return forward_error(changed, "Could not change the backing file to '{}'", name);
 }
 

@@ -1,13 +1,13 @@
-// stream: makes an image independent of the images between it and a base (or of all below it), while
-// it stays in use: what it shows from them becomes its own, and then its backing reference changes.
+// stream: makes an image independent of the images between it and a base (or of all below it),
+// while it stays in use: what it shows from them becomes its own, and then its backing reference
+// changes.
 //
 //   StreamOptions options;
 //   Result<void> done = co_await stream(*top, options);
 //
-// Threads: one executor; requests to `top` may run on any other meanwhile. The graph does not change
-// meanwhile but for what this does at its end.
-// Errors: one line; the image reads as before, and so does it after ECANCELED: what has become its
-// own stays so.
+// Threads: one executor; requests to `top` may run on any other meanwhile. The graph does not
+// change meanwhile but for what this does at its end. Errors: one line; the image reads as before,
+// and so does it after ECANCELED: what has become its own stays so.
 #pragma once
 
 #include <atomic>
@@ -31,8 +31,8 @@ struct StreamOptions {
   const std::atomic<bool>* cancelled = nullptr;
 };
 
-// `top` is open for writing; where it stands on the base already, nothing happens. An image with internal snapshots is refused: what they show from below
-// would be lost.
+// `top` is open for writing; where it stands on the base already, nothing happens. An image with
+// internal snapshots is refused: what they show from below would be lost.
 Task<Result<void>> stream(BlockNode& top, const StreamOptions& options);
 
 }  // namespace platter

@@ -44,8 +44,8 @@ class SnapshotAbility {
                                     std::uint32_t date_nanoseconds) = 0;
   virtual Task<Result<void>> apply(std::string id_or_name) = 0;
   virtual Task<Result<void>> remove(std::string id_or_name) = 0;
-  // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes that
-  // are open read-only.
+  // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes
+  // that are open read-only.
   virtual Task<Result<void>> load(std::string id_or_name);
 };
 
@@ -106,7 +106,8 @@ struct CheckResult {
 struct CheckRequest {
   bool fix_leaks = false;
   bool fix_errors = false;
-  // One line per finding ("Leaked cluster 5 refcount=1 reference=0"); `repaired` says it was mended.
+  // One line per finding ("Leaked cluster 5 refcount=1 reference=0"); `repaired` says it was
+  // mended.
   std::function<void(std::string_view line)> report;
   // Once true the check ends with ECANCELED, unless a repair has begun to write: that is finished.
   const std::atomic<bool>* cancelled = nullptr;
@@ -118,7 +119,8 @@ class CheckAbility {
   virtual Task<Result<CheckResult>> check(const CheckRequest& request) = 0;
 };
 
-// Backing reference ---------------------------------------------------------------------------------
+// Backing reference
+// ---------------------------------------------------------------------------------
 
 class BackingAbility {
  public:
@@ -140,16 +142,18 @@ class AmendAbility {
  public:
   virtual ~AmendAbility() = default;
   // `options`: of DriverType::amend_options, checked for name and type, without "size" (which is a
-  // resize of the node). What fails has changed nothing of what it names; what came before it in the
-  // order upgrade, key slots, refcounts, flags, downgrade has been done. `force`: key slots may be
-  // changed so that a passphrase, or all of them, are lost. `progress(done, total)` may be empty.
-  // Once `cancelled` is true the next point is taken at which nothing is half-way: ECANCELED.
+  // resize of the node). What fails has changed nothing of what it names; what came before it in
+  // the order upgrade, key slots, refcounts, flags, downgrade has been done. `force`: key slots may
+  // be changed so that a passphrase, or all of them, are lost. `progress(done, total)` may be
+  // empty. Once `cancelled` is true the next point is taken at which nothing is half-way:
+  // ECANCELED.
   virtual Task<Result<void>> amend(Options options, bool force,
                                    std::function<void(std::uint64_t, std::uint64_t)> progress,
                                    const std::atomic<bool>* cancelled = nullptr) = 0;
 };
 
-// Information -----------------------------------------------------------------------------------------
+// Information
+// -----------------------------------------------------------------------------------------
 
 // A value of "Format specific information": ordered, so that text and JSON come out as users know.
 struct InfoField {
@@ -164,7 +168,8 @@ struct FormatInfo {
   bool compressed = false;  // some cluster may be stored packed
   bool dirty = false;
   bool corrupt = false;
-  std::uint64_t vm_state_offset = 0;  // bytes; where VM state is put, as if the disk went on; 0: none
+  std::uint64_t vm_state_offset =
+      0;                            // bytes; where VM state is put, as if the disk went on; 0: none
   std::vector<InfoField> specific;  // empty: the format says nothing more
 };
 

@@ -27,7 +27,7 @@ Task<Result<void>> Driver::do_resize(ResizeRequest) {
 }
 
 Task<Result<void>> Driver::do_copy_from(BlockNode&, std::uint64_t, std::uint64_t, std::uint64_t,
-                                       CopyFlags) {
+                                        CopyFlags) {
   co_return fail_errno(ENOTSUP);
 }
 

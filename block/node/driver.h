@@ -116,9 +116,9 @@ class Driver {
   virtual Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
                                           std::uint64_t offset, std::uint64_t length,
                                           CopyFlags flags);
-  // Stores in this node what the range shows from the backing node. Data that the node has by itself
-  // stays as it is, also while others write: nothing but a mapping that still shows the backing node
-  // is replaced, by what it shows. Default: ENOTSUP.
+  // Stores in this node what the range shows from the backing node. Data that the node has by
+  // itself stays as it is, also while others write: nothing but a mapping that still shows the
+  // backing node is replaced, by what it shows. Default: ENOTSUP.
   virtual Task<Result<void>> do_take_up(std::uint64_t offset, std::uint64_t length,
                                         TakeUpFlags flags);
   // Writes back what is cached and ends; called once, with nothing in flight, before children are

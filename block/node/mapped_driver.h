@@ -135,8 +135,8 @@ class MappedDriver : public Driver {
   Task<void> hold();
   void release();
 
-  // What data of this node passes through on its way; nullptr: nothing. Set before the first request;
-  // limits() asks for DataTransform::kUnit then.
+  // What data of this node passes through on its way; nullptr: nothing. Set before the first
+  // request; limits() asks for DataTransform::kUnit then.
   void set_transform(DataTransform* transform) { transform_ = transform; }
   bool transforms() const { return transform_ != nullptr; }
 
@@ -178,13 +178,16 @@ class MappedDriver : public Driver {
   Task<Result<void>> read_piece(Piece piece, std::uint64_t offset, IoVec iov);
   Task<Result<void>> read_packed(Mapping mapping, std::uint64_t offset, IoVec iov);
   // Stored data of this node, through its transform if it has one. `guest` is the disk's offset.
-  Task<Result<void>> read_data(BlockNode& node, std::uint64_t host, std::uint64_t guest, IoVec iov) {
-    if (!transform_) [[likely]] return read_at(node, host, iov);
+  Task<Result<void>> read_data(BlockNode& node, std::uint64_t host, std::uint64_t guest,
+                               IoVec iov) {
+    if (!transform_) [[likely]]
+      return read_at(node, host, iov);
     return read_transformed(node, host, guest, iov);
   }
   Task<Result<void>> write_data(BlockNode& node, std::uint64_t host, std::uint64_t guest,
                                 IoVec iov) {
-    if (!transform_) [[likely]] return write_at(node, host, iov);
+    if (!transform_) [[likely]]
+      return write_at(node, host, iov);
     return write_transformed(node, host, guest, iov);
   }
   // mapped_transform.cpp

@@ -111,8 +111,8 @@ Task<Result<void>> MappedDriver::do_read(std::uint64_t offset, IoVec iov, ReadFl
     Walk walk{this, iov.size(), {}};
     if (walk_on(walk, offset, piece) && piece.mapping.kind == Mapping::Kind::kData &&
         piece.mapping.length == iov.size()) {
-      Task<Result<void>> task = piece.owner->read_data(*piece.mapping.node,
-                                                       piece.mapping.host_offset, offset, iov);
+      Task<Result<void>> task =
+          piece.owner->read_data(*piece.mapping.node, piece.mapping.host_offset, offset, iov);
       if (task.done()) return task;
       return finish(std::move(ticket), std::move(piece.below), std::move(task));
     }
@@ -162,8 +162,8 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
     } else if (length == iov.size() && running.empty()) {
       // The last or only piece: no list to keep.
       if (piece.mapping.kind == Mapping::Kind::kData) {
-        auto only = co_await piece.owner->read_data(*piece.mapping.node,
-                                                    piece.mapping.host_offset, offset, part);
+        auto only = co_await piece.owner->read_data(*piece.mapping.node, piece.mapping.host_offset,
+                                                    offset, part);
         co_return only;
       }
       auto only = co_await read_piece(std::move(piece), offset, part);

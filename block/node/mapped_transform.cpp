@@ -1,6 +1,7 @@
-// Data that is stored transformed (encrypted): the pieces of a request go through the transform side
-// by side, on the codec threads when there is much of it. What a guest wrote is copied before it is
-// encoded: its memory keeps what it holds, and a change meanwhile cannot tear a sector's cipher.
+// Data that is stored transformed (encrypted): the pieces of a request go through the transform
+// side by side, on the codec threads when there is much of it. What a guest wrote is copied before
+// it is encoded: its memory keeps what it holds, and a change meanwhile cannot tear a sector's
+// cipher.
 #include <vector>
 
 #include "block/exec/workers.h"
@@ -35,8 +36,7 @@ bool aligned(std::uint64_t host, std::uint64_t guest, std::size_t length) {
 Task<Result<void>> MappedDriver::pass_through(std::span<std::byte> bytes, std::uint64_t host,
                                               std::uint64_t guest, bool encode) {
   auto work = [this, bytes, host, guest, encode] {
-    return encode ? transform_->encode(bytes, host, guest)
-                  : transform_->decode(bytes, host, guest);
+    return encode ? transform_->encode(bytes, host, guest) : transform_->decode(bytes, host, guest);
   };
   if (bytes.size() <= kInline) co_return work();
   auto done = co_await run_on(WorkerPool::codecs(), work);
@@ -77,9 +77,10 @@ Task<Result<void>> MappedDriver::read_transformed(BlockNode& node, std::uint64_t
   if (!aligned(host, guest, iov.size())) {
     // The start or the end of a sector, where a node below or the disk ends: all of it is read.
     const std::uint64_t skip = host % DataTransform::kUnit;
-    if (guest % DataTransform::kUnit != skip) co_return std::unexpected(unaligned(host, iov.size()));
-    const std::size_t whole =
-        (skip + iov.size() + DataTransform::kUnit - 1) / DataTransform::kUnit * DataTransform::kUnit;
+    if (guest % DataTransform::kUnit != skip)
+      co_return std::unexpected(unaligned(host, iov.size()));
+    const std::size_t whole = (skip + iov.size() + DataTransform::kUnit - 1) /
+                              DataTransform::kUnit * DataTransform::kUnit;
     const Buffer sectors(whole);
     auto read = co_await read_transformed(node, host - skip, guest - skip, sectors.iov());
     PLATTER_CO_TRY(read);

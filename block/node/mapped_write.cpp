@@ -10,9 +10,9 @@ Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, Write
   InFlight::Ticket ticket(in_flight_);
   Mapping mapping;
   if (!flags.compressed && !held_.load() &&
-      (!notes_changes() || flags.unchanged || note_change(offset, iov.size())) && try_map(offset, iov.size(), true, mapping) &&
-      mapping.kind == Mapping::Kind::kData && mapping.in_place && mapping.length == iov.size())
-      [[likely]] {
+      (!notes_changes() || flags.unchanged || note_change(offset, iov.size())) &&
+      try_map(offset, iov.size(), true, mapping) && mapping.kind == Mapping::Kind::kData &&
+      mapping.in_place && mapping.length == iov.size()) [[likely]] {
     Task<Result<void>> task = write_data(*mapping.node, mapping.host_offset, offset, iov);
     if (task.done()) return task;
     return finish(std::move(ticket), InFlight::Ticket(), std::move(task));
@@ -71,8 +71,8 @@ Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
     const bool straight = mapping.kind == Mapping::Kind::kData && mapping.in_place;
     const IoVec part = iov.first(mapping.length);
     if (mapping.length == iov.size() && running.empty()) {
-      auto only =
-          straight ? write_data(*mapping.node, mapping.host_offset, offset, part) : write_new(offset, part);
+      auto only = straight ? write_data(*mapping.node, mapping.host_offset, offset, part)
+                           : write_new(offset, part);
       result = co_await only;
       co_return result;
     }

@@ -62,8 +62,8 @@ Task<Result<Edge>> OpenContext::open_child(std::string_view name, Permissions pe
   if (request.options.empty()) {
     co_return fail(EINVAL, "A block device must be specified for \"{}\"", name);
   }
-  // A node's own "file" (a filter's "image") is where its identity comes from; what lies beside it is
-  // another file.
+  // A node's own "file" (a filter's "image") is where its identity comes from; what lies beside it
+  // is another file.
   if (name != "file" && name != "image") {
     const Result<void> straight =
         check_no_loop(state, "Child file", detail::bottom_filename(request.options));

@@ -13,7 +13,7 @@ namespace detail {
 FileIdentity FileIdentity::of(const std::string& filename) {
   FileIdentity identity;
   const std::string path(local_path(filename));
-  struct stat status {};
+  struct stat status{};
   if (!path.empty() && stat(path.c_str(), &status) == 0) {
     identity.device = status.st_dev;
     identity.inode = status.st_ino;

@@ -318,8 +318,8 @@ Result<std::uint64_t> parse_size_64(std::string_view text) {
   if (fraction != 0 && power == 0) return invalid();
   if (overflow) return too_large();
   const std::uint64_t unit = std::uint64_t{1} << (10 * power);
-  const Wide total = whole * unit + static_cast<std::uint64_t>(std::round(
-                                        fraction * static_cast<double>(unit)));
+  const Wide total =
+      whole * unit + static_cast<std::uint64_t>(std::round(fraction * static_cast<double>(unit)));
   if (total > ~std::uint64_t{0}) return too_large();
   return static_cast<std::uint64_t>(total);
 }

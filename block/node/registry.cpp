@@ -51,7 +51,7 @@ const DriverType* protocol_for(std::string_view filename) {
   }
   const std::string_view prefix = protocol_prefix(filename);
   if (!prefix.empty() && prefix != "file") return nullptr;
-  struct stat status {};
+  struct stat status{};
   const std::string path(local_path(filename));
   if (stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode)) {
     if (const DriverType* device = find_driver("host_device")) return device;

@@ -56,8 +56,8 @@ struct CreateRequest {
   std::string filename;
   std::uint64_t size = 0;  // bytes
   Options options;         // of create_options, validated for name and type
-  // Those that only the ground-floor driver of `filename` knows (and `nocow`, say, is one): a format
-  // hands them to create_protocol().
+  // Those that only the ground-floor driver of `filename` knows (and `nocow`, say, is one): a
+  // format hands them to create_protocol().
   Options protocol_options = {};
   // Where the external data file is made, if not by the name that the image keeps of it.
   std::string data_filename = {};

@@ -1,8 +1,8 @@
 // Transaction: changes of the graph of nodes that happen together or not at all.
 //
-// Steps are collected first. commit() prepares them in their order, each with its nodes drained, and
-// then either lets all of them take effect or takes all of them back, in the opposite order. Requests
-// of the nodes concerned wait until the end.
+// Steps are collected first. commit() prepares them in their order, each with its nodes drained,
+// and then either lets all of them take effect or takes all of them back, in the opposite order.
+// Requests of the nodes concerned wait until the end.
 //
 // Threads: one control executor at a time. The nodes and edges outlive the transaction.
 #pragma once
@@ -17,8 +17,8 @@
 
 namespace platter {
 
-// One change. Its parts are called in the order written here: prepare(), then commit() and finish(),
-// or abort().
+// One change. Its parts are called in the order written here: prepare(), then commit() and
+// finish(), or abort().
 class TransactionStep {
  public:
   virtual ~TransactionStep() = default;

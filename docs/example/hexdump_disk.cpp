@@ -29,7 +29,8 @@ platter::Task<Result<void>> dump(std::string filename, std::uint64_t offset, std
   PLATTER_CO_TRY(closed);
 
   for (std::size_t i = 0; i < length; ++i) {
-    if (i % 16 == 0) std::printf("%s%08llx ", i ? "\n" : "", static_cast<unsigned long long>(offset + i));
+    if (i % 16 == 0)
+      std::printf("%s%08llx ", i ? "\n" : "", static_cast<unsigned long long>(offset + i));
     std::printf(" %02x", static_cast<unsigned>(buffer.data()[i]));
   }
   std::printf("\n");

@@ -23,8 +23,7 @@ constexpr CreateOption kAmendOptions[] = {
     {"encrypt.keyslot", Type::kNumber, "Select a single keyslot to modify explicitly"},
     {"encrypt.new-secret", Type::kString,
      "New secret to set in the matching keyslots. Empty string to erase"},
-    {"encrypt.old-secret", Type::kString,
-     "Select all keyslots that match this password"},
+    {"encrypt.old-secret", Type::kString, "Select all keyslots that match this password"},
     {"encrypt.state", Type::kString, "Select new state of affected keyslots (active/inactive)"},
     {"lazy_refcounts", Type::kBool, "Postpone refcount updates"},
     {"refcount_bits", Type::kNumber, "Width of a reference count entry in bits"},
@@ -46,8 +45,7 @@ struct Amendment {
   std::optional<BackingReference> backing = std::nullopt;  // when it changes
 };
 
-Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options,
-                                                            CryptMethod method) {
+Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options, CryptMethod method) {
   if (!options.has_child("encrypt")) return std::nullopt;
   Options given = options.take_child("encrypt");
   if (method == CryptMethod::kNone)
@@ -58,8 +56,8 @@ Result<std::optional<crypto::LuksAmendment>> plan_key_slots(Options& options,
   return crypto::take_luks_amendment(given);
 }
 
-// The rules of an unsafe rebase: what the disk shows of the old file is not looked at, and a file is
-// named with its format.
+// The rules of an unsafe rebase: what the disk shows of the old file is not looked at, and a file
+// is named with its format.
 Result<std::optional<BackingReference>> plan_backing(Options& options, const Header& header) {
   const auto file = options.take_string("backing_file");
   const auto format = options.take_string("backing_fmt");
@@ -179,8 +177,8 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   }
   advance();
   if (plan->refcount_order != core_.header.refcount_order) {
-    auto widened =
-        co_await amend_alone(&Qcow2Driver::change_refcount_width_now, plan->refcount_order, cancelled);
+    auto widened = co_await amend_alone(&Qcow2Driver::change_refcount_width_now,
+                                        plan->refcount_order, cancelled);
     PLATTER_CO_TRY(widened);
   }
   advance();
@@ -258,8 +256,8 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
   Header header = core_.header;
   const auto lacks = [](const Snapshot& s) { return !s.disk_size; };
   if (std::ranges::any_of(snapshots_.table(), lacks)) {
-    auto completed = co_await complete_snapshots(
-        *core_.file, header, static_cast<std::uint32_t>(version), cancelled_);
+    auto completed = co_await complete_snapshots(*core_.file, header,
+                                                 static_cast<std::uint32_t>(version), cancelled_);
     // As far as it came, it is on disk.
     auto guard = co_await core_.header_mutex.lock();
     if (!completed && header != core_.header) core_.header_unsure.store(true);
@@ -276,8 +274,8 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
 
 Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
   Header header = core_.header;
-  auto changed = co_await change_refcount_width(*core_.file, header, static_cast<unsigned>(order),
-                                                cancelled_);
+  auto changed =
+      co_await change_refcount_width(*core_.file, header, static_cast<unsigned>(order), cancelled_);
   // As far as it came, it is on disk.
   auto guard = co_await core_.header_mutex.lock();
   // The new structure is there; whether the header that points to it is, nobody knows.

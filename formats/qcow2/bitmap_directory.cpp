@@ -14,8 +14,8 @@ constexpr std::size_t kFixedSize = 24;
 
 Result<void> validate(const BitmapEntry& entry, std::size_t index, const Header& header) {
   if (entry.table_size == 0 || entry.table_size > kMaxBitmapTableEntries) {
-    return fail(EINVAL, "bitmap directory entry {}: bitmap_table_size is {}, must be 1 to {}", index,
-                entry.table_size, kMaxBitmapTableEntries);
+    return fail(EINVAL, "bitmap directory entry {}: bitmap_table_size is {}, must be 1 to {}",
+                index, entry.table_size, kMaxBitmapTableEntries);
   }
   if (entry.table_offset == 0 || !is_aligned(entry.table_offset, header.cluster_size()) ||
       entry.table_offset >= kMaxHostOffset) {
@@ -26,8 +26,9 @@ Result<void> validate(const BitmapEntry& entry, std::size_t index, const Header&
   }
   if (entry.granularity_bits < kMinBitmapGranularityBits ||
       entry.granularity_bits > kMaxBitmapGranularityBits) {
-    return fail(EINVAL, "bitmap directory entry {}: granularity_bits is {}, must be {} to {}", index,
-                entry.granularity_bits, kMinBitmapGranularityBits, kMaxBitmapGranularityBits);
+    return fail(EINVAL, "bitmap directory entry {}: granularity_bits is {}, must be {} to {}",
+                index, entry.granularity_bits, kMinBitmapGranularityBits,
+                kMaxBitmapGranularityBits);
   }
   if ((entry.flags & ~bitmap_flag::kKnown) != 0) {
     return fail(EINVAL, "bitmap directory entry {}: reserved flags {:#x} are set", index,
@@ -43,9 +44,10 @@ Result<void> validate(const BitmapEntry& entry, std::size_t index, const Header&
                 index, entry.table_size, bytes, kMaxBitmapBytes);
   }
   // bytes * 8 << granularity_bits is at most 2^63.
-  if ((entry.flags & bitmap_flag::kInUse) == 0 &&
-      header.size > (bytes * 8) << entry.granularity_bits) {
-    return fail(EINVAL, "bitmap directory entry {}: {} table entries do not cover a disk of {} bytes",
+  if ((entry.flags & bitmap_flag::kInUse) == 0 && header.size > (bytes * 8)
+                                                                    << entry.granularity_bits) {
+    return fail(EINVAL,
+                "bitmap directory entry {}: {} table entries do not cover a disk of {} bytes",
                 index, entry.table_size, header.size);
   }
   return {};

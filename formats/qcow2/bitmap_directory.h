@@ -35,8 +35,8 @@ struct BitmapEntry {
   std::uint32_t table_size = 0;    // entries of 8 bytes
   std::uint32_t flags = 0;         // bitmap_flag
   unsigned granularity_bits = 16;
-  std::string name;               // text from the image
-  std::vector<std::byte> extra;   // kept
+  std::string name;              // text from the image
+  std::vector<std::byte> extra;  // kept
   bool operator==(const BitmapEntry&) const = default;
 };
 

@@ -117,7 +117,8 @@ Task<Result<CheckResult>> Checker::run() {
   const bool fixing = request_.fix_leaks || request_.fix_errors;
   const std::uint64_t most = std::numeric_limits<std::int32_t>::max();
   if (file_clusters() > most) {
-    co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(), most);
+    co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(),
+                   most);
   }
   auto snapshots = co_await read_snapshot_table(file_, header_, false, TableBounds::kAnywhere);
   PLATTER_CO_TRY(snapshots);
@@ -155,7 +156,8 @@ Task<Result<CheckResult>> Checker::run() {
   co_return result_;
 }
 
-Task<Result<CheckResult>> check_image(BlockNode& file, Header& header, const CheckRequest& request) {
+Task<Result<CheckResult>> check_image(BlockNode& file, Header& header,
+                                      const CheckRequest& request) {
   Checker checker(file, header, request);
   auto result = co_await checker.run();
   co_return result;

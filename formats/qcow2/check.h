@@ -2,8 +2,8 @@
 //
 // Every reference of the header, the L1 and L2 tables (active and of snapshots), the snapshot and
 // bitmap tables and the refcount structure is counted and compared with the refcounts on disk.
-// What is found is counted, and said, as `qemu-img check` 7.2 does. Memory: 2 bytes for each cluster
-// in the ranges that are referenced, the L1 tables, and a few MiB.
+// What is found is counted, and said, as `qemu-img check` 7.2 does. Memory: 2 bytes for each
+// cluster in the ranges that are referenced, the L1 tables, and a few MiB.
 //
 // Works on the storage node; an image that is live must have written back everything before, do
 // nothing meanwhile, and take over `header` and reload its tables afterwards when something was

@@ -10,8 +10,8 @@
 namespace platter::qcow2 {
 
 // Of a cluster that the file does not hold (any more), whose references the passes before have not
-// compared. Refcount blocks that were read are kept, up to a bound: hostile tables may ask for all of
-// them in turn. Nothing when the bound is reached.
+// compared. Refcount blocks that were read are kept, up to a bound: hostile tables may ask for all
+// of them in turn. Nothing when the bound is reached.
 Task<Result<std::optional<std::uint64_t>>> Checker::stored_refcount(std::uint64_t cluster) {
   constexpr std::size_t kMaxBytes = std::size_t{8} << 20;
   const std::uint64_t index = cluster >> g_.refblock_bits();
@@ -41,9 +41,8 @@ Task<Result<void>> Checker::check_copied() {
   // Everything has the flag, every count is one, and the disk agrees: nothing can be wrong.
   if (all_copied_ && !shared_ && !uncounted_ && !mismatch_) co_return Result<void>{};
   // A repair of leaks alone mends flags too where the refcounts have turned out to be right.
-  const bool fix = request_.fix_errors ||
-                   (request_.fix_leaks && result_.check_errors == 0 && result_.corruptions == 0 &&
-                    result_.leaks == 0);
+  const bool fix = request_.fix_errors || (request_.fix_leaks && result_.check_errors == 0 &&
+                                           result_.corruptions == 0 && result_.leaks == 0);
   auto l1 = co_await read_table(file_, "L1 table", header_.l1_table_offset, header_.l1_size);
   PLATTER_CO_TRY(l1);
   bool l1_changed = false;

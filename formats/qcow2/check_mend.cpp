@@ -50,8 +50,8 @@ std::vector<std::uint64_t> Checker::shared_tables() const {
   return found;
 }
 
-// No two of the tables that stay where they are lie in one cluster. Otherwise what is written for one
-// of them would be read from the other.
+// No two of the tables that stay where they are lie in one cluster. Otherwise what is written for
+// one of them would be read from the other.
 bool Checker::tables_apart() const {
   for (std::uint64_t c = 0; c < fixed_.clusters(); ++c) {
     if (fixed_.chunk(c / RefcountMap::kChunk).empty()) {
@@ -175,10 +175,10 @@ Task<Result<void>> Checker::mend_l1(std::uint64_t offset, std::uint64_t entries,
     }
     const bool lost = table != 0 && (entry == 0 || entry == old);
     say("Repairing l1_index={} l1_entry={:x}: {}", i, old,
-        table == 0 ? "flags without a table are cleared"
-        : moved    ? "the table lies in something else and is copied elsewhere"
-        : !lost    ? "reserved bits are cleared"
-        : !aligned ? "the table is unaligned and lost"
+        table == 0      ? "flags without a table are cleared"
+        : moved         ? "the table lies in something else and is copied elsewhere"
+        : !lost         ? "reserved bits are cleared"
+        : !aligned      ? "the table is unaligned and lost"
         : table >= end_ ? "the table lies outside the file and is lost"
                         : "the table would lie in the header or the L1 table and is lost");
     ++result_.corruptions_fixed;
@@ -203,7 +203,8 @@ Checker::Mending Checker::lose_cluster(std::uint64_t entry, std::uint64_t bitmap
 }
 
 Checker::Mending Checker::mend_packed(std::uint64_t entry, std::uint64_t bitmap) const {
-  if (g_.external_data) return lose_cluster(entry, bitmap, "packed data in an image with a data file is lost");
+  if (g_.external_data)
+    return lose_cluster(entry, bitmap, "packed data in an image with a data file is lost");
   const ClusterState state = classify(g_, entry & ~kCopied);
   const auto* packed = std::get_if<CompressedCluster>(&state);
   if (!packed || packed->host >= end_)
@@ -230,7 +231,8 @@ Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) 
   const auto zero = static_cast<std::uint32_t>(bitmap >> 32);
   if (host == 0 && !(g_.external_data && (entry & kCopied) != 0)) {
     if (allocated == 0) return mending;
-    return {mending.entry, (bitmap >> 32 | allocated) << 32, "subclusters without a cluster are lost"};
+    return {mending.entry, (bitmap >> 32 | allocated) << 32,
+            "subclusters without a cluster are lost"};
   }
   if ((allocated & zero) != 0) {
     mending.bitmap = std::uint64_t{zero & ~allocated} << 32 | allocated;
@@ -261,8 +263,8 @@ Task<Result<bool>> Checker::mend_l2_table(std::uint64_t offset, std::span<std::b
     const auto entry = load_be<std::uint64_t>(place);
     const std::uint64_t bitmap = g_.extended_l2 ? load_be<std::uint64_t>(place + 8) : 0;
     if (entry == 0 && bitmap == 0) continue;
-    const Mending mending = (entry & kCompressedBit) != 0 ? mend_packed(entry, bitmap)
-                                                          : mend_plain(entry, bitmap);
+    const Mending mending =
+        (entry & kCompressedBit) != 0 ? mend_packed(entry, bitmap) : mend_plain(entry, bitmap);
     if (mending.why.empty()) continue;
     if (mending.copy) {
       const auto copied = copies_.find(g_.cluster_index(entry & kOffsetMask));

@@ -40,7 +40,10 @@ bool Checker::compare_cluster(std::uint64_t cluster, std::byte* block, Fix fix, 
     mend = refcount > references ? fix.leaks : fix.errors;
   }
   say("{} cluster {} refcount={} reference={}",
-      mend ? "Repairing" : refcount < references ? "ERROR" : "Leaked", cluster, refcount, references);
+      mend                    ? "Repairing"
+      : refcount < references ? "ERROR"
+                              : "Leaked",
+      cluster, refcount, references);
   if (!mend) {
     ++(refcount < references ? result_.corruptions : result_.leaks);
     if (adopt) counts_.set(cluster, refcount);
@@ -61,12 +64,13 @@ bool Checker::compare_block(std::uint64_t block_index, std::span<std::byte> bloc
     const std::uint64_t piece_end =
         std::min(end, (piece / RefcountMap::kChunk + 1) * RefcountMap::kChunk);
     for (std::uint64_t cluster = piece; cluster < piece_end; ++cluster) {
-      const std::uint64_t refcount = g_.refcount_order == 4
-                                         ? load_be<std::uint16_t>(block.data() + (cluster - start) * 2)
-                                         : refcount_get(g_, block.data(), cluster - start);
+      const std::uint64_t refcount =
+          g_.refcount_order == 4 ? load_be<std::uint16_t>(block.data() + (cluster - start) * 2)
+                                 : refcount_get(g_, block.data(), cluster - start);
       const std::uint64_t count = counts_.get(cluster);
       if ((refcount | count) != 0) highest = cluster;
-      if (refcount == count) [[likely]] continue;
+      if (refcount == count) [[likely]]
+        continue;
       if (compare_cluster(cluster, block.data(), fix, adopt)) changed = true;
     }
     piece = piece_end;
@@ -184,7 +188,8 @@ Task<Result<void>> Checker::rebuild() {
     const std::uint64_t last = (start + size - 1) >> g_.refblock_bits();
     if (with_new.size() <= last) with_new.resize(last + 1);
     for (std::uint64_t b = start >> g_.refblock_bits(); b <= last; ++b) with_new[b] = true;
-    const auto need = static_cast<std::uint64_t>(std::count(with_new.begin(), with_new.end(), true));
+    const auto need =
+        static_cast<std::uint64_t>(std::count(with_new.begin(), with_new.end(), true));
     const std::uint64_t table = g_.clusters_for(with_new.size() * 8);
     if (need == blocks && table == table_clusters) {
       used = std::move(with_new);
@@ -213,7 +218,8 @@ Task<Result<void>> Checker::rebuild() {
     const std::uint64_t first = b << g_.refblock_bits();
     const std::uint64_t end = std::min(first + g_.refblock_entries(), counts_.clusters());
     for (std::uint64_t c = first; c < end; ++c) {
-      if (const std::uint64_t n = counts_.get(c); n != 0) refcount_set(g_, block.data(), c - first, n);
+      if (const std::uint64_t n = counts_.get(c); n != 0)
+        refcount_set(g_, block.data(), c - first, n);
     }
     table[b] = next++ << g_.cluster_bits;
     auto written = co_await write_table(table[b], block);

@@ -13,8 +13,8 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
   if (length == 0) return true;
   // The last cluster need not be there in full, but the reference must reach into the file.
   const std::uint64_t size = file_.size();
-  const std::uint64_t limit = std::min(align_up(std::min(size, kMaxHostOffset * 2), g_.cluster_size()),
-                                       kMaxHostOffset * 2);
+  const std::uint64_t limit =
+      std::min(align_up(std::min(size, kMaxHostOffset * 2), g_.cluster_size()), kMaxHostOffset * 2);
   if (!range_within(offset, length, limit)) {
     say("ERROR: counting reference for region exceeding the end of the file by one cluster or "
         "more: offset {:#x} size {:#x}",
@@ -77,8 +77,8 @@ Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
     }
     const std::uint64_t table = l1_offset(entry);
     const bool aligned = g_.in_cluster(table) == 0;
-    const bool there = aligned ? count_table(table, g_.cluster_size(), l2_)
-                               : count(table, g_.cluster_size());
+    const bool there =
+        aligned ? count_table(table, g_.cluster_size(), l2_) : count(table, g_.cluster_size());
     if (!aligned || !there || in_header_or_l1(table)) mendable_ = true;
     if (!aligned) {
       say("ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted", table);
@@ -143,7 +143,8 @@ bool Checker::count_l2_table(std::span<std::byte> table, std::uint64_t times, Ac
   const unsigned step = static_cast<unsigned>(g_.l2_entry_size());
   for (std::size_t at = 0; at < table.size(); at += step) {
     std::byte* entry = table.data() + at;
-    if (load_be<std::uint64_t>(entry) == 0 && (step == 8 || load_be<std::uint64_t>(entry + 8) == 0)) {
+    if (load_be<std::uint64_t>(entry) == 0 &&
+        (step == 8 || load_be<std::uint64_t>(entry + 8) == 0)) {
       continue;
     }
     if (count_l2_entry(entry, times, active, fix, next_contiguous)) mended = true;
@@ -220,7 +221,8 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     const bool has_data =
         g_.extended_l2 ? allocated != 0 : g_.version < 3 || (entry & kZeroBit) == 0;
     if (!has_data && fix && !g_.extended_l2) {
-      say("Repairing offset={:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
+      say("Repairing offset={:x}: Preallocated cluster is not properly aligned; L2 entry "
+          "corrupted.",
           host);
       store_be(at, zero_entry(0, false));
       ++result_.corruptions_fixed;
@@ -272,7 +274,8 @@ Task<Result<void>> Checker::count_snapshots() {
     const std::uint64_t clusters = g_.clusters_for(std::uint64_t{s.l1_size} * 8);
     const std::uint64_t first = g_.cluster_index(s.l1_table_offset);
     bool overlaps = false;
-    for (std::uint64_t i = 0; i < clusters && !overlaps; ++i) overlaps = counts_.get(first + i) != 0;
+    for (std::uint64_t i = 0; i < clusters && !overlaps; ++i)
+      overlaps = counts_.get(first + i) != 0;
     if (overlaps) {
       say("ERROR snapshot {} ({}) l1_offset={:#x}: L1 table overlaps other metadata or data", s.id,
           s.name, s.l1_table_offset);
@@ -291,7 +294,8 @@ Task<Result<void>> Checker::count_snapshots() {
 Task<Result<void>> Checker::count_bitmaps() {
   if (!header_.extensions.bitmaps) co_return Result<void>{};
   const BitmapsExtension extension = *header_.extensions.bitmaps;
-  if (!count_table(extension.directory_offset, extension.directory_size, fixed_)) co_return Result<void>{};
+  if (!count_table(extension.directory_offset, extension.directory_size, fixed_))
+    co_return Result<void>{};
   auto directory = co_await read_bitmap_directory(file_, header_);
   if (!directory) {
     say("ERROR {}", directory.error().message());

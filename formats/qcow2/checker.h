@@ -49,7 +49,8 @@ class Checker {
     }
     request_.report(fmt::format(text, std::forward<Args>(args)...));
   }
-  // What stops a pass that has changed nothing yet that the passes after it would have to follow up.
+  // What stops a pass that has changed nothing yet that the passes after it would have to follow
+  // up.
   Result<void> go_on() const {
     if (is_set(cancelled_)) return fail(ECANCELED, "cancelled");
     return {};
@@ -79,8 +80,8 @@ class Checker {
   Task<Result<void>> count_bitmaps();
   Task<Result<void>> count_refcount_blocks(bool fix);
 
-  // check_mend.cpp: mends entries, and counts again. Entries that lead to what was put away for them
-  // are kept in memory until the refcount structure counts that.
+  // check_mend.cpp: mends entries, and counts again. Entries that lead to what was put away for
+  // them are kept in memory until the refcount structure counts that.
   struct Pending {
     std::uint64_t offset = 0;  // in the file
     std::uint64_t entry = 0;
@@ -159,7 +160,7 @@ class Checker {
   // By cluster of fixed_, and of l2_: where its copy lies.
   std::unordered_map<std::uint64_t, std::uint64_t> copies_;
   std::unordered_map<std::uint64_t, std::uint64_t> table_copies_;
-  std::unordered_map<std::uint64_t, std::uint64_t> fresh_;   // clusters put away: references
+  std::unordered_map<std::uint64_t, std::uint64_t> fresh_;  // clusters put away: references
   std::uint64_t lost_table_ = 0;
   std::vector<Pending> pending_;  // in order of offsets once all are known
   std::unordered_map<std::uint64_t, std::vector<std::byte>> outside_blocks_;  // by offset

@@ -117,8 +117,7 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
   if (written) {
     const std::uint64_t index = tables_.entry_of(offset);
     const L2Entry old = tables_.entry(*claim->slice.get(), index);
-    tables_.set_entry(*claim->slice.get(), index,
-                      {compressed_entry(g, place->host, *length), 0});
+    tables_.set_entry(*claim->slice.get(), index, {compressed_entry(g, place->host, *length), 0});
     unlink_entry(old, Discard::kNever);
     if (place->fresh) place->fresh.link();
   } else if (place) {

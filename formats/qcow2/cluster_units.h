@@ -27,12 +27,12 @@ inline constexpr UnitMask kAllUnits = ~UnitMask{0};
 
 struct ClusterUnits {
   bool valid = true;
-  bool compressed = false;   // all of it is data, packed; nothing below is set
-  bool has_host = false;     // there is a host cluster
-  bool copied = false;       // which is this entry's alone
-  std::uint64_t host = 0;    // bytes; in an external data file 0 is a place too
-  UnitMask allocated = 0;    // units whose data is in the host cluster
-  UnitMask zero = 0;         // units that read as zeroes; the others show the backing node
+  bool compressed = false;  // all of it is data, packed; nothing below is set
+  bool has_host = false;    // there is a host cluster
+  bool copied = false;      // which is this entry's alone
+  std::uint64_t host = 0;   // bytes; in an external data file 0 is a place too
+  UnitMask allocated = 0;   // units whose data is in the host cluster
+  UnitMask zero = 0;        // units that read as zeroes; the others show the backing node
 
   // Written where it is, without a new host cluster.
   bool own() const { return valid && !compressed && has_host && copied; }

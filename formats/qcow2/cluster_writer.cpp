@@ -38,8 +38,8 @@ UnitMask ClusterWriter::clear_units(std::uint64_t guest) const {
   return !backing || guest >= backing->size() ? kAllUnits : 0;
 }
 
-bool ClusterWriter::shows_zeroes(const ClusterUnits& units, std::uint64_t guest,
-                                 std::uint64_t from, std::uint64_t to) const {
+bool ClusterWriter::shows_zeroes(const ClusterUnits& units, std::uint64_t guest, std::uint64_t from,
+                                 std::uint64_t to) const {
   const UnitMask which = units_in(core_.geometry, from, to);
   return (which & units.data()) == 0 && (which & ~(units.zero | clear_units(guest))) == 0;
 }
@@ -63,8 +63,7 @@ std::uint64_t ClusterWriter::left_behind(std::uint64_t end) const {
 
 // One cluster at a time: units that are left behind by zeroes, by another writer, or that have
 // space and no data yet.
-void ClusterWriter::plan_own(WritePlan& plan, const ClusterUnits& units,
-                             TableCache::Slice* slice) {
+void ClusterWriter::plan_own(WritePlan& plan, const ClusterUnits& units, TableCache::Slice* slice) {
   const Geometry& g = core_.geometry;
   const std::uint64_t unit = unit_size(g);
   const std::uint64_t from = g.in_cluster(plan.offset);
@@ -105,12 +104,11 @@ void ClusterWriter::plan_fresh(WritePlan& plan, std::uint64_t count, TableCache:
   std::uint64_t head_from = align_down(from, unit);
   std::uint64_t tail_to = align_up(to, unit);
   if (before.data() != 0 && g.extended_l2) {
-    head_from = std::min(
-        head_from, static_cast<std::uint64_t>(std::countr_zero(before.data())) * unit);
+    head_from =
+        std::min(head_from, static_cast<std::uint64_t>(std::countr_zero(before.data())) * unit);
   }
   if (behind.data() != 0 && g.extended_l2) {
-    tail_to =
-        std::max(tail_to, static_cast<std::uint64_t>(std::bit_width(behind.data())) * unit);
+    tail_to = std::max(tail_to, static_cast<std::uint64_t>(std::bit_width(behind.data())) * unit);
   }
   plan.head = from - head_from;
   plan.tail = std::min(tail_to - to, left_behind(end));
@@ -178,8 +176,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
         if (Claim* other = claimed(first, need)) need = other->first - first;
         if (!reservation && !g.external_data) reservation = clusters_.try_reserve(need);
         if (g.external_data || reservation) {
-          const std::uint64_t count =
-              g.external_data ? need : std::min(need, reservation.count());
+          const std::uint64_t count = g.external_data ? need : std::min(need, reservation.count());
           plan_fresh(plan, count, slice, std::move(reservation));
           co_return plan;
         }

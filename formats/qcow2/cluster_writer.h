@@ -49,13 +49,14 @@ class ClusterWriter {
   // Whole units (the last one as above) that show the backing node read as zeroes from now on; the
   // others stay as they are. Not in version 2, nor over a raw external data file.
   Task<Result<void>> hide(std::uint64_t offset, std::uint64_t length);
-  // Whole units lose their data, and clusters without any their space. `full` (whole clusters): nothing is left, the backing node shows through;
-  // otherwise they read as zeroes, in version 2 only if there is no backing node.
+  // Whole units lose their data, and clusters without any their space. `full` (whole clusters):
+  // nothing is left, the backing node shows through; otherwise they read as zeroes, in version 2
+  // only if there is no backing node.
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, Discard why, bool full);
 
   // cluster_flags.cpp: says "refcount is one" again of what shares nothing any more. `single`: the
-  // clusters whose count is exactly one, as far as the flag may be missing there. For the L1 entries
-  // [first, end), as far as there are such.
+  // clusters whose count is exactly one, as far as the flag may be missing there. For the L1
+  // entries [first, end), as far as there are such.
   Task<Result<void>> regain(const RefcountMap& single, std::uint64_t first, std::uint64_t end);
 
   // Whether no claim is held.

@@ -92,11 +92,11 @@ bool ClusterWriter::passes_on(Change change, Discard why) const {
   if (!core_.geometry.external_data) return false;
   // A raw data file reads as the disk does.
   if (core_.header.data_file_raw()) return true;
-  return change != Change::kZero && change != Change::kHide && core_.discard_passes[static_cast<std::size_t>(why)];
+  return change != Change::kZero && change != Change::kHide &&
+         core_.discard_passes[static_cast<std::size_t>(why)];
 }
 
-Task<Result<void>> ClusterWriter::pass_on(std::uint64_t offset, std::uint64_t end,
-                                          Change change) {
+Task<Result<void>> ClusterWriter::pass_on(std::uint64_t offset, std::uint64_t end, Change change) {
   BlockNode& file = core_.data_node();
   const bool raw = core_.header.data_file_raw();
   end = std::min(end, file.size());

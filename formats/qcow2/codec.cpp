@@ -70,7 +70,8 @@ Result<void> inflate_zstd(std::span<const std::byte> packed, std::span<std::byte
   while (!out.empty()) {
     const std::size_t frame = ZSTD_findFrameCompressedSize(packed.data(), packed.size());
     if (ZSTD_isError(frame) != 0) {
-      return fail(EIO, "compressed cluster is not a whole zstd frame: {}", ZSTD_getErrorName(frame));
+      return fail(EIO, "compressed cluster is not a whole zstd frame: {}",
+                  ZSTD_getErrorName(frame));
     }
     const std::size_t made =
         ZSTD_decompressDCtx(state, out.data(), out.size(), packed.data(), frame);
@@ -113,8 +114,8 @@ Result<std::size_t> deflate_zlib(std::span<const std::byte> cluster, std::span<s
 Result<std::size_t> deflate_zstd(std::span<const std::byte> cluster, std::span<std::byte> out) {
   ZSTD_CCtx* state = zstd_out();
   if (!state) return fail_errno(ENOMEM);
-  const std::size_t made = ZSTD_compressCCtx(state, out.data(), out.size(), cluster.data(),
-                                             cluster.size(), kZstdLevel);
+  const std::size_t made =
+      ZSTD_compressCCtx(state, out.data(), out.size(), cluster.data(), cluster.size(), kZstdLevel);
   // What does not fit is the only failure that one whole buffer can meet.
   if (ZSTD_isError(made) != 0) return std::size_t{0};
   return made;

@@ -33,7 +33,7 @@ struct Core {
   Edge data_file;  // external data file, if any
   Edge backing_edge;
   bool encrypted = false;  // what lies in the file is not what the disk reads as
-  bool writable = false;  // changed by reopen, with nothing in flight
+  bool writable = false;   // changed by reopen, with nothing in flight
   bool discard_passes[5] = {false, true, false, true, false};  // by Discard
 
   BlockNode& data_node() const { return data_file ? *data_file : *file; }
@@ -55,8 +55,8 @@ struct Core {
   std::atomic<bool> reported{false};
 
   // Writing the header has begun and no flush has succeeded since: the file may have this header or
-  // the one before it. The next write-back writes `header` again before it writes anything else, for
-  // what it makes durable must be what the header on disk leads to.
+  // the one before it. The next write-back writes `header` again before it writes anything else,
+  // for what it makes durable must be what the header on disk leads to.
   std::atomic<bool> header_unsure{false};
 
   // Writes `header` to the file (the caller holds header_mutex); publish_header() makes it durable

@@ -50,7 +50,8 @@ Task<void> write_refcount_blocks(BulkWriter& writer, const Geometry& g, std::uin
       for (std::uint64_t i = 0; start + i < clusters; ++i) refcount_set(g, last.data(), i, 1);
       ones.swap(last);
     }
-    const std::uint64_t whole = clusters / g.refblock_entries() - std::min(b, clusters / g.refblock_entries());
+    const std::uint64_t whole =
+        clusters / g.refblock_entries() - std::min(b, clusters / g.refblock_entries());
     const std::uint64_t n = partial || part < g.cluster_size() ? 1 : std::min(per_piece, whole);
     for (std::size_t at = 0; at < g.cluster_size(); at += part) {
       const std::span<std::byte> bytes = co_await writer.buffer();
@@ -70,10 +71,10 @@ Task<Result<void>> write_tables(BlockNode& file, const CreatePlan& plan) {
   BulkWriter writer(file);
   co_await write_refcount_blocks(writer, g, plan.refcount_blocks_offset, plan.refcount_blocks,
                                  plan.clusters);
-  co_await write_pointer_table(writer, g, header.refcount_table_offset, plan.refcount_blocks,
-                               std::uint64_t{header.refcount_table_clusters} *
-                                   g.reftable_entries_per_cluster(),
-                               plan.refcount_blocks_offset, 0, 8);
+  co_await write_pointer_table(
+      writer, g, header.refcount_table_offset, plan.refcount_blocks,
+      std::uint64_t{header.refcount_table_clusters} * g.reftable_entries_per_cluster(),
+      plan.refcount_blocks_offset, 0, 8);
   if (plan.l2_tables != 0) {
     // What lies in the file would not decrypt to zeroes.
     const bool as_zeroes = header.crypt_method != CryptMethod::kNone && !g.extended_l2;
@@ -191,8 +192,7 @@ Task<Result<void>> create(CreateRequest request) {
     auto key = plan->encryption.key();
     PLATTER_CO_TRY(key);
     if (plan->encryption.method == CryptMethod::kLuks) {
-      auto volume =
-          co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
+      auto volume = co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
       PLATTER_CO_TRY(volume);
       plan->encryption_header = std::move(volume->area);
     }
@@ -280,8 +280,7 @@ Task<Result<MeasureResult>> measure(MeasureRequest request) {
     const auto key = plan->encryption.key();
     PLATTER_CO_TRY(key);
   }
-  result.fully_allocated =
-      fully_allocated_size(g, size) + align_up(crypto_bytes, g.cluster_size());
+  result.fully_allocated = fully_allocated_size(g, size) + align_up(crypto_bytes, g.cluster_size());
   // Overestimates: it keeps the tables that the full image would have.
   result.required = result.fully_allocated - rounded + data;
   if (request.source && plan->header.version >= 3)

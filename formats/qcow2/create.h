@@ -32,7 +32,7 @@ struct CreatePlan {
   Header header;
   Preallocation preallocation = Preallocation::kOff;
   Preallocation data_preallocation = Preallocation::kOff;  // of an external data file
-  std::uint64_t refcount_blocks = 0;       // they follow the refcount table
+  std::uint64_t refcount_blocks = 0;                       // they follow the refcount table
   std::uint64_t refcount_blocks_offset = 0;
   std::uint64_t l2_tables = 0;  // preallocated; contiguous
   std::uint64_t l2_tables_offset = 0;

@@ -29,8 +29,7 @@ constexpr std::array<CreateOption, 21> kCreateOptions{{
     {"encrypt.iter-time", Type::kNumber, "Time to spend in PBKDF in milliseconds"},
     {"encrypt.ivgen-alg", Type::kString, "Name of IV generator algorithm"},
     {"encrypt.ivgen-hash-alg", Type::kString, "Name of IV generator hash algorithm"},
-    {"encrypt.key-secret", Type::kString,
-     "ID of secret providing qcow AES key or LUKS passphrase"},
+    {"encrypt.key-secret", Type::kString, "ID of secret providing qcow AES key or LUKS passphrase"},
     {"encryption", Type::kBool,
      "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"},
     {"extended_l2", Type::kBool, "Extended L2 tables", "off"},
@@ -43,9 +42,9 @@ constexpr std::array<CreateOption, 21> kCreateOptions{{
 
 // QEMU's words for what only version 3 can do.
 std::unexpected<Error> needs_v3(std::string_view what) {
-  return fail(EINVAL,
-              "{} only supported with compatibility level 1.1 and above (use version=v3 or greater)",
-              what);
+  return fail(
+      EINVAL,
+      "{} only supported with compatibility level 1.1 and above (use version=v3 or greater)", what);
 }
 
 Result<std::uint32_t> take_version(Options& options) {

@@ -37,9 +37,8 @@ Qcow2Driver::~Qcow2Driver() = default;
 Limits Qcow2Driver::limits() const {
   const Limits below = core_.data_node().limits();
   Limits limits;
-  limits.request_alignment = transforms()
-                                 ? std::max(below.request_alignment, DataTransform::kUnit)
-                                 : below.request_alignment;
+  limits.request_alignment = transforms() ? std::max(below.request_alignment, DataTransform::kUnit)
+                                          : below.request_alignment;
   limits.memory_alignment = below.memory_alignment;
   limits.discard_alignment = static_cast<std::uint32_t>(unit_size(core_.geometry));
   limits.optimal_transfer = static_cast<std::uint32_t>(core_.geometry.cluster_size());

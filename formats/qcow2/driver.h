@@ -186,7 +186,7 @@ class Qcow2Driver final : public MappedDriver,
   Core core_;
   RuntimeOptions options_;  // changed under operations_, with requests held back
   std::atomic<std::int64_t> clean_interval_{0};  // seconds, of options_, for who holds nothing
-  std::optional<crypto::LuksHeader> luks_;  // after open changed under operations_
+  std::optional<crypto::LuksHeader> luks_;       // after open changed under operations_
   // Immutable after open.
   std::optional<std::string> key_secret_;  // id
   std::unique_ptr<DataTransform> cipher_;
@@ -202,16 +202,16 @@ class Qcow2Driver final : public MappedDriver,
   // when somebody first asks for extents.
   enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };
   std::atomic<SparseFile> sparse_file_{SparseFile::kUnknown};
-  std::atomic<std::int64_t> last_shed_{0};  // seconds of the steady clock
-  AsyncMutex operations_;                   // resizes, snapshots, checks: one at a time
-  bool began_ = false;                      // under operations_
+  std::atomic<std::int64_t> last_shed_{0};     // seconds of the steady clock
+  AsyncMutex operations_;                      // resizes, snapshots, checks: one at a time
+  bool began_ = false;                         // under operations_
   TableBounds bounds_ = TableBounds::kInFile;  // immutable after open
-  bool needs_repair_ = false;               // under operations_
+  bool needs_repair_ = false;                  // under operations_
   // runtime_options.cpp
   Task<Result<void>> change_options(Options given, RuntimeOptions options);
   Task<Result<void>> take_options(const Options& given, const RuntimeOptions& options);
-  Options given_;               // what options_ was made of
-  bool discard_unmap_ = false;  // the last choose_discards()
+  Options given_;                                 // what options_ was made of
+  bool discard_unmap_ = false;                    // the last choose_discards()
   const std::atomic<bool>* cancelled_ = nullptr;  // of the amendment; under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;

@@ -70,8 +70,8 @@ Task<Result<std::unique_ptr<DataTransform>>> unlock(BlockNode& file, const Heade
   if (!luks) {
     auto cipher = old_cipher(*passphrase);
     PLATTER_CO_TRY(cipher);
-    made = std::make_unique<SectorTransform>(std::move(*cipher),
-                                             SectorTransform::Sectors::kByGuest);
+    made =
+        std::make_unique<SectorTransform>(std::move(*cipher), SectorTransform::Sectors::kByGuest);
     co_return std::move(made);
   }
   const auto spec = luks->cipher();
@@ -81,8 +81,7 @@ Task<Result<std::unique_ptr<DataTransform>>> unlock(BlockNode& file, const Heade
   PLATTER_CO_TRY(key);
   auto cipher = crypto::SectorCipher::create(*spec, key->span());
   PLATTER_CO_TRY(cipher);
-  made =
-      std::make_unique<SectorTransform>(std::move(*cipher), SectorTransform::Sectors::kByHost);
+  made = std::make_unique<SectorTransform>(std::move(*cipher), SectorTransform::Sectors::kByHost);
   co_return std::move(made);
 }
 

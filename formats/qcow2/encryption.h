@@ -22,7 +22,8 @@ namespace platter::qcow2 {
 // Bytes that a LUKS header with its slots may take; ours take 2 MiB.
 inline constexpr std::uint64_t kMaxEncryptionHeader = std::uint64_t{16} << 20;
 
-// Takes "encrypt.format" and "encrypt.key-secret" of an image that is opened; gives the secret's id.
+// Takes "encrypt.format" and "encrypt.key-secret" of an image that is opened; gives the secret's
+// id.
 Result<std::optional<std::string>> take_encryption_options(Options& options, CryptMethod method);
 
 // The LUKS header of an image that has one. Checks where the header extension says it lies.

@@ -52,8 +52,9 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
   }
   if (references.empty()) co_return {};
   if (fill && core_.encrypted) {
-    co_return fail(ENOTSUP, "version 2 has no zero clusters, and those of an encrypted image with a "
-                            "backing file are not replaced");
+    co_return fail(ENOTSUP,
+                   "version 2 has no zero clusters, and those of an encrypted image with a "
+                   "backing file are not replaced");
   }
 
   // New clusters, counted once each on disk and full of zeroes, before anything refers to them.
@@ -63,8 +64,8 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
     auto place = co_await clusters_.reserve(wanted - have);
     PLATTER_CO_TRY(place);
     have += place->count();
-    auto zeroed = co_await core_.file->write_zeroes(place->host(),
-                                                    place->count() << g.cluster_bits);
+    auto zeroed =
+        co_await core_.file->write_zeroes(place->host(), place->count() << g.cluster_bits);
     PLATTER_CO_TRY(zeroed);
     places.push_back(std::move(*place));
   }

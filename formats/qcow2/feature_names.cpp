@@ -55,10 +55,14 @@ std::vector<FeatureName> known_feature_names() {
   constexpr auto kCompatible = static_cast<std::uint8_t>(FeatureKind::kCompatible);
   constexpr auto kAutoclear = static_cast<std::uint8_t>(FeatureKind::kAutoclear);
   return {
-      {kIncompatible, 0, "dirty bit"},          {kIncompatible, 1, "corrupt bit"},
-      {kIncompatible, 2, "external data file"}, {kIncompatible, 3, "compression type"},
-      {kIncompatible, 4, "extended L2 entries"}, {kCompatible, 0, "lazy refcounts"},
-      {kAutoclear, 0, "bitmaps"},               {kAutoclear, 1, "raw external data"},
+      {kIncompatible, 0, "dirty bit"},
+      {kIncompatible, 1, "corrupt bit"},
+      {kIncompatible, 2, "external data file"},
+      {kIncompatible, 3, "compression type"},
+      {kIncompatible, 4, "extended L2 entries"},
+      {kCompatible, 0, "lazy refcounts"},
+      {kAutoclear, 0, "bitmaps"},
+      {kAutoclear, 1, "raw external data"},
   };
 }
 

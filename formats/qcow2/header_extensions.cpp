@@ -13,7 +13,8 @@ namespace {
 constexpr std::size_t kMaxBackingFormat = 15;
 constexpr std::size_t kMaxDataFile = 1023;
 
-Result<BitmapsExtension> parse_bitmaps(std::span<const std::byte> data, std::uint64_t cluster_size) {
+Result<BitmapsExtension> parse_bitmaps(std::span<const std::byte> data,
+                                       std::uint64_t cluster_size) {
   Reader in(data);
   BitmapsExtension bitmaps;
   bitmaps.count = in.be<std::uint32_t>();

@@ -55,8 +55,8 @@ struct Extensions {
   std::optional<std::string> data_file;
   std::vector<FeatureName> feature_names;
   std::optional<BitmapsExtension> bitmaps;
-  // There is a bitmaps extension, but a program unaware of bitmaps has written to the image since: it
-  // means nothing, and is gone with the next header that is written.
+  // There is a bitmaps extension, but a program unaware of bitmaps has written to the image since:
+  // it means nothing, and is gone with the next header that is written.
   bool stale_bitmaps = false;
   std::optional<EncryptionPointer> encryption;
   std::vector<UnknownExtension> unknown;
@@ -70,9 +70,10 @@ struct ExtensionContext {
   bool bitmaps_consistent = false;  // autoclear bit 0
 };
 
-// Parses `area`: the bytes from the end of the header fields to the backing file name, or to the end
-// of the first cluster when there is none. An area without end marker ends where it is full.
-Result<Extensions> parse_extensions(std::span<const std::byte> area, const ExtensionContext& context);
+// Parses `area`: the bytes from the end of the header fields to the backing file name, or to the
+// end of the first cluster when there is none. An area without end marker ends where it is full.
+Result<Extensions> parse_extensions(std::span<const std::byte> area,
+                                    const ExtensionContext& context);
 
 // The area's bytes, with end marker, padded to a multiple of 8.
 std::vector<std::byte> encode_extensions(const Extensions& extensions);

@@ -180,9 +180,9 @@ class HeaderWriter {
 
 Result<void> require_refcount_table(const Header& header) {
   if (header.refcount_table_clusters != 0) return {};
-  return fail(EINVAL, "Image does not contain a reference count table ({} is 0)",
-              header.refcount_table_offset == 0 ? "refcount_table_offset"
-                                                : "refcount_table_clusters");
+  return fail(
+      EINVAL, "Image does not contain a reference count table ({} is 0)",
+      header.refcount_table_offset == 0 ? "refcount_table_offset" : "refcount_table_clusters");
 }
 
 Task<Result<void>> put_header(BlockNode& file, const Header& header) {

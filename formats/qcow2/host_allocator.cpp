@@ -346,8 +346,8 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       continue;
     }
     if (missing != first) {
-      // The range reaches into a region without a block: the frontier goes there. What is left behind
-      // is free and in the map.
+      // The range reaches into a region without a block: the frontier goes there. What is left
+      // behind is free and in the map.
       MutexLock lock(core_.mutex());
       const std::uint64_t from = frontier_;
       frontier_ = missing;

@@ -49,7 +49,8 @@ class Counts {
 
   std::uint64_t get(std::uint64_t cluster) const {
     const std::uint64_t i = index_ + (cluster - first_);
-    if (g_.refcount_order == 4) [[likely]] return load_be<std::uint16_t>(data_ + i * 2);
+    if (g_.refcount_order == 4) [[likely]]
+      return load_be<std::uint16_t>(data_ + i * 2);
     return refcount_get(g_, data_, i);
   }
   void set(std::uint64_t cluster, std::uint64_t count) {

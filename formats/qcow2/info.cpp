@@ -64,9 +64,9 @@ FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmap
   InfoField::Fields& fields = info.specific;
   const bool v3 = header.version >= 3;
   fields.push_back({"compat", std::string(v3 ? "1.1" : "0.10")});
-  fields.push_back({"compression-type", std::string(header.compression_type == CompressionType::kZstd
-                                                        ? "zstd"
-                                                        : "zlib")});
+  fields.push_back(
+      {"compression-type",
+       std::string(header.compression_type == CompressionType::kZstd ? "zstd" : "zlib")});
   if (v3) fields.push_back({"lazy-refcounts", header.lazy_refcounts()});
   if (!bitmaps.empty()) {
     InfoField::Fields list;

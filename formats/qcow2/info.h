@@ -11,8 +11,8 @@
 
 namespace platter::qcow2 {
 
-// Members and order are those of `qemu-img info --output=json` 7.2. `bitmaps`: the image's directory,
-// empty when it has none. `luks`: its LUKS header, if it has one.
+// Members and order are those of `qemu-img info --output=json` 7.2. `bitmaps`: the image's
+// directory, empty when it has none. `luks`: its LUKS header, if it has one.
 FormatInfo format_info(const Header& header, std::span<const BitmapEntry> bitmaps = {},
                        const crypto::LuksHeader* luks = nullptr);
 

@@ -1,5 +1,5 @@
-// The active L1 table in memory, in host byte order. Of a table that is mostly zeroes (a large, empty
-// disk) only the pages with other entries take up memory.
+// The active L1 table in memory, in host byte order. Of a table that is mostly zeroes (a large,
+// empty disk) only the pages with other entries take up memory.
 //
 // Threads: entries may be loaded anywhere while one thread stores.
 #pragma once
@@ -23,9 +23,7 @@ class L1Table {
   }
 
   std::uint64_t size() const { return size_; }
-  std::uint64_t load(std::uint64_t i) const {
-    return std::atomic_ref(entries_.get()[i]).load();
-  }
+  std::uint64_t load(std::uint64_t i) const { return std::atomic_ref(entries_.get()[i]).load(); }
   void store(std::uint64_t i, std::uint64_t entry) {
     std::atomic_ref(entries_.get()[i]).store(entry);
   }

@@ -10,7 +10,7 @@
 namespace platter::qcow2 {
 namespace {
 
-constexpr std::uint64_t kL1Piece = 64;  // entries: a sector
+constexpr std::uint64_t kL1Piece = 64;             // entries: a sector
 constexpr std::uint64_t kL1ReadPiece = 128 << 10;  // entries: 1 MiB
 constexpr std::uint64_t kDefaultL2Bytes = std::uint64_t{32} << 20;
 constexpr std::uint64_t kLargeSlice = 64 << 10;  // where the cache holds all tables anyway
@@ -48,10 +48,11 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
   const std::uint64_t slice_bytes = slice_entries_ << core_.geometry.l2_entry_bits();
   const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultL2Bytes;
   const std::uint64_t count = l1_.size() * (core_.geometry.cluster_size() / slice_bytes);
-  TableCache::Config config{.slice_bytes = slice_bytes,
-                            .slice_count = count,
-                            .capacity = std::max(kMinL2Slices, std::min(count, bytes / slice_bytes)),
-                            .load_event = FaultEvent::kL2Load};
+  TableCache::Config config{
+      .slice_bytes = slice_bytes,
+      .slice_count = count,
+      .capacity = std::max(kMinL2Slices, std::min(count, bytes / slice_bytes)),
+      .load_event = FaultEvent::kL2Load};
   cache_.configure(
       config, *core_.file, [this](std::uint64_t slice) { return locate(slice); }, std::move(clean));
   co_return {};

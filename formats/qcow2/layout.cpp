@@ -119,8 +119,9 @@ Result<void> validate_tables(const Header& header, std::uint64_t file_size) {
   }
   // 40 bytes is the shortest entry; the table's true length is known when it has been parsed.
   if (header.nb_snapshots != 0) {
-    table = validate_table_in_file("Snapshot table", header.snapshots_offset, header.nb_snapshots,
-                                   40, std::uint64_t{kMaxSnapshots} * 1024, cluster_size, file_size);
+    table =
+        validate_table_in_file("Snapshot table", header.snapshots_offset, header.nb_snapshots, 40,
+                               std::uint64_t{kMaxSnapshots} * 1024, cluster_size, file_size);
     PLATTER_TRY(table);
   }
   return {};
@@ -191,7 +192,8 @@ Result<void> validate_table_in_file(std::string_view name, std::uint64_t offset,
   auto table = validate_table(name, offset, entries, entry_size, max_bytes, cluster_size);
   PLATTER_TRY(table);
   const std::uint64_t bytes = entries * entry_size;
-  const std::uint64_t end = file_size > kMaxHostOffset ? kMaxHostOffset : align_up(file_size, cluster_size);
+  const std::uint64_t end =
+      file_size > kMaxHostOffset ? kMaxHostOffset : align_up(file_size, cluster_size);
   if (bytes != 0 && !range_within(offset, bytes, end)) {
     return fail(EINVAL, "{} lies beyond the end of the file: {} bytes at {:#x}, file size {}", name,
                 bytes, offset, file_size);
@@ -225,7 +227,8 @@ Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint6
   if (header.refcount_table_offset == 0) header.refcount_table_clusters = 0;
   header.nb_snapshots = in.be<std::uint32_t>();
   header.snapshots_offset = in.be<std::uint64_t>();
-  if (!in.ok()) return fail(EINVAL, "qcow2 header too short: the file has {} bytes", first_cluster.size());
+  if (!in.ok())
+    return fail(EINVAL, "qcow2 header too short: the file has {} bytes", first_cluster.size());
 
   std::uint32_t header_length = kHeaderV2Size;
   if (header.version >= 3) {
@@ -294,8 +297,7 @@ std::uint32_t put_fields(Writer& out, const Header& header, const BackingName& n
   out.be(header.nb_snapshots);
   out.be(header.snapshots_offset);
   if (header.version < 3) return kHeaderV2Size;
-  const auto length =
-      kHeaderWrittenSize + static_cast<std::uint32_t>(header.unknown_fields.size());
+  const auto length = kHeaderWrittenSize + static_cast<std::uint32_t>(header.unknown_fields.size());
   out.be(header.incompatible_features);
   out.be(header.compatible_features);
   out.be(header.autoclear_features);

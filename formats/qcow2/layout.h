@@ -3,8 +3,8 @@
 // table offset is cluster aligned, and every table lies in the file: users need not check again.
 //
 // Threads: pure functions over values.
-// Errors: one line that names the field, its value and the limit. EINVAL for what breaks the format,
-// EFBIG for what is too large, ENOTSUP for versions and features that we do not know.
+// Errors: one line that names the field, its value and the limit. EINVAL for what breaks the
+// format, EFBIG for what is too large, ENOTSUP for versions and features that we do not know.
 #pragma once
 
 #include <cstddef>
@@ -95,7 +95,8 @@ struct Header {
 // that its first cluster can be read. Checks magic, version and cluster_bits.
 Result<std::uint64_t> probe_cluster_size(std::span<const std::byte> head);
 
-// Whether a table that lies beyond the end of the file is refused, or left for the checker to count.
+// Whether a table that lies beyond the end of the file is refused, or left for the checker to
+// count.
 enum class TableBounds : bool { kInFile, kAnywhere };
 
 // Parses and validates a header. `first_cluster` is the first cluster, or the whole file when that

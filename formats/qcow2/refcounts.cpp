@@ -97,7 +97,8 @@ std::vector<Refcounts::TableWrite> Refcounts::take_dirty_table(bool& moved) {
     take(0, table_.size());
   } else {
     for (const std::uint64_t piece : dirty_) {
-      take(piece * kTablePiece, std::min<std::uint64_t>(kTablePiece, table_.size() - piece * kTablePiece));
+      take(piece * kTablePiece,
+           std::min<std::uint64_t>(kTablePiece, table_.size() - piece * kTablePiece));
     }
   }
   moved_ = false;

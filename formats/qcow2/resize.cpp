@@ -119,8 +119,7 @@ Task<Result<void>> Qcow2Driver::set_size(std::uint64_t size, Bitmaps::Change& bi
 
 Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
   const Geometry& g = core_.geometry;
-  if (entries * 8 > kMaxL1Bytes)
-    co_return fail_errno(EFBIG);
+  if (entries * 8 > kMaxL1Bytes) co_return fail_errno(EFBIG);
   PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowAllocTable);
   auto place = co_await clusters_.reserve_exactly(g.clusters_for(entries * 8));
   PLATTER_CO_TRY(place);
@@ -212,7 +211,8 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
 }
 
 Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
-                                            Preallocation mode, const std::atomic<bool>* cancelled) {
+                                            Preallocation mode,
+                                            const std::atomic<bool>* cancelled) {
   const Geometry& g = core_.geometry;
   BlockNode& data = core_.data_node();
   // The cluster at the disk's old end keeps what it holds.

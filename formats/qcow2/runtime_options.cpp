@@ -8,12 +8,12 @@ namespace platter::qcow2 {
 namespace {
 
 constexpr std::string_view kKeys[] = {
-    "cache-size",           "l2-cache-size",        "l2-cache-entry-size",   "refcount-cache-size",
-    "cache-clean-interval", "lazy-refcounts",       "pass-discard-request",  "pass-discard-snapshot",
-    "pass-discard-other",   "overlap-check",        "overlap-check.template"};
-constexpr std::string_view kOverlaps[] = {
-    "main-header",    "active-l1",   "active-l2",   "refcount-table",  "refcount-block",
-    "snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory"};
+    "cache-size",           "l2-cache-size",  "l2-cache-entry-size",   "refcount-cache-size",
+    "cache-clean-interval", "lazy-refcounts", "pass-discard-request",  "pass-discard-snapshot",
+    "pass-discard-other",   "overlap-check",  "overlap-check.template"};
+constexpr std::string_view kOverlaps[] = {"main-header",    "active-l1",      "active-l2",
+                                          "refcount-table", "refcount-block", "snapshot-table",
+                                          "inactive-l1",    "inactive-l2",    "bitmap-directory"};
 
 // Overlaps with metadata are always looked for, so these choose nothing.
 Result<void> take_overlap_checks(Options& options) {

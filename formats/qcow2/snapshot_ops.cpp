@@ -256,8 +256,8 @@ Task<Result<void>> Snapshots::unfreeze(Frozen& frozen, NewTables& tables) {
     step = co_await driver_.clusters_.lower(frozen.references, Discard::kNever);
   } else {
     frozen.references.clear();
-    step = co_await count_references(driver_.core_, driver_.refcounts_, frozen.l1,
-                                     frozen.references);
+    step =
+        co_await count_references(driver_.core_, driver_.refcounts_, frozen.l1, frozen.references);
   }
   PLATTER_CO_TRY(step);
   step = co_await regain(frozen.references);
@@ -364,9 +364,9 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   auto step = co_await count_references(core, driver_.refcounts_, shown, more);
   if (step) step = co_await count_references(core, driver_.refcounts_, old, less);
   if (step) {
-    step = count_clusters(core, driver_.refcounts_, less,
-                          g.cluster_index(core.header.l1_table_offset),
-                          g.clusters_for(core.header.l1_table_bytes()));
+    step =
+        count_clusters(core, driver_.refcounts_, less, g.cluster_index(core.header.l1_table_offset),
+                       g.clusters_for(core.header.l1_table_bytes()));
   }
   PLATTER_CO_TRY(step);
   NewTables tables;

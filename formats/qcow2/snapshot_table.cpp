@@ -48,8 +48,9 @@ Result<std::size_t> SnapshotTableParser::feed(std::span<const std::byte> bytes, 
     s.vm_state_size = in.be<std::uint32_t>();
     const auto extra_size = in.be<std::uint32_t>();
     if (in.ok() && extra_size > kMaxSnapshotExtraBytes) {
-      return fail(EINVAL, "Too much extra metadata in snapshot table entry {}: {} bytes, at most {}",
-                  index, extra_size, kMaxSnapshotExtraBytes);
+      return fail(EINVAL,
+                  "Too much extra metadata in snapshot table entry {}: {} bytes, at most {}", index,
+                  extra_size, kMaxSnapshotExtraBytes);
     }
     const auto extra = in.bytes(extra_size);
     s.id = text_of(in.bytes(id_size));
@@ -86,8 +87,8 @@ Result<std::vector<std::byte>> encode_snapshot_table(const std::vector<Snapshot>
       return fail(EINVAL, "the id or name of a snapshot is longer than 65535 bytes");
     }
     const std::size_t extra = kKnownExtra + s.unknown_extra.size();
-    const std::size_t length = align_up(
-        kSnapshotEntryFixedSize + extra + s.id.size() + s.name.size(), std::size_t{8});
+    const std::size_t length =
+        align_up(kSnapshotEntryFixedSize + extra + s.id.size() + s.name.size(), std::size_t{8});
     const std::size_t start = out.size();
     if (start + length > kMaxSnapshotTableBytes) {
       return fail(EFBIG, "Snapshot table is too large: more than {} bytes", kMaxSnapshotTableBytes);

@@ -11,7 +11,8 @@ namespace platter::qcow2 {
 Task<Result<void>> read_padded(BlockNode& file, std::uint64_t offset, std::span<std::byte> out) {
   const std::uint64_t size = file.size();
   const std::size_t there =
-      offset >= size ? 0 : static_cast<std::size_t>(std::min<std::uint64_t>(out.size(), size - offset));
+      offset >= size ? 0
+                     : static_cast<std::size_t>(std::min<std::uint64_t>(out.size(), size - offset));
   if (there != 0) {
     const IoVec iov(out.first(there));
     auto read = co_await file.read(offset, iov);
@@ -53,7 +54,7 @@ Task<Result<std::vector<std::uint64_t>>> read_table(BlockNode& file, std::string
 }
 
 Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header,
-                                                 bool keep_unknown, TableBounds bounds) {
+                                                bool keep_unknown, TableBounds bounds) {
   constexpr std::size_t kWindow = std::size_t{1} << 20;
   static_assert(kWindow > kMaxSnapshotEntryBytes);
   SnapshotTable table;
@@ -63,8 +64,8 @@ Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& h
     const std::uint64_t offset = header.snapshots_offset + parser.table_bytes();
     const std::uint64_t size = file.size();
     const std::uint64_t left = bounds == TableBounds::kAnywhere ? kWindow + 1
-                               : offset < size                 ? size - offset
-                                                               : 0;
+                               : offset < size                  ? size - offset
+                                                                : 0;
     const bool last = left <= kWindow;
     if (window.size() == 0) window = Buffer(kWindow);
     const std::span<std::byte> bytes = window.span().first(std::min<std::uint64_t>(left, kWindow));
@@ -78,17 +79,19 @@ Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& h
   co_return table;
 }
 
-Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file, const Header& header) {
+Task<Result<std::vector<BitmapEntry>>> read_bitmap_directory(BlockNode& file,
+                                                             const Header& header) {
   const BitmapsExtension& extension = *header.extensions.bitmaps;
   if (extension.directory_size > file.size()) {
     co_return fail(EINVAL, "bitmaps_ext: bitmap directory size {} exceeds the file's {} bytes",
                    extension.directory_size, file.size());
   }
   if (extension.directory_offset > file.size() - extension.directory_size) {
-    co_return fail(EINVAL,
-                   "bitmaps_ext: bitmap directory offset {:#x}: {} bytes from there on are exceeding "
-                   "the end of the file",
-                   extension.directory_offset, extension.directory_size);
+    co_return fail(
+        EINVAL,
+        "bitmaps_ext: bitmap directory offset {:#x}: {} bytes from there on are exceeding "
+        "the end of the file",
+        extension.directory_offset, extension.directory_size);
   }
   Buffer bytes(extension.directory_size);
   const std::span<std::byte> span = bytes.span();

@@ -38,7 +38,8 @@ struct SnapshotTable {
 };
 // `keep_unknown`: with the extra data that we do not know, for who may write the table again.
 // `bounds`: with kAnywhere, what the file does not hold of the table reads as zeroes.
-Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header, bool keep_unknown,
+Task<Result<SnapshotTable>> read_snapshot_table(BlockNode& file, const Header& header,
+                                                bool keep_unknown,
                                                 TableBounds bounds = TableBounds::kInFile);
 
 // The bitmap directory of an image whose header has the bitmaps extension.

@@ -138,8 +138,8 @@ class TableCache {
   Task<Result<Pin>> load(std::uint64_t index);
   // Writes back what is dirty.
   Task<Result<void>> clean() { return clean_(); }
-  // Writes back what is dirty when that is much of what may be here. Who adds slices without loading
-  // any asks first, for add_zeroed() cannot wait.
+  // Writes back what is dirty when that is much of what may be here. Who adds slices without
+  // loading any asks first, for add_zeroed() cannot wait.
   Task<void> make_room();
 
   // A slice that has just come into being at `host` and reads as zeroes there.

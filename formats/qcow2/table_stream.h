@@ -27,9 +27,9 @@ namespace platter::qcow2 {
 class TableStream {
  public:
   struct Table {
-    std::size_t index = 0;           // into offsets
-    std::span<std::byte> data;       // empty: no more; valid until the next call
-    Result<void> read;               // a failed table has undefined data
+    std::size_t index = 0;      // into offsets
+    std::span<std::byte> data;  // empty: no more; valid until the next call
+    Result<void> read;          // a failed table has undefined data
   };
 
   TableStream(BlockNode& file, std::uint64_t cluster_size, std::span<const std::uint64_t> offsets);
@@ -59,9 +59,9 @@ class TableStream {
   const std::uint64_t cluster_size_;
   const std::span<const std::uint64_t> offsets_;
   Slot slots_[kAhead];
-  std::size_t current_ = 0;    // slot that next() serves from
-  std::size_t position_ = 0;   // next table
-  std::size_t planned_ = 0;    // first table that no slot reads yet
+  std::size_t current_ = 0;   // slot that next() serves from
+  std::size_t position_ = 0;  // next table
+  std::size_t planned_ = 0;   // first table that no slot reads yet
 };
 
 }  // namespace platter::qcow2

@@ -1,5 +1,5 @@
-// VmState: the VM state of a qcow2 image, which lies in the guest's address space behind the part of
-// the disk that whole L2 tables map (docs/interop/qcow2.txt, "Snapshots").
+// VmState: the VM state of a qcow2 image, which lies in the guest's address space behind the part
+// of the disk that whole L2 tables map (docs/interop/qcow2.txt, "Snapshots").
 //
 // Threads: any. Owned by the driver.
 #pragma once

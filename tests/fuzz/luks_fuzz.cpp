@@ -58,8 +58,8 @@ void fuzz(std::span<const std::byte> input) {
     }();
     auto bytes = encode_luks_header(valid);
     for (; input.size() >= 3; input = input.subspan(3)) {
-      const std::size_t at = std::to_integer<std::size_t>(input[0]) << 8 |
-                             std::to_integer<std::size_t>(input[1]);
+      const std::size_t at =
+          std::to_integer<std::size_t>(input[0]) << 8 | std::to_integer<std::size_t>(input[1]);
       bytes[at % bytes.size()] = input[2];
     }
     parse(bytes, valid.payload_offset());

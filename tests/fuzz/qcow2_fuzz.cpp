@@ -109,19 +109,28 @@ Task<void> change_bitmaps(BlockNode& node, std::uint64_t pattern) {
     }
     Result<void> done;
     switch (pattern >> (3 * i) & 7) {
-      case 0: done = co_await bitmaps.remove(name); break;
-      case 1: done = co_await bitmaps.clear(name); break;
-      case 2: done = co_await bitmaps.set_enabled(name, !list[i].enabled); break;
+      case 0:
+        done = co_await bitmaps.remove(name);
+        break;
+      case 1:
+        done = co_await bitmaps.clear(name);
+        break;
+      case 2:
+        done = co_await bitmaps.set_enabled(name, !list[i].enabled);
+        break;
       case 3:
         if (contents) done = co_await bitmaps.merge(list[0].name, *contents);
         break;
-      case 4: done = co_await bitmaps.add(name + "'", 4096, true); break;
+      case 4:
+        done = co_await bitmaps.add(name + "'", 4096, true);
+        break;
       case 5: {
         ResizeRequest resize{.size = node.size() / 1024 * 512};
         done = co_await node.resize(resize);
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
 }
@@ -196,8 +205,8 @@ Task<void> check(BlockNode& file, const CheckRequest& request) {
   static_cast<void>(checked);
 }
 
-// Input: the seed's number and what to do, then edits of 10 bytes: a place (in steps of 4 bytes from
-// the start) and 8 bytes.
+// Input: the seed's number and what to do, then edits of 10 bytes: a place (in steps of 4 bytes
+// from the start) and 8 bytes.
 void fuzz_image(std::span<const std::byte> input) {
   Reader in(input);
   const auto choice = in.be<std::uint8_t>();
@@ -211,7 +220,8 @@ void fuzz_image(std::span<const std::byte> input) {
   }
   const auto disk = make_memory_disk("fuzz", 0);
   disk->write(0, IoVec(std::span(bytes)));
-  const CheckRequest request{.fix_leaks = (choice & 4) != 0, .fix_errors = (choice & 8) != 0, .report = {}};
+  const CheckRequest request{
+      .fix_leaks = (choice & 4) != 0, .fix_errors = (choice & 8) != 0, .report = {}};
   const NodePtr node = make_memory_node("fuzz", disk);
   executor().block_on([&] { return check(*node, request); });
   executor().block_on([&] { return exercise((choice & 16) != 0, pattern); });
@@ -225,10 +235,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size == 0) return 0;
   const auto input = std::as_bytes(std::span(data + 1, size - 1));
   switch (data[0] % 5) {
-    case 0: fuzz_header(input); break;
-    case 1: fuzz_tables(input); break;
-    case 2: fuzz_codecs(input); break;
-    default: fuzz_image(input); break;
+    case 0:
+      fuzz_header(input);
+      break;
+    case 1:
+      fuzz_tables(input);
+      break;
+    case 2:
+      fuzz_codecs(input);
+      break;
+    default:
+      fuzz_image(input);
+      break;
   }
   return 0;
 }

@@ -1,7 +1,7 @@
-// Fuzzes sequences of requests and operations on a small qcow2 image. The input's first bytes choose
-// the image, then come steps of five bytes. An image that nobody has changed from outside is compared
-// with a model in memory, and checked at the end; where a step has poked bytes into the file, nothing
-// is promised but that it ends, without touching what it must not.
+// Fuzzes sequences of requests and operations on a small qcow2 image. The input's first bytes
+// choose the image, then come steps of five bytes. An image that nobody has changed from outside is
+// compared with a model in memory, and checked at the end; where a step has poked bytes into the
+// file, nothing is promised but that it ends, without touching what it must not.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -110,8 +110,9 @@ class Game {
     auto read = co_await edge_->read(offset, IoVec(std::span(now)));
     if (poked_) co_return;
     require(read.has_value(), "an honest image reads");
-    require(std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)),
-            "reads give what was written");
+    require(
+        std::equal(now.begin(), now.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset)),
+        "reads give what was written");
   }
 
   // Refused or done; an honest image's requests are done.
@@ -143,7 +144,8 @@ class Game {
       case 2:
       case 3: {
         const Bytes data(length, static_cast<std::byte>(s.what + s.place + 1));
-        auto written = co_await edge_->write(offset, IoVec::of_const(data), {.fua = s.what % 20 == 3});
+        auto written =
+            co_await edge_->write(offset, IoVec::of_const(data), {.fua = s.what % 20 == 3});
         must(written);
         std::copy(data.begin(), data.end(), from);
         break;
@@ -285,7 +287,8 @@ class Game {
     const auto disk = find_memory_disk("image");
     poked_ = true;
     // Most of what is worth changing lies in the first clusters.
-    const std::uint64_t offset = std::uint64_t{s.place} * (s.what & 0x80 ? 1 : 8) % (disk->size() - 8);
+    const std::uint64_t offset =
+        std::uint64_t{s.place} * (s.what & 0x80 ? 1 : 8) % (disk->size() - 8);
     Bytes bytes(8, std::byte{0});
     store_be(bytes.data() + (s.extent >> 13 & 6), s.extent);
     disk->write(offset, IoVec(std::span(bytes)).first(s.what & 0x40 ? 8 : 2));

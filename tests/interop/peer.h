@@ -24,7 +24,8 @@ inline Outcome shell(const std::string& command) {
   FILE* pipe = ::popen(("{ " + command + "; } 2>&1").c_str(), "r");
   if (!pipe) return outcome;
   char buffer[4096];
-  while (const std::size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) outcome.text.append(buffer, n);
+  while (const std::size_t n = std::fread(buffer, 1, sizeof buffer, pipe))
+    outcome.text.append(buffer, n);
   const int status = ::pclose(pipe);
   if (WIFEXITED(status)) outcome.status = WEXITSTATUS(status);
   return outcome;

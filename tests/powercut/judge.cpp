@@ -140,8 +140,7 @@ Task<std::string> snapshots_wrong(const std::string& options, const History& his
 
 // The guest goes on: what it writes now harms nothing that is there.
 Task<std::string> go_on(Edge node, const std::string& options, const History& history,
-                        const Shape& shape, std::uint64_t pick, bool flags_may_lag,
-                        bool resizes) {
+                        const Shape& shape, std::uint64_t pick, bool flags_may_lag, bool resizes) {
   const std::uint64_t size = node->size();
   auto before = co_await read_stamps(*node, history);
   if (!before) co_return before.error().message();
@@ -276,8 +275,7 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   std::vector<std::string> names;
   for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);
   if (operation.resizes || pick / kFullyOneIn % kGoOnOneIn == 0) {
-    wrong = co_await go_on(std::move(node), options, history, shape, pick, lag,
-                            operation.resizes);
+    wrong = co_await go_on(std::move(node), options, history, shape, pick, lag, operation.resizes);
   } else {
     auto closed = co_await node.detach();
     if (!closed) wrong = closed.error().message();

@@ -41,14 +41,20 @@ struct Operation {
   // kOverlaid: a qcow2 image on a disk of its own. kChained: the same, which hides from the image
   // what the raw one below it has elsewhere.
   // kRawDisk: a raw image on a disk of its own.
-  enum class Backing : std::uint8_t { kNone, kRaw, kRawDisk, kOverlaid, kChained } backing = Backing::kNone;
+  enum class Backing : std::uint8_t {
+    kNone,
+    kRaw,
+    kRawDisk,
+    kOverlaid,
+    kChained
+  } backing = Backing::kNone;
   enum class Kind : std::uint8_t {
     kUsual,
-    kCreate,   // making the image is what is tried
-    kReplace,  // the same, where another image was
-    kDirty,    // the image was left open by a crash
-    kDamaged,  // refcounts are wrong, and repairing them is what is tried
-    kRebuilt,  // the refcount table is, too
+    kCreate,      // making the image is what is tried
+    kReplace,     // the same, where another image was
+    kDirty,       // the image was left open by a crash
+    kDamaged,     // refcounts are wrong, and repairing them is what is tried
+    kRebuilt,     // the refcount table is, too
     kOverlapped,  // an L2 table shares its cluster with data, and an entry leads nowhere
   } kind = Kind::kUsual;
   bool (*fits)(const Shape&) = nullptr;  // null: every shape
@@ -58,7 +64,7 @@ struct Operation {
   // LUKS, opened with the passphrase kOldKey unless the operation changes that. Its metadata alone
   // lies in the clear.
   bool encrypted = false;
-  bool resizes = false;  // so that what is behind the end matters
+  bool resizes = false;    // so that what is behind the end matters
   bool data_file = false;  // data lie on a disk of their own
   unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 

@@ -16,8 +16,8 @@ bool is_version_3(const Shape& shape) { return shape.version >= 3; }
 constexpr const char* kCommit[] = {"commit", "-q", "--image-opts", "TOP"};
 constexpr const char* kRebase[] = {"rebase", "--image-opts", "-b", "memory:powercut-other",
                                    "-F",     "raw",          "TOP"};
-constexpr const char* kStreamToBase[] = {"stream", "-q", "--image-opts", "-b",
-                                         "memory:powercut-other", "TOP"};
+constexpr const char* kStreamToBase[] = {
+    "stream", "-q", "--image-opts", "-b", "memory:powercut-other", "TOP"};
 constexpr const char* kStream[] = {"stream", "-q", "--image-opts", "TOP"};
 
 // Where states are dear.

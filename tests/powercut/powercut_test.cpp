@@ -24,7 +24,8 @@ class Sum : public ::testing::Environment {
   }
   static inline std::uint64_t states = 0;
 };
-const auto* const environment = ::testing::AddGlobalTestEnvironment(std::make_unique<Sum>().release());
+const auto* const environment =
+    ::testing::AddGlobalTestEnvironment(std::make_unique<Sum>().release());
 
 // The random operation is another one with each seed; a short run has no time for several.
 unsigned seeds_of(const Operation& operation, std::uint64_t states) {
@@ -36,8 +37,7 @@ class PowerCut : public ::testing::TestWithParam<Operation> {};
 TEST_P(PowerCut, LosesNothing) {
   const Operation& operation = GetParam();
   const auto seed = static_cast<unsigned>(number("PLATTER_SEED", 20250601));
-  const std::uint64_t most =
-      number("PLATTER_STATES", PLATTER_STATES_DEFAULT) / operation.cost;
+  const std::uint64_t most = number("PLATTER_STATES", PLATTER_STATES_DEFAULT) / operation.cost;
   std::uint64_t states = 0;
   unsigned shapes = 0;
   for (const Shape& shape : all_shapes()) shapes += !operation.fits || operation.fits(shape);

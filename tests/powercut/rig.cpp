@@ -83,8 +83,7 @@ Task<Result<void>> format(BlockNode& node, const Operation& operation, const Sha
   if (operation.encrypted && top) {
     auto key = plan->encryption.key();
     PLATTER_CO_TRY(key);
-    auto volume =
-        co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
+    auto volume = co_await crypto::make_luks_volume_aside(plan->encryption.luks, std::move(*key));
     PLATTER_CO_TRY(volume);
     plan->encryption_header = std::move(volume->area);
   }
@@ -131,8 +130,8 @@ void damage(MemoryDisk& disk, bool table_too) {
   }
 }
 
-// Makes entries wrong that map what is behind the end of the disk: one leads to its own table, and one
-// out of the file.
+// Makes entries wrong that map what is behind the end of the disk: one leads to its own table, and
+// one out of the file.
 void overlap(MemoryDisk& disk) {
   std::vector<std::byte> head(1 << 16);
   disk.read(0, IoVec(std::span(head)));
@@ -242,8 +241,7 @@ std::string top_options(const Operation& operation, std::string_view secret) {
   std::string text = "driver=qcow2,file=powercut-0,discard=unmap";
   if (operation.encrypted) text += fmt::format(",encrypt.key-secret={}", secret);
   if (operation.data_file) text += ",data-file=powercut-1";
-  if (operation.backing == Backing::kRawDisk)
-    text += ",backing.driver=raw,backing.file=powercut-1";
+  if (operation.backing == Backing::kRawDisk) text += ",backing.driver=raw,backing.file=powercut-1";
   if (operation.backing == Backing::kOverlaid)
     text += ",backing.driver=qcow2,backing.file=powercut-1";
   return text;

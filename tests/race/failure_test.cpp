@@ -259,8 +259,8 @@ TEST(C5, EveryReadWriteAndFlushFailsOnce) {
   }
 }
 
-// A repair gives the image a new refcount structure and fails later on. What is written next must be
-// counted by the structure that the header on disk leads to.
+// A repair gives the image a new refcount structure and fails later on. What is written next must
+// be counted by the structure that the header on disk leads to.
 Task<void> fail_repair(const MemoryImage& image, std::uint32_t kind, std::uint64_t skip,
                        bool* acted_on) {
   const auto table = [&image] {

@@ -1,6 +1,6 @@
-// Several executors on one image, with a model in memory. Each queue has several requests in flight,
-// and each of these owns stripes of the disk that do not end at cluster borders, so that all share
-// clusters and tables.
+// Several executors on one image, with a model in memory. Each queue has several requests in
+// flight, and each of these owns stripes of the disk that do not end at cluster borders, so that
+// all share clusters and tables.
 #pragma once
 
 #include <fmt/format.h>
@@ -154,7 +154,8 @@ inline void play(const MemoryImage& image, std::string_view open_options, Play g
     const unsigned count = game.queues * kInFlight;
     std::vector<std::unique_ptr<Lane>> lanes;
     for (unsigned i = 0; i < count; ++i)
-      lanes.push_back(std::make_unique<Lane>(**opened, i, count, game.seed, game.steps, game.before));
+      lanes.push_back(
+          std::make_unique<Lane>(**opened, i, count, game.seed, game.steps, game.before));
     std::vector<std::thread> waiters;
     for (unsigned i = 0; i < count; ++i) {
       waiters.emplace_back([&, i] {

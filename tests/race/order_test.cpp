@@ -220,8 +220,8 @@ TEST(C5, AllFlushesThatShareAWriteBackAreToldThatItFailed) {
   run([&] { return flush_beside_flush(image, true); });
 }
 
-// A cache that needs room writes back what is dirty; nobody waits for that, and so the next flush says
-// that it failed: the data that its barrier was for may be lost.
+// A cache that needs room writes back what is dirty; nobody waits for that, and so the next flush
+// says that it failed: the data that its barrier was for may be lost.
 Task<void> failed_cleaning(const MemoryImage& image) {
   auto opened = co_await open_watched(image, "l2-cache-size=1024,l2-cache-entry-size=512");
   CO_OK(opened);
@@ -286,8 +286,7 @@ Task<void> free_beside_write_back(const MemoryImage& image, bool failing) {
   auto place = co_await node.extent(kOrderCluster, kOrderCluster);
   CO_OK(place);
   EXPECT_NE(place->host_offset, before->host_offset) << "used again too early";
-  if (failing)
-    points.add({.operations = fault_op::kFlush, .skip = 0, .count = 1, .error = EIO});
+  if (failing) points.add({.operations = fault_op::kFlush, .skip = 0, .count = 1, .error = EIO});
   resumed = points.resume("g");
   CO_OK(resumed);
   auto ended = co_await flushing;

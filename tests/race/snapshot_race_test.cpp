@@ -22,7 +22,9 @@ std::uint64_t stored(const MemoryImage& image, std::uint64_t at) {
   image.disk().read(at, IoVec(std::span(word)));
   return load_be<std::uint64_t>(word);
 }
-std::uint64_t l2_table(const MemoryImage& image) { return l1_offset(stored(image, stored(image, 40))); }
+std::uint64_t l2_table(const MemoryImage& image) {
+  return l1_offset(stored(image, stored(image, 40)));
+}
 std::uint64_t refcount_block(const MemoryImage& image) { return stored(image, stored(image, 48)); }
 
 // Where the operation is halted.
@@ -63,7 +65,8 @@ struct Meanwhile {
     tasks.push_back(node.write(2 * kCovered, iov(whole)));
     tasks.push_back(node.write(kCovered, iov(part)));
     tasks.push_back(node.discard(5 * kSnapshotCluster, 2 * kSnapshotCluster));
-    tasks.push_back(node.write_zeroes(7 * kSnapshotCluster, kSnapshotCluster, ZeroFlags{.may_unmap = true}));
+    tasks.push_back(
+        node.write_zeroes(7 * kSnapshotCluster, kSnapshotCluster, ZeroFlags{.may_unmap = true}));
   }
   Task<Result<void>> start_packed(BlockNode& node) {
     WriteFlags packed{.compressed = true};
@@ -82,12 +85,19 @@ Task<void> expect_before(BlockNode& node) {
   EXPECT_TRUE(rest);
 }
 Task<void> expect_after(BlockNode& node) {
-  const std::pair<std::uint64_t, int> places[] = {
-      {2 * kSnapshotCluster, 1},   {2 * kSnapshotCluster + 512, 5}, {2 * kSnapshotCluster + 1024, 5},
-      {40 * kSnapshotCluster, 6},  {2 * kCovered, 6},       {kCovered, 5},
-      {kCovered + 512, 2}, {5 * kSnapshotCluster, 0},       {6 * kSnapshotCluster, 0},
-      {7 * kSnapshotCluster, 0},   {30 * kSnapshotCluster, 6},      {20 * kSnapshotCluster, 3},
-      {8 * kSnapshotCluster, 1}};
+  const std::pair<std::uint64_t, int> places[] = {{2 * kSnapshotCluster, 1},
+                                                  {2 * kSnapshotCluster + 512, 5},
+                                                  {2 * kSnapshotCluster + 1024, 5},
+                                                  {40 * kSnapshotCluster, 6},
+                                                  {2 * kCovered, 6},
+                                                  {kCovered, 5},
+                                                  {kCovered + 512, 2},
+                                                  {5 * kSnapshotCluster, 0},
+                                                  {6 * kSnapshotCluster, 0},
+                                                  {7 * kSnapshotCluster, 0},
+                                                  {30 * kSnapshotCluster, 6},
+                                                  {20 * kSnapshotCluster, 3},
+                                                  {8 * kSnapshotCluster, 1}};
   for (const auto& [offset, value] : places) {
     const bool same = co_await reads_as(node, offset, 512, value);
     EXPECT_TRUE(same) << "offset " << offset;

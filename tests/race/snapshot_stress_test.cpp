@@ -213,7 +213,8 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned coun
 // Room for two slices of each kind of table.
 TEST(LiveSnapshotStress, EightQueuesOnTinyCaches) {
   MemoryImage image("stress-tiny", kDiskSize, "cluster_size=4k");
-  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024", 8);
+  play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024",
+       8);
 }
 
 TEST(LiveSnapshotStress, OnSmallClusters) {

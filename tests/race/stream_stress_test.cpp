@@ -60,8 +60,7 @@ void stream_under_writers(const char* options) {
   run([&] { return fill_with(middle, shown); });
   for (const auto beside : {stream_whole, stream_to_bottom}) {
     const MemoryImage image(
-        "c9t", kSize,
-        std::string("backing_file=memory:c9-middle,backing_fmt=qcow2,") + options);
+        "c9t", kSize, std::string("backing_file=memory:c9-middle,backing_fmt=qcow2,") + options);
     play(image, "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512",
          {.before = shown, .beside = beside});
   }

@@ -48,8 +48,9 @@ TEST(C9, FourQueuesOverABackingFile) {
 
 TEST(C9, FourQueuesOnSubclusters) {
   auto backing = make_memory_disk("c9-backing", kSize);
-  MemoryImage image("c9s", kSize,
-                    "cluster_size=16k,extended_l2=on,backing_file=memory:c9-backing,backing_fmt=raw");
+  MemoryImage image(
+      "c9s", kSize,
+      "cluster_size=16k,extended_l2=on,backing_file=memory:c9-backing,backing_fmt=raw");
   play(image, kTwoSlices);
   remove_memory_disk("c9-backing");
 }

@@ -70,7 +70,8 @@ Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
   for (int i = 0; i < 4; ++i) {
     auto data = bytes(kWriteCluster, i + 1);
     WriteFlags packed{.compressed = true};
-    auto written = co_await node.write(static_cast<std::uint64_t>(i) * kWriteCluster, iov(data), packed);
+    auto written =
+        co_await node.write(static_cast<std::uint64_t>(i) * kWriteCluster, iov(data), packed);
     CO_OK(written);
   }
   auto extent = co_await node.extent(0, kWriteCluster);
@@ -221,7 +222,8 @@ Task<void> write_and_discard(BlockNode& node, std::uint64_t from, std::uint64_t 
 }
 
 // One queue makes a refcount block for every 64 clusters at the end of the file, and is held as it
-// begins one, while others fill the holes that they left. The thread sanitizer sees what they share.
+// begins one, while others fill the holes that they left. The thread sanitizer sees what they
+// share.
 TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
   constexpr std::uint64_t kGrowthSize = 4 << 20;
   MemoryImage image("blocks", kGrowthSize, "cluster_size=512,refcount_bits=64");

@@ -33,8 +33,7 @@ Result<Options> parse_amend_options(const DriverType& format, std::string_view t
   return parsed;
 }
 
-Task<Result<void>> amend_node(BlockNode& node, Options options, bool force,
-                              bool show_progress) {
+Task<Result<void>> amend_node(BlockNode& node, Options options, bool force, bool show_progress) {
   AmendAbility* const ability = node.driver().amender();
   const auto given_size = options.take_size("size");
   PLATTER_CO_TRY(given_size);
@@ -55,8 +54,8 @@ Task<Result<void>> amend_node(BlockNode& node, Options options, bool force,
   progress.start();
   const std::function<void(std::uint64_t, std::uint64_t)> report_progress =
       [&progress](std::uint64_t done, std::uint64_t total) { progress.update(done, total); };
-  auto amended = co_await ability->amend(std::move(options), force, report_progress,
-                                         Cancellation::flag());
+  auto amended =
+      co_await ability->amend(std::move(options), force, report_progress, Cancellation::flag());
   PLATTER_CO_TRY(amended);
   if (size != 0 && !downgrade) {
     auto resized = co_await resize();
@@ -96,8 +95,8 @@ Task<int> amend(AmendArguments arguments) {
   if (asks_for_help(*arguments.options)) {
     status = print_amend_options(std::string(node.driver_name()));
   } else if (node.type().amend_options.empty()) {
-    amended = fail(ENOTSUP, "Format driver '{}' does not support option amendment",
-                   node.type().name);
+    amended =
+        fail(ENOTSUP, "Format driver '{}' does not support option amendment", node.type().name);
   } else {
     auto options = parse_amend_options(node.type(), *arguments.options);
     if (options) {

@@ -42,7 +42,7 @@ Cancellation::Cancellation(Wish wish) {
   for (std::size_t i = 0; i < std::size(kSignals); ++i) {
     sigaction(kSignals[i], nullptr, &before_[i]);
     if (before_[i].sa_handler == SIG_IGN) continue;
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = want_end;
     action.sa_flags = SA_RESTART;
     sigaction(kSignals[i], &action, nullptr);

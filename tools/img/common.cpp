@@ -222,11 +222,11 @@ bool names_file(BlockNode& overlay, BlockNode& below, const std::string& name) {
 
 bool same_file(const std::string& a, const std::string& b) {
   if (a == b) return true;
-  struct stat first {};
-  struct stat second {};
+  struct stat first{};
+  struct stat second{};
   return stat(std::string(local_path(a)).c_str(), &first) == 0 &&
-         stat(std::string(local_path(b)).c_str(), &second) == 0 &&
-         first.st_dev == second.st_dev && first.st_ino == second.st_ino;
+         stat(std::string(local_path(b)).c_str(), &second) == 0 && first.st_dev == second.st_dev &&
+         first.st_ino == second.st_ino;
 }
 
 BlockNode* find_in_chain(BlockNode& top, const std::string& name) {

@@ -89,7 +89,7 @@ class Conversion {
   Edge target_;
   NewImage image_;
   Progress progress_;
-  Options key_secrets_;  // of the target
+  Options key_secrets_;                 // of the target
   std::optional<std::string> backing_;  // the target's, as given
   std::uint32_t cluster_ = 0;           // bytes that are compressed as one
 };
@@ -167,10 +167,11 @@ Task<Result<void>> Conversion::copy_bitmaps() {
                      bitmap->name);
     }
     if (target_->size() != sources_.front()->size()) {
-      co_return fail(EINVAL,
-                     "Failed to populate bitmap {}: Bitmaps are of different sizes (destination size "
-                     "is {}, source size is {}) and can't be merged",
-                     bitmap->name, target_->size(), sources_.front()->size());
+      co_return fail(
+          EINVAL,
+          "Failed to populate bitmap {}: Bitmaps are of different sizes (destination size "
+          "is {}, source size is {}) and can't be merged",
+          bitmap->name, target_->size(), sources_.front()->size());
     }
   }
   for (BitmapInfo& bitmap : list) {

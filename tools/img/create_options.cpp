@@ -183,7 +183,8 @@ Result<Options> parse_create_options(const CreateOptions& known, std::string_vie
     std::string name = part.substr(0, equals);
     std::string value = equals == std::string::npos ? "on" : part.substr(equals + 1);
     const CreateOption* option = known.find(name);
-    // "nolazy_refcounts" is an old spelling of "lazy_refcounts=off". (So "nocow" is not "nocow=on".)
+    // "nolazy_refcounts" is an old spelling of "lazy_refcounts=off". (So "nocow" is not
+    // "nocow=on".)
     if (equals == std::string::npos && name.starts_with("no")) {
       name.erase(0, 2);
       value = "off";

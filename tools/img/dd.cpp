@@ -54,8 +54,7 @@ Task<Result<void>> write_part(BlockNode& input, Part part, BlockNode& output) {
 
 Task<Result<void>> write_into(BlockNode& input, const DdArguments& arguments, NewImage& image) {
   const Part part = part_of(input.size(), arguments);
-  Result<void> created =
-      co_await image.create(arguments.output_format, part.length, Options());
+  Result<void> created = co_await image.create(arguments.output_format, part.length, Options());
   if (!created) {
     co_return forward_error(created, "{}: error while creating output image", *arguments.output);
   }
@@ -87,8 +86,8 @@ Task<int> dd(DdArguments arguments) {
   if (!input) co_return report_failure(input);
   Result<void> result;
   if (find_driver(arguments.output_format) == nullptr) {
-    result = fail(ENOENT, "{}: Unknown file format '{}'", *arguments.output,
-                  arguments.output_format);
+    result =
+        fail(ENOENT, "{}: Unknown file format '{}'", *arguments.output, arguments.output_format);
   } else {
     const Result<CreateOptions> known = create_options(arguments.output_format, *arguments.output);
     if (known) {

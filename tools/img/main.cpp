@@ -16,11 +16,11 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"amend", run_amend},   {"bench", run_bench},       {"bitmap", run_bitmap},
-    {"check", run_check},   {"commit", run_commit},     {"compare", run_compare},
-    {"convert", run_convert}, {"create", run_create},   {"dd", run_dd},
-    {"info", run_info},     {"map", run_map},           {"measure", run_measure},
-    {"rebase", run_rebase}, {"resize", run_resize},     {"snapshot", run_snapshot},
+    {"amend", run_amend},     {"bench", run_bench},   {"bitmap", run_bitmap},
+    {"check", run_check},     {"commit", run_commit}, {"compare", run_compare},
+    {"convert", run_convert}, {"create", run_create}, {"dd", run_dd},
+    {"info", run_info},       {"map", run_map},       {"measure", run_measure},
+    {"rebase", run_rebase},   {"resize", run_resize}, {"snapshot", run_snapshot},
     {"stream", run_stream},
 };
 

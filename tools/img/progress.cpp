@@ -14,7 +14,7 @@ void ask(int) { asked_for = 1; }
 
 Progress::Progress(bool enabled) : enabled_(enabled) {
   if (enabled_) return;
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = ask;
   action.sa_flags = SA_RESTART;
   sigaction(SIGUSR1, &action, nullptr);

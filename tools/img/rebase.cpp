@@ -15,10 +15,8 @@ namespace {
 // Copies into `top` what it shows now and would not show on `after`, which is in the chain or not.
 Task<Result<void>> keep_contents(BlockNode& top, BlockNode* after, bool in_chain,
                                  Progress& progress) {
-  const CopySource source{.node = &top,
-                          .target_offset = 0,
-                          .length = top.size(),
-                          .base = in_chain ? after : nullptr};
+  const CopySource source{
+      .node = &top, .target_offset = 0, .length = top.size(), .base = in_chain ? after : nullptr};
   CopyOptions options;
   options.mode = CopyOptions::Mode::kKeepDifferences;
   options.new_backing = after;
@@ -58,8 +56,7 @@ Task<Result<void>> change_reference(BlockNode& top, const ChainOptions& argument
   co_return forward_error(changed, "Could not change the backing file to '{}'", name);
 }
 
-Task<Result<void>> rebase_node(BlockNode& top, const ChainOptions& arguments,
-                               Progress& progress) {
+Task<Result<void>> rebase_node(BlockNode& top, const ChainOptions& arguments, Progress& progress) {
   if (arguments.unsafe) {
     const Result<void> changed = co_await change_reference(top, arguments);
     if (changed) progress.finish();

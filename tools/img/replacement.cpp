@@ -27,14 +27,14 @@ bool is_one(const struct stat& a, const struct stat& b) {
 }
 
 bool is_mount(const std::string& path) {
-  struct statx about {};
+  struct statx about{};
   return statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, 0, &about) == 0 &&
          (about.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
 // In a directory like /tmp only a file's owner may put another in its place.
 bool is_stuck(const std::string& directory, const struct stat& file) {
-  struct stat about {};
+  struct stat about{};
   const uid_t me = geteuid();
   return stat(directory.c_str(), &about) != 0 ||
          ((about.st_mode & S_ISVTX) != 0 && me != 0 && me != file.st_uid && me != about.st_uid);
@@ -42,7 +42,7 @@ bool is_stuck(const std::string& directory, const struct stat& file) {
 
 // The regular file at `path`, for writing; nothing where it must not or cannot be replaced.
 UniqueFd open_old(const std::string& path, std::string& real) {
-  struct stat named {};
+  struct stat named{};
   if (stat(path.c_str(), &named) != 0 || !S_ISREG(named.st_mode) || named.st_nlink != 1) return {};
   // (A descriptor's link in /proc is the file itself, whatever has its name.)
   open_how how{};
@@ -50,7 +50,7 @@ UniqueFd open_old(const std::string& path, std::string& real) {
   how.resolve = RESOLVE_NO_MAGICLINKS;
   UniqueFd fd(static_cast<int>(syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof(how))));
   char resolved[PATH_MAX];
-  struct stat opened {};
+  struct stat opened{};
   if (!fd || fstat(fd.get(), &opened) != 0 || !is_one(named, opened) ||
       realpath(path.c_str(), resolved) == nullptr) {
     return {};
@@ -106,8 +106,8 @@ Result<void> Replacement::start() {
 }
 
 Result<void> Replacement::make_beside(UniqueFd old) {
-  struct stat about {};
-  struct stat named {};
+  struct stat about{};
+  struct stat named{};
   // (Somebody else may have replaced it before it was locked.)
   if (fstat(old.get(), &about) != 0 || stat(old_.c_str(), &named) != 0 || !is_one(about, named)) {
     return fail(EAGAIN, "'{}' is being replaced by another process", name_);

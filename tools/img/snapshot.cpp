@@ -31,8 +31,8 @@ Task<int> create_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
                                    static_cast<std::uint32_t>(microseconds % 1'000'000 * 1000));
   }
   if (created) co_return 0;
-  report_about(arguments.filename, "Could not create snapshot '{}': -{} ({})", name, created.error().code(),
-         created.error().message());
+  report_about(arguments.filename, "Could not create snapshot '{}': -{} ({})", name,
+               created.error().code(), created.error().message());
   co_return 1;
 }
 
@@ -47,7 +47,8 @@ Task<int> apply_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
     }
   }
   if (applied) co_return 0;
-  report_about(arguments.filename, "Could not apply snapshot '{}': {}", name, applied.error().message());
+  report_about(arguments.filename, "Could not apply snapshot '{}': {}", name,
+               applied.error().message());
   co_return 1;
 }
 
@@ -64,7 +65,8 @@ Task<int> remove_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
     if (found != list.end()) removed = co_await snapshots->remove(found->id);
   }
   if (removed) co_return 0;
-  report_about(arguments.filename, "Could not delete snapshot '{}': {}", name, removed.error().message());
+  report_about(arguments.filename, "Could not delete snapshot '{}': {}", name,
+               removed.error().message());
   co_return 1;
 }
 

@@ -12,8 +12,7 @@
 namespace platter::img {
 namespace {
 
-Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments,
-                               Progress& progress) {
+Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments, Progress& progress) {
   StreamOptions options;
   if (const std::string base = arguments.backing.value_or(""); !base.empty()) {
     options.base = find_in_chain(top, base);
@@ -53,15 +52,10 @@ Task<int> stream_image(ChainOptions arguments) {
 }  // namespace
 
 int run_stream(int argc, char** argv) {
-  static constexpr Flag kFlags[] = {{'h', "help"},
-                                    {'f', nullptr, true},
-                                    {'t', nullptr, true},
-                                    {'b', nullptr, true},
-                                    {'r', nullptr, true},
-                                    {'p', nullptr},
-                                    {'q', nullptr},
-                                    {kObject, "object", true},
-                                    {kImageOpts, "image-opts"}};
+  static constexpr Flag kFlags[] = {
+      {'h', "help"},        {'f', nullptr, true},      {'t', nullptr, true},
+      {'b', nullptr, true}, {'r', nullptr, true},      {'p', nullptr},
+      {'q', nullptr},       {kObject, "object", true}, {kImageOpts, "image-opts"}};
   ChainOptions options;
   if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
   if (!options.common.agree()) return 1;

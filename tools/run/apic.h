@@ -1,6 +1,5 @@
-// Where the interrupt controllers of a PC are in memory, and how their pins are described: what KVM's
-// in-kernel irqchip answers at, and what firmware tables tell guests.
-// Threads: constants.
+// Where the interrupt controllers of a PC are in memory, and how their pins are described: what
+// KVM's in-kernel irqchip answers at, and what firmware tables tell guests. Threads: constants.
 #pragma once
 
 #include <cstdint>

@@ -63,8 +63,7 @@ Result<void> write_command_line(const Memory& memory, const std::string& text,
     return fail(E2BIG, "the kernel command line has {} bytes, and at most {} fit", text.size(),
                 std::min(limit, kMaxCommandLine - 1));
   }
-  return memory.write(kCommandLineAddress,
-                      std::as_bytes(std::span(text.c_str(), text.size() + 1)));
+  return memory.write(kCommandLineAddress, std::as_bytes(std::span(text.c_str(), text.size() + 1)));
 }
 
 // Flat 4 GiB segments at selectors 0x10 (code) and 0x18 (data), as boot.rst asks for. A 64-bit code

@@ -35,7 +35,8 @@ struct KernelRequest {
   std::uint64_t acpi_root = 0;  // where the ACPI root pointer lies; 0 when there is none
 };
 
-// Guest-physical places the loader uses, all in the first 640 KiB (free at entry by both protocols).
+// Guest-physical places the loader uses, all in the first 640 KiB (free at entry by both
+// protocols).
 inline constexpr std::uint64_t kGdtAddress = 0x500;
 inline constexpr std::uint64_t kStartInfoAddress = 0x6000;
 inline constexpr std::uint64_t kZeroPageAddress = 0x7000;

@@ -21,8 +21,8 @@ class TemporaryFile {
  public:
   static Result<TemporaryFile> create() {
     const char* directory = ::getenv("TMPDIR");
-    std::string name = fmt::format("{}/platter-run.XXXXXX",
-                                   directory != nullptr && *directory != 0 ? directory : "/var/tmp");
+    std::string name = fmt::format(
+        "{}/platter-run.XXXXXX", directory != nullptr && *directory != 0 ? directory : "/var/tmp");
     const UniqueFd fd(::mkstemp(name.data()));
     if (!fd) return fail_errno(errno, "could not create a throw-away overlay '{}'", name);
     return TemporaryFile(std::move(name));
@@ -72,7 +72,8 @@ Task<Result<Edge>> open_overlay(DiskOptions disk, std::string overlay) {
   auto detached = co_await base_edge.detach();
   PLATTER_CO_TRY(detached);
   auto created = co_await create_image("qcow2", overlay, size, std::move(create));
-  if (!created) co_return forward_error(created, "could not create an overlay of '{}'", disk.filename);
+  if (!created)
+    co_return forward_error(created, "could not create an overlay of '{}'", disk.filename);
   DiskOptions top = disk;
   top.filename = std::move(overlay);
   top.format = "qcow2";

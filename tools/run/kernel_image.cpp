@@ -13,12 +13,12 @@ namespace platter::run {
 namespace {
 
 constexpr std::size_t kMaxSegments = 128;
-constexpr std::uint32_t kNotePvhEntry = 18;  // XEN_ELFNOTE_PHYS32_ENTRY
+constexpr std::uint32_t kNotePvhEntry = 18;     // XEN_ELFNOTE_PHYS32_ENTRY
 constexpr std::uint64_t kMaxNotes = 64 * 1024;  // bytes of one note segment that are looked at
 
 // Field offsets of the setup header (boot.rst, "The Real-Mode Kernel Header").
-constexpr std::size_t kSetupSectors = 0x1f1, kBootFlag = 0x1fe, kJumpLength = 0x201,
-                      kMagic = 0x202, kVersion = 0x206, kLoadFlags = 0x211, kCode32Start = 0x214,
+constexpr std::size_t kSetupSectors = 0x1f1, kBootFlag = 0x1fe, kJumpLength = 0x201, kMagic = 0x202,
+                      kVersion = 0x206, kLoadFlags = 0x211, kCode32Start = 0x214,
                       kInitrdMax = 0x22c, kXLoadFlags = 0x236, kCommandLineSize = 0x238,
                       kInitSize = 0x260;
 constexpr std::uint32_t kHeaderMagic = 0x53726448;  // "HdrS"
@@ -143,8 +143,8 @@ Result<ElfImage> parse_elf(std::span<const std::byte> file) {
                   segment.file_offset, segment.file_size);
     }
     if (header.type == PT_NOTE) {
-      const auto note = find_pvh_note(
-          part(file, segment.file_offset, std::min(segment.file_size, kMaxNotes)));
+      const auto note =
+          find_pvh_note(part(file, segment.file_offset, std::min(segment.file_size, kMaxNotes)));
       if (note) image.pvh_entry = note;
       continue;
     }
@@ -195,8 +195,8 @@ Result<BzImage> parse_bzimage(std::span<const std::byte> file) {
   if (image.protocol >= 0x020a && image.header_end >= kInitSize + 4) {
     image.init_size = u32(kInitSize);
   }
-  image.has_64bit_entry = image.protocol >= 0x020c && (u16(kXLoadFlags) & 1) != 0 &&
-                          image.kernel_size > 0x200;
+  image.has_64bit_entry =
+      image.protocol >= 0x020c && (u16(kXLoadFlags) & 1) != 0 && image.kernel_size > 0x200;
   return image;
 }
 

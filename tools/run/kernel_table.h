@@ -43,7 +43,8 @@ std::vector<Entry> table_entries(const std::vector<std::uint64_t>& words) {
   std::memcpy(&count, words.data(), sizeof count);
   const std::size_t room = (words.size() * 8 - kTableHeader) / sizeof(Entry);
   std::vector<Entry> entries(std::min<std::size_t>(count, room));
-  if (!entries.empty()) std::memcpy(entries.data(), words.data() + 1, entries.size() * sizeof(Entry));
+  if (!entries.empty())
+    std::memcpy(entries.data(), words.data() + 1, entries.size() * sizeof(Entry));
   return entries;
 }
 

@@ -105,8 +105,8 @@ Result<void> Machine::add_ports() {
 
   std::function<void(std::byte)> debug;
   if (options_.debug_log) {
-    debug_log_ = UniqueFd(::open(options_.debug_log->c_str(),
-                                 O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    debug_log_ = UniqueFd(
+        ::open(options_.debug_log->c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
     if (!debug_log_) return fail_errno(errno, "could not open '{}'", *options_.debug_log);
     debug = [fd = debug_log_.get(), control = control_.get()](std::byte byte) {
       // A processor that is to stop must not wait for a reader again, byte after byte.
@@ -188,8 +188,8 @@ Result<void> Machine::connect_mmio(Disk& disk) {
   disk.line = std::move(*line);
   disk.base = base;
   disk.mmio = std::make_unique<virtio::MmioTransport>(*disk.device, *platform_, *disk.line, base);
-  mmio_arguments_ += fmt::format(" virtio_mmio.device={:#x}@{:#x}:{}", virtio::MmioTransport::kSize,
-                                 base, gsi);
+  mmio_arguments_ +=
+      fmt::format(" virtio_mmio.device={:#x}@{:#x}:{}", virtio::MmioTransport::kSize, base, gsi);
   virtio::MmioTransport* transport = disk.mmio.get();
   return mmio_.add(base, virtio::MmioTransport::kSize, "virtio-mmio disk",
                    std::make_shared<CallbackDevice>(
@@ -324,8 +324,8 @@ void Machine::watch() {
     control_->end(EndReason::kFailure, "could not watch for signals: " + errno_text(errno));
   }
   while (!control_->ended()) {
-    // A terminal is always listened to, for Ctrl-A X. Piped input waits while the port is full; when
-    // the guest fetches some nobody tells, so it is asked again soon.
+    // A terminal is always listened to, for Ctrl-A X. Piped input waits while the port is full;
+    // when the guest fetches some nobody tells, so it is asked again soon.
     const std::size_t room = console_->is_terminal() ? Serial::kMaxPending : serial_->room();
     std::array<pollfd, 3> watched{{{control_->fd(), POLLIN, 0},
                                    {signal_fd.get(), POLLIN, 0},

@@ -68,7 +68,8 @@ Result<void> set_disk_option(DiskOptions& disk, std::string_view key, std::strin
   } else if (key == "queues") {
     const auto count = parse_size(value);
     if (!count || *count < 1 || *count > kMaxQueues) {
-      return fail(EINVAL, "disk option 'queues={}' is not a number from 1 to {}", value, kMaxQueues);
+      return fail(EINVAL, "disk option 'queues={}' is not a number from 1 to {}", value,
+                  kMaxQueues);
     }
     disk.queues = static_cast<std::uint16_t>(*count);
   } else {
@@ -155,7 +156,8 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
   app.add_option("--cpu", cpu, "what the CPU offers: auto, host or basic (for slow nested KVM)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "host", "basic"}));
-  auto* kernel_option = app.add_option("--kernel", kernel, "boot this Linux bzImage or PVH ELF file");
+  auto* kernel_option =
+      app.add_option("--kernel", kernel, "boot this Linux bzImage or PVH ELF file");
   app.add_option("--initrd", initrd, "initial RAM disk for the kernel")->needs(kernel_option);
   app.add_option("--append", options.append, "kernel command line")->needs(kernel_option);
   app.add_option("--firmware", options.firmware, "boot this firmware, when there is no kernel")
@@ -197,8 +199,9 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
     return line;
   }
   options.memory = *size;
-  options.cpu = cpu == "host" ? CpuChoice::kHost : cpu == "basic" ? CpuChoice::kBasic
-                                                                    : CpuChoice::kAuto;
+  options.cpu = cpu == "host"    ? CpuChoice::kHost
+                : cpu == "basic" ? CpuChoice::kBasic
+                                 : CpuChoice::kAuto;
   if (!kernel.empty()) options.kernel = kernel;
   if (!initrd.empty()) options.initrd = initrd;
   if (!debug_log.empty()) options.debug_log = debug_log;

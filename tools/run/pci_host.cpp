@@ -87,7 +87,8 @@ Result<void> PciHost::assign_resources() {
       const std::uint32_t answer = function->read_config(place, 4) & ~0xfU;
       if (answer == 0) continue;
       const std::uint64_t size = std::uint64_t{~answer} + 1;
-      const std::uint64_t address = align_up<std::uint64_t>(next, std::max<std::uint64_t>(size, 4096));
+      const std::uint64_t address =
+          align_up<std::uint64_t>(next, std::max<std::uint64_t>(size, 4096));
       if (address + size > kWindowEnd) {
         return fail(ENOSPC, "the PCI window [{:#x}, {:#x}) is full", kWindow, kWindowEnd);
       }

@@ -18,7 +18,9 @@ constexpr std::uint8_t kKeyboardAbsent = 0xfd;
 constexpr std::byte kDebugPortIsThere{0xe9};
 constexpr std::string_view kShutdown = "Shutdown";
 
-std::uint8_t first(std::span<const std::byte> data) { return std::to_integer<std::uint8_t>(data[0]); }
+std::uint8_t first(std::span<const std::byte> data) {
+  return std::to_integer<std::uint8_t>(data[0]);
+}
 
 class SystemControlA final : public BusDevice {
  public:
@@ -61,26 +63,27 @@ class BochsShutdown final : public BusDevice {
 }  // namespace
 
 Result<void> add_legacy_ports(Bus& ports, Control& control, std::function<void(std::byte)> debug) {
-  auto added = ports.add(
-      kKeyboardCommand, 1, "keyboard controller",
-      std::make_shared<CallbackDevice>(
-          [](std::uint64_t, std::span<std::byte> data) {
-            std::ranges::fill(data, std::byte{kKeyboardAbsent});
-          },
-          [&control](std::uint64_t, std::span<const std::byte> data) {
-            if (first(data) == kKeyboardPulseReset) control.end(EndReason::kReset);
-          }));
+  auto added = ports.add(kKeyboardCommand, 1, "keyboard controller",
+                         std::make_shared<CallbackDevice>(
+                             [](std::uint64_t, std::span<std::byte> data) {
+                               std::ranges::fill(data, std::byte{kKeyboardAbsent});
+                             },
+                             [&control](std::uint64_t, std::span<const std::byte> data) {
+                               if (first(data) == kKeyboardPulseReset)
+                                 control.end(EndReason::kReset);
+                             }));
   PLATTER_TRY(added);
   added = ports.add(kSystemControlA, 1, "system control port A",
                     std::make_shared<SystemControlA>(control));
   PLATTER_TRY(added);
-  added = ports.add(
-      kDebugPort, 1, "firmware debug port",
-      std::make_shared<CallbackDevice>(
-          [](std::uint64_t, std::span<std::byte> data) { std::ranges::fill(data, kDebugPortIsThere); },
-          [debug = std::move(debug)](std::uint64_t, std::span<const std::byte> data) {
-            if (debug) debug(data[0]);
-          }));
+  added = ports.add(kDebugPort, 1, "firmware debug port",
+                    std::make_shared<CallbackDevice>(
+                        [](std::uint64_t, std::span<std::byte> data) {
+                          std::ranges::fill(data, kDebugPortIsThere);
+                        },
+                        [debug = std::move(debug)](std::uint64_t, std::span<const std::byte> data) {
+                          if (debug) debug(data[0]);
+                        }));
   PLATTER_TRY(added);
   added = ports.add(Power::kEvents, Power::kPorts, "power management",
                     std::make_shared<Power>(control));

@@ -23,8 +23,16 @@ constexpr std::uint32_t kShortLoop = 2000, kLongLoop = 20'000'000;
 // Seconds for `rounds` of a loop of two instructions, from the start of the loop to the HLT.
 Result<double> time_loop(Vm& vm, const Memory& memory, unsigned cpu, std::uint32_t rounds) {
   // mov ecx, rounds; 1: dec ecx; jnz 1b; hlt
-  std::array<std::byte, 10> code{std::byte{0xb9}, {}, {}, {}, {}, std::byte{0xff},
-                                 std::byte{0xc9}, std::byte{0x75}, std::byte{0xfc}, std::byte{0xf4}};
+  std::array<std::byte, 10> code{std::byte{0xb9},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 std::byte{0xff},
+                                 std::byte{0xc9},
+                                 std::byte{0x75},
+                                 std::byte{0xfc},
+                                 std::byte{0xf4}};
   store_le(code.data() + 1, rounds);
   auto written = memory.write(kCodeAddress, code);
   PLATTER_TRY(written);

@@ -33,7 +33,8 @@ void Serial::write(std::uint64_t offset, std::span<const std::byte> data) {
     bool send;
     {
       MutexLock lock(mutex_);
-      send = write_register(static_cast<unsigned>(offset + i), std::to_integer<std::uint8_t>(data[i]));
+      send =
+          write_register(static_cast<unsigned>(offset + i), std::to_integer<std::uint8_t>(data[i]));
     }
     if (!send) continue;
     {
@@ -125,8 +126,9 @@ bool Serial::write_register(unsigned index, std::uint8_t value) {
       interrupt_enable_ = value & 0x0f;
       break;
     case kInterruptId:  // the FIFO control register on writes
-      // Real input survives a FIFO reset: drivers reset it while they start, and what was piped into
-      // the program before that is still meant for the guest. The loop-back test wants it gone.
+      // Real input survives a FIFO reset: drivers reset it while they start, and what was piped
+      // into the program before that is still meant for the guest. The loop-back test wants it
+      // gone.
       fifo_control_ = value;
       if ((value & kFifoClearReceive) != 0 && (modem_control_ & kLoopback) != 0) input_.clear();
       break;

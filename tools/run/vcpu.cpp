@@ -56,7 +56,8 @@ Result<std::unique_ptr<Vcpu>> Vcpu::create(Vm& vm, const Memory& memory, unsigne
   auto fd = vm.create_vcpu(id);
   PLATTER_TRY(fd);
   vcpu->fd_ = std::move(*fd);
-  void* area = ::mmap(nullptr, vm.run_size(), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd_.get(), 0);
+  void* area =
+      ::mmap(nullptr, vm.run_size(), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd_.get(), 0);
   if (area == MAP_FAILED) return fail_errno(errno, "could not map virtual CPU {}", id);
   vcpu->run_ = static_cast<kvm_run*>(area);
   vcpu->run_size_ = vm.run_size();
@@ -169,8 +170,9 @@ bool Vcpu::serve_exit() {
     case KVM_EXIT_IRQ_WINDOW_OPEN:
       return true;
     case KVM_EXIT_SHUTDOWN:
-      control_.end(EndReason::kTripleFault,
-                   fmt::format("the guest crashed: triple fault on CPU {}; {}", id_, describe_state()));
+      control_.end(
+          EndReason::kTripleFault,
+          fmt::format("the guest crashed: triple fault on CPU {}; {}", id_, describe_state()));
       return false;
     case KVM_EXIT_SYSTEM_EVENT:
       control_.end(area().system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN ? EndReason::kPowerOff
@@ -206,8 +208,8 @@ void Vcpu::serve_port_access() {
 
 void Vcpu::serve_memory_access() {
   auto& access = area().mmio;
-  const auto bytes = std::as_writable_bytes(std::span(access.data).first(
-      std::min<std::size_t>(access.len, sizeof access.data)));
+  const auto bytes = std::as_writable_bytes(
+      std::span(access.data).first(std::min<std::size_t>(access.len, sizeof access.data)));
   if (access.is_write != 0) {
     (void)buses_.memory.write(access.phys_addr, bytes);
   } else {

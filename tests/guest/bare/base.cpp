@@ -30,13 +30,14 @@ void set_up_tables() {
       handler = reinterpret_cast<u64>(interrupt_stubs) + 32 * (vector - kFirstVector);
     }
     if (handler == 0) continue;
-    idt[2 * vector] = (handler & 0xffff) | (0x08UL << 16) | (0x8e00UL << 32) |
-                      ((handler >> 16 & 0xffff) << 48);
+    idt[2 * vector] =
+        (handler & 0xffff) | (0x08UL << 16) | (0x8e00UL << 32) | ((handler >> 16 & 0xffff) << 48);
     idt[2 * vector + 1] = handler >> 32;
   }
   for (u32 processor = 0; processor < 2; ++processor) {
     const u64 base = reinterpret_cast<u64>(&task_states[processor]);
-    *reinterpret_cast<u64*>(base + 4) = reinterpret_cast<u64>(ring0_stacks) + 4096 * (processor + 1);
+    *reinterpret_cast<u64*>(base + 4) =
+        reinterpret_cast<u64>(ring0_stacks) + 4096 * (processor + 1);
     *reinterpret_cast<u16*>(base + 102) = 104;  // where the bitmap is
     task_states[processor].bytes[kTaskStateSize - 1] = 0xff;
     const u64 limit = kTaskStateSize - 1;
@@ -146,7 +147,7 @@ void start_second_processor() {
   memcpy(reinterpret_cast<void*>(kTrampoline), trampoline,
          static_cast<u64>(trampoline_end - trampoline));
   at<u32>(kLocalApic + 0x310) = 1U << 24;
-  at<u32>(kLocalApic + 0x300) = 0x4500;                       // INIT
+  at<u32>(kLocalApic + 0x300) = 0x4500;  // INIT
   for (u32 i = 0; i < 1000; ++i) pause();
   at<u32>(kLocalApic + 0x310) = 1U << 24;
   at<u32>(kLocalApic + 0x300) = 0x4600 | (kTrampoline >> 12);  // start-up

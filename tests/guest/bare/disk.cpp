@@ -114,8 +114,8 @@ void Queue::wait() {
   const volatile u32& count = interrupt_counts[vector_ - kFirstVector];
   const u32 before = count;
   avail.used_event = last_used_;
-  // Over MMIO the line rises again only after an acknowledgement, so this comes before the last look
-  // at the ring.
+  // Over MMIO the line rises again only after an acknowledgement, so this comes before the last
+  // look at the ring.
   if (acknowledge_address != 0) at<u32>(acknowledge_address) = at<u32>(acknowledge_address - 4);
   fence();
   while (used.index == last_used_ && count == before) pause();
@@ -153,7 +153,8 @@ void Disk::set_up(u32 wanted, u32 processors) {
 
 void Disk::set_up_mmio(u64 base, u32 pin, u32 wanted) {
   const auto reg = [base](u64 offset) -> volatile u32& { return at<u32>(base + offset); };
-  if (reg(0) != 0x74726976 || reg(4) != 2 || reg(8) != 2) give_up("GUEST FAIL: no virtio-mmio disk");
+  if (reg(0) != 0x74726976 || reg(4) != 2 || reg(8) != 2)
+    give_up("GUEST FAIL: no virtio-mmio disk");
   reg(0x70) = 0;
   reg(0x70) = kAcknowledge | kDriver;
   reg(0x14) = 0;

@@ -13,7 +13,7 @@ constexpr u32 kStripeSectors = 4096;
 // What a sector holds: the pattern of a generation from 1 on, or:
 constexpr u32 kZero = 0;
 constexpr u32 kDiscarded = 0xffffffff;  // some old pattern of this sector, or zeroes
-constexpr u32 kLastWords = 0x1a57;  // a generation that no request uses
+constexpr u32 kLastWords = 0x1a57;      // a generation that no request uses
 constexpr u64 kWordsInSector = kSectorSize / 8;
 
 u32 contents[kMaxQueues][kStripeSectors] __attribute__((aligned(4096)));

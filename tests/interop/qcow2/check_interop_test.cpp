@@ -1,8 +1,7 @@
 // Our check and QEMU's, on the same damaged images: same lines, same figures, same repairs.
-#include <nlohmann/json.hpp>
-
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "formats/qcow2/check.h"
@@ -77,8 +76,8 @@ TEST_P(CheckInterop, AgreesWithQemuImg) {
 
   const Checked mine = ours(path("a.qcow2"), false, false);
   ASSERT_OK(mine.result);
-  const auto json = nlohmann::json::parse(
-      in_directory("qemu-img check --output=json a.qcow2 2>/dev/null").text);
+  const auto json =
+      nlohmann::json::parse(in_directory("qemu-img check --output=json a.qcow2 2>/dev/null").text);
   EXPECT_EQ(mine.lines, theirs("", "a.qcow2"));
   const auto figure = [&](const char* name) { return json.value(name, std::uint64_t{0}); };
   EXPECT_EQ(mine.result->corruptions, figure("corruptions"));
@@ -106,8 +105,11 @@ TEST_P(CheckInterop, AgreesWithQemuImg) {
     EXPECT_EQ(ours(path("d.qcow2"), false, false).text(), "");
   }
   const Outcome after = in_directory("qemu-img check d.qcow2");
-  EXPECT_EQ(after.status, all.result->corruptions != 0 ? 2 : all.result->leaks != 0 ? 3 : 0)
-      << all.text() << "--- then qemu-img said\n" << after.text;
+  EXPECT_EQ(after.status, all.result->corruptions != 0 ? 2
+                          : all.result->leaks != 0     ? 3
+                                                       : 0)
+      << all.text() << "--- then qemu-img said\n"
+      << after.text;
 }
 
 // Default images: header 0, refcount table 0x10000, refcount block 0x20000, L1 0x30000, first L2
@@ -115,16 +117,22 @@ TEST_P(CheckInterop, AgreesWithQemuImg) {
 const Damage kDamages[] = {
     {"clean", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2", {}},
     {"empty", "cluster_size=64k", "true", {}},
-    {"fragmented", "cluster_size=4k",
-     "qemu-io -c 'write 64k 4k' -c 'write 32k 4k' -c 'write 60k 4k' -c 'write 0 8k' a.qcow2", {}},
-    {"compressed", "cluster_size=64k",
-     "qemu-io -c 'write -c -P 5 0 256k' -c 'write 1M 64k' -c 'write -z 2M 128k' a.qcow2", {}},
+    {"fragmented",
+     "cluster_size=4k",
+     "qemu-io -c 'write 64k 4k' -c 'write 32k 4k' -c 'write 60k 4k' -c 'write 0 8k' a.qcow2",
+     {}},
+    {"compressed",
+     "cluster_size=64k",
+     "qemu-io -c 'write -c -P 5 0 256k' -c 'write 1M 64k' -c 'write -z 2M 128k' a.qcow2",
+     {}},
     {"zstd", "compression_type=zstd", "qemu-io -c 'write -c -P 5 0 256k' a.qcow2", {}},
-    {"snapshots", "cluster_size=64k",
+    {"snapshots",
+     "cluster_size=64k",
      "qemu-io -c 'write 0 1M' a.qcow2; qemu-img snapshot -c one a.qcow2; qemu-io -c 'write 0 "
      "128k' a.qcow2; qemu-img snapshot -c two a.qcow2; qemu-io -c 'write 512k 128k' a.qcow2",
      {}},
-    {"bitmaps", "cluster_size=64k",
+    {"bitmaps",
+     "cluster_size=64k",
      "qemu-img bitmap --add a.qcow2 one; qemu-img bitmap --add -g 64k a.qcow2 two; qemu-io -c "
      "'write 0 1M' a.qcow2",
      {}},
@@ -132,44 +140,82 @@ const Damage kDamages[] = {
     {"data_file", "data_file=data.raw", "qemu-io -c 'write 0 1M' a.qcow2", {}},
     {"version2", "compat=0.10", "qemu-io -c 'write 0 1M' a.qcow2", {}},
     {"leak", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2", {{0x40008, 0}}},
-    {"refcounts_too_high", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"refcounts_too_high",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x20008, 0x0001000200010003}}},
-    {"refcounts_zero", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"refcounts_zero",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x20010, 0x0001000000010001}}},
     {"refcount_table_gone", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2", {{0x10000, 0}}},
-    {"refcount_block_unaligned", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"refcount_block_unaligned",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x10008, 0x30200}}},
-    {"refcount_block_reserved_bits", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"refcount_block_reserved_bits",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x10008, 0x30001}}},
-    {"refcount_block_is_l1", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"refcount_block_is_l1",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x10008, 0x30000}}},
-    {"copied_flags", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"copied_flags",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x30000, 0x40000}, {0x40010, 0x70000}}},
-    {"data_twice", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"data_twice",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000050000}}},
-    {"data_is_l2", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"data_is_l2",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000040000}}},
-    {"data_beyond_end", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"data_beyond_end",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000010000000}}},
-    {"data_unaligned", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"data_unaligned",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000060200}}},
-    {"l2_reserved_bits", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"l2_reserved_bits",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0xa000000000060000}}},
-    {"l1_reserved_bits", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"l1_reserved_bits",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x30000, 0x8000000000040001}}},
-    {"l2_is_refcount_block", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"l2_is_refcount_block",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x30000, 0x8000000000020000}}},
-    {"compressed_copied", "cluster_size=64k", "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
+    {"compressed_copied",
+     "cluster_size=64k",
+     "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
      {{0x40008, 0xc000000000050000}}},
-    {"compressed_outside", "cluster_size=64k", "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
+    {"compressed_outside",
+     "cluster_size=64k",
+     "qemu-io -c 'write -c -P 5 0 256k' a.qcow2",
      {{0x40008, 0x4000000010000000}}},
-    {"data_in_l1", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"data_in_l1",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000030000}}},
-    {"l1_outside", "cluster_size=64k", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"l1_outside",
+     "cluster_size=64k",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x30000, 0x8000000010000000}}},
-    {"narrow_overflow", "refcount_bits=1", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"narrow_overflow",
+     "refcount_bits=1",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x40008, 0x8000000000050000}}},
-    {"wide_refcounts", "refcount_bits=64", "qemu-io -c 'write 0 1M' a.qcow2",
+    {"wide_refcounts",
+     "refcount_bits=64",
+     "qemu-io -c 'write 0 1M' a.qcow2",
      {{0x20028, 0x100000000}}},
 };
 

@@ -1,6 +1,7 @@
 // The matrix: versions x cluster sizes x refcount widths x compression x backing x subclusters x
-// external data files x encryption, in both directions. What we write, qemu-img checks and reads back; what qemu-io writes, we check and read
-// back, and go on writing. Contents are random; the seed is printed.
+// external data files x encryption, in both directions. What we write, qemu-img checks and reads
+// back; what qemu-io writes, we check and read back, and go on writing. Contents are random; the
+// seed is printed.
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -37,14 +38,15 @@ struct Combination {
     if (extended_l2) text += ",extended_l2=on";
     if (data_file) text += ",data_file=" + data_path;
     if (data_file_raw) text += ",data_file_raw=on";
-    if (encrypted())
-      text += fmt::format(",encrypt.format={},encrypt.key-secret=s0", encryption);
+    if (encrypted()) text += fmt::format(",encrypt.format={},encrypt.key-secret=s0", encryption);
     if (std::string_view(encryption) == "luks") text += ",encrypt.iter-time=10";
     return text;
   }
   bool encrypted() const { return *encryption != 0; }
   // How qemu-img and qemu-io are told what to open: options in front, and the name at the end.
-  std::string flags() const { return encrypted() ? std::string(kSecret) + " --image-opts" : "-f qcow2"; }
+  std::string flags() const {
+    return encrypted() ? std::string(kSecret) + " --image-opts" : "-f qcow2";
+  }
   std::string name(const std::string& file) const {
     return (encrypted() ? "driver=qcow2,encrypt.key-secret=s0,file.filename=" : "") + file;
   }
@@ -90,8 +92,8 @@ std::vector<Combination> combinations(unsigned cluster_bits) {
         if (extended_l2 && cluster_bits < 14) continue;
         for (const bool raw : {false, true}) {
           if (raw && *backing) continue;
-          all.push_back({"1.1", cluster_bits, refcount_bits, "zlib", backing, extended_l2, true,
-                         raw});
+          all.push_back(
+              {"1.1", cluster_bits, refcount_bits, "zlib", backing, extended_l2, true, raw});
         }
       }
     }
@@ -123,7 +125,8 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
     for (std::byte& b : base) b = static_cast<std::byte>(random_());
     std::ofstream out(path("base.raw"), std::ios::binary);
     // The memory is bytes whichever type looks at it.
-    out.write(reinterpret_cast<const char*>(base.data()), static_cast<std::streamsize>(base.size()));
+    out.write(reinterpret_cast<const char*>(base.data()),
+              static_cast<std::streamsize>(base.size()));
     out.close();
     base.resize(size_);
     base_ = std::move(base);
@@ -138,23 +141,26 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
       Change c{};
       c.kind = static_cast<Change::Kind>(below(4));
       // Data files and encrypted images hold none.
-      if ((combination.data_file || combination.encrypted()) && c.kind == Change::Kind::kPacked) c.kind = Change::Kind::kWrite;
+      if ((combination.data_file || combination.encrypted()) && c.kind == Change::Kind::kPacked)
+        c.kind = Change::Kind::kWrite;
       c.pattern = static_cast<unsigned>(1 + below(255));
       if (c.kind == Change::Kind::kPacked) {
         c.offset = below(size_ / cluster_) * cluster_;
         c.length = cluster_;
       } else {
         c.offset = below(size_ / 512) * 512;
-        c.length = std::min((1 + below(std::min<std::uint64_t>(cluster_ * 3, 1 << 20) / 512)) * 512, size_ - c.offset);
+        c.length = std::min((1 + below(std::min<std::uint64_t>(cluster_ * 3, 1 << 20) / 512)) * 512,
+                            size_ - c.offset);
       }
       all.push_back(c);
     }
     return all;
   }
 
-  // The same, as QEMU 7.2 can make them without damage: packed clusters first, each once. It refuses
-  // to replace others by packed ones, and a packed write after packed data was freed can land in a
-  // cluster that has become somebody else's (seen here: packed write, overwrite, packed write).
+  // The same, as QEMU 7.2 can make them without damage: packed clusters first, each once. It
+  // refuses to replace others by packed ones, and a packed write after packed data was freed can
+  // land in a cluster that has become somebody else's (seen here: packed write, overwrite, packed
+  // write).
   std::vector<Change> changes_for_qemu(unsigned count, const Combination& combination) {
     std::vector<Change> all = changes(count, combination);
     const auto packed = [](const Change& c) { return c.kind == Change::Kind::kPacked; };
@@ -220,7 +226,9 @@ class Matrix : public interop::PeerTest, public ::testing::WithParamInterface<un
     auto read = co_await (*edge)->read(0, iov);
     std::string findings;
     CheckRequest findings_request;
-    findings_request.report = [&findings](std::string_view line) { findings.append(line).append("; "); };
+    findings_request.report = [&findings](std::string_view line) {
+      findings.append(line).append("; ");
+    };
     auto checked = co_await (*edge)->driver().checker()->check(findings_request);
     auto closed = co_await edge->detach();
     PLATTER_CO_TRY(read);
@@ -324,8 +332,7 @@ TEST_P(Matrix, WhatTheyWriteWeReadAndChange) {
     const std::string create =
         fmt::format("qemu-img create -q {} -f qcow2 -o {} theirs.qcow2 {}",
                     c.encrypted() ? kSecret : "", c.options(path("data")), size_);
-    must(c.encrypted() ? fmt::format("for i in $(seq 100); do {} && break; done", create)
-                       : create);
+    must(c.encrypted() ? fmt::format("for i in $(seq 100); do {} && break; done", create) : create);
     Bytes model = fresh_model(c);
     std::vector<Change> all = changes_for_qemu(16, c);
     change_theirs(c, "theirs.qcow2", all);
@@ -345,11 +352,14 @@ TEST_P(Matrix, WhatTheyWriteWeReadAndChange) {
     if (HasFailure()) return;
     ++ran;
   }
-  std::printf("%u combinations written by qemu-io, read and changed by us (seed %lu)\n", ran, seed_);
+  std::printf("%u combinations written by qemu-io, read and changed by us (seed %lu)\n", ran,
+              seed_);
 }
 
 INSTANTIATE_TEST_SUITE_P(ClusterSizes, Matrix, ::testing::Values(9u, 12u, 16u, 21u),
-                         [](const auto& bits) { return fmt::format("{}_bytes", 1u << bits.param); });
+                         [](const auto& bits) {
+                           return fmt::format("{}_bytes", 1u << bits.param);
+                         });
 
 }  // namespace
 }  // namespace platter::qcow2

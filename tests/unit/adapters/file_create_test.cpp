@@ -23,7 +23,7 @@ Result<void> create(const std::string& path, std::uint64_t size,
 }
 
 std::uint64_t blocks(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   EXPECT_EQ(::stat(path.c_str(), &status), 0);
   return static_cast<std::uint64_t>(status.st_blocks) * 512;
 }
@@ -52,7 +52,7 @@ TEST(FileCreate, AnExistingFileSurvivesRefusals) {
   const ScratchDir dir;
   const std::string path = dir / "disk";
   write_file(path, "precious");
-  struct statvfs space {};
+  struct statvfs space{};
   ASSERT_EQ(::statvfs(dir.path().c_str(), &space), 0);
   EXPECT_EQ(error_of(create(path, 1, {{"preallocation", "metadata"}})),
             "Unsupported preallocation mode: metadata");

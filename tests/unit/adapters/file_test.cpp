@@ -251,10 +251,9 @@ TEST(FileOpen, OnlyRegularFiles) {
        {dir.path(), dir / "fifo", dir / "link", socket_path, std::string("/dev/zero")}) {
     for (const bool read_only : {true, false}) {
       OpenDriver file("file", filename_options(path), {.read_only = read_only});
-      const std::string reason =
-          path == dir.path() && !read_only
-              ? "Could not open '" + path + "': Is a directory"
-              : "'file' driver requires '" + path + "' to be a regular file";
+      const std::string reason = path == dir.path() && !read_only
+                                     ? "Could not open '" + path + "': Is a directory"
+                                     : "'file' driver requires '" + path + "' to be a regular file";
       EXPECT_EQ(file.error(), reason);
     }
   }

@@ -60,8 +60,7 @@ TEST(Memory, NamedDisksOutliveTheirNodes) {
   EXPECT_EQ((*second)->driver().exact_filename(), "memory:kept");
   ASSERT_OK(run([&] { return second->detach(); }));
   remove_memory_disk("kept");
-  EXPECT_EQ(message_of(open("memory:kept")),
-            "Could not open 'memory:kept': No such memory disk");
+  EXPECT_EQ(message_of(open("memory:kept")), "Could not open 'memory:kept': No such memory disk");
 }
 
 TEST(Memory, ExtentsTellHoles) {

@@ -63,11 +63,12 @@ TEST(SectorCipher, EverySectorHasItsOwnVector) {
       EXPECT_NE(all, plain);
       // One by one, it is the same.
       for (std::size_t i = 0; i < 8; ++i) {
-        auto one = std::vector<std::byte>(plain.begin() + static_cast<std::ptrdiff_t>(i * 512),
-                                          plain.begin() + static_cast<std::ptrdiff_t>(i * 512 + 512));
+        auto one =
+            std::vector<std::byte>(plain.begin() + static_cast<std::ptrdiff_t>(i * 512),
+                                   plain.begin() + static_cast<std::ptrdiff_t>(i * 512 + 512));
         ASSERT_TRUE((*cipher)->encrypt(100 + i, one));
-        EXPECT_TRUE(std::equal(one.begin(), one.end(),
-                               all.begin() + static_cast<std::ptrdiff_t>(i * 512)));
+        EXPECT_TRUE(
+            std::equal(one.begin(), one.end(), all.begin() + static_cast<std::ptrdiff_t>(i * 512)));
       }
       ASSERT_TRUE((*cipher)->decrypt(100, all));
       EXPECT_EQ(all, plain);
@@ -78,8 +79,7 @@ TEST(SectorCipher, EverySectorHasItsOwnVector) {
 TEST(SectorCipher, PlainCountsToFourGigasectorsOnly) {
   const std::uint64_t far = (std::uint64_t{1} << 32) + 5;
   for (const IvGenerator generator : {IvGenerator::kPlain, IvGenerator::kPlain64}) {
-    auto cipher =
-        SectorCipher::create(spec_of(128, CipherMode::kCbc, generator), counted(16));
+    auto cipher = SectorCipher::create(spec_of(128, CipherMode::kCbc, generator), counted(16));
     ASSERT_TRUE(cipher);
     auto near_sector = counted(512);
     auto far_sector = counted(512);
@@ -112,8 +112,8 @@ TEST(SectorCipher, SeveralThreadsUseOne) {
 }
 
 TEST(SectorCipher, RefusesWhatItCannot) {
-  auto cipher = SectorCipher::create(spec_of(256, CipherMode::kXts, IvGenerator::kPlain64),
-                                     counted(63));
+  auto cipher =
+      SectorCipher::create(spec_of(256, CipherMode::kXts, IvGenerator::kPlain64), counted(63));
   ASSERT_FALSE(cipher);
   EXPECT_EQ(cipher.error().message(), "Cipher key length 63 should be 64");
   // Two equal keys are no XTS.

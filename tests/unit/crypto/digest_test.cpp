@@ -28,12 +28,10 @@ TEST(Digest, IsThatOfBothParts) {
 // RFC 6070, and the same for SHA-256.
 TEST(Pbkdf2, GivesTheKnownKeys) {
   std::vector<std::byte> out(20);
-  ASSERT_TRUE(
-      Hash::named("sha1")->pbkdf2(text_bytes("password"), text_bytes("salt"), 4096, out));
+  ASSERT_TRUE(Hash::named("sha1")->pbkdf2(text_bytes("password"), text_bytes("salt"), 4096, out));
   EXPECT_EQ(to_hex(out), "4b007901b765489abead49d926f721d065a429c1");
   out.resize(32);
-  ASSERT_TRUE(
-      Hash::named("sha256")->pbkdf2(text_bytes("password"), text_bytes("salt"), 1, out));
+  ASSERT_TRUE(Hash::named("sha256")->pbkdf2(text_bytes("password"), text_bytes("salt"), 1, out));
   EXPECT_EQ(to_hex(out), "120fb6cffcf8b32c43e7225256c4f837a86548c92ccc35480805987cb70be17b");
 }
 

@@ -1,20 +1,21 @@
 // Bytes from and to hexadecimal text, for vectors out of standards.
 #pragma once
 
+#include <fmt/core.h>
+
 #include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include <fmt/core.h>
-
 namespace platter::crypto::testing {
 
 inline std::vector<std::byte> from_hex(std::string_view text) {
   std::vector<std::byte> bytes;
   for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
-    bytes.push_back(static_cast<std::byte>(std::stoul(std::string(text.substr(i, 2)), nullptr, 16)));
+    bytes.push_back(
+        static_cast<std::byte>(std::stoul(std::string(text.substr(i, 2)), nullptr, 16)));
   }
   return bytes;
 }

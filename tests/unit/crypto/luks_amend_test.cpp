@@ -62,9 +62,8 @@ class LuksAmend : public ::testing::Test {
     const auto header = stored_header();
     std::string found;
     for (std::size_t slot = 0; slot < kLuksSlots; ++slot) {
-      const auto key = run([&] {
-        return try_luks_slot(*node_, kBase, *header, slot, SecretBytes::of(passphrase));
-      });
+      const auto key = run(
+          [&] { return try_luks_slot(*node_, kBase, *header, slot, SecretBytes::of(passphrase)); });
       if (key && *key) found += (found.empty() ? "" : " ") + std::to_string(slot);
     }
     return found;
@@ -141,8 +140,7 @@ TEST_F(LuksAmend, OverwritesOnlyByForceAndLeavesNoCopy) {
   });
   ASSERT_OK(key);
   EXPECT_FALSE(*key);
-  for (int i = 0; i < 7; ++i)
-    ASSERT_EQ(amend("state=active,new-secret=three", false, "two"), "");
+  for (int i = 0; i < 7; ++i) ASSERT_EQ(amend("state=active,new-secret=three", false, "two"), "");
   EXPECT_EQ(amend("state=active,keyslot=6,new-secret=one", true, "two"), "");
   EXPECT_EQ(slots_of("one"), "6");
 }
@@ -151,8 +149,8 @@ TEST_F(LuksAmend, OverwritesOnlyByForceAndLeavesNoCopy) {
 TEST_F(LuksAmend, SurvivesFaults) {
   for (std::uint64_t n = 0;; ++n) {
     const std::uint64_t before = faults_->acted();
-    faults_->add({.operations = fault_op::kWrite | fault_op::kFlush, .skip = n, .count = 1,
-                  .error = EIO});
+    faults_->add(
+        {.operations = fault_op::kWrite | fault_op::kFlush, .skip = n, .count = 1, .error = EIO});
     const std::string said = amend("state=active,keyslot=0,new-secret=two", true,
                                    slots_of("one").empty() ? "two" : "one");
     const bool acted = faults_->acted() != before;
@@ -196,9 +194,10 @@ TEST_F(LuksAmend, RefusesInTheWordsOfQemu) {
   EXPECT_EQ(amend("state=inactive,keyslot=1"), "Given keyslot 1 is already erased (inactive) ");
   EXPECT_EQ(amend("state=inactive,old-secret=two"),
             "No keyslots match given (old) password for erase operation");
-  EXPECT_EQ(amend("state=inactive"),
-            "To erase keyslot(s), either explicit keyslot index or the password currently contained "
-            "in them must be given");
+  EXPECT_EQ(
+      amend("state=inactive"),
+      "To erase keyslot(s), either explicit keyslot index or the password currently contained "
+      "in them must be given");
   EXPECT_EQ(slots_of("one"), "0");
 }
 

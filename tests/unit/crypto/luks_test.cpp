@@ -24,15 +24,14 @@ class Luks : public ::testing::Test {
   }
   // The key that slot and passphrase give; empty: none.
   std::string key_of(std::size_t slot, std::string_view passphrase) {
-    auto key =
-        unlock_luks_slot(volume_.header, slot, material(slot), text_bytes(passphrase));
+    auto key = unlock_luks_slot(volume_.header, slot, material(slot), text_bytes(passphrase));
     EXPECT_TRUE(key);
     return key && *key ? to_hex((*key)->span()) : "";
   }
   void write_material(std::size_t slot, const std::vector<std::byte>& bytes) {
-    std::copy(bytes.begin(), bytes.end(),
-              volume_.area.begin() +
-                  static_cast<std::ptrdiff_t>(volume_.header.slots[slot].offset()));
+    std::copy(
+        bytes.begin(), bytes.end(),
+        volume_.area.begin() + static_cast<std::ptrdiff_t>(volume_.header.slots[slot].offset()));
   }
 
   LuksVolume volume_;
@@ -134,7 +133,8 @@ TEST_F(Luks, HostileHeadersAreRefusedByField) {
       {slot(0, 4), "00000000", "Keyslot 0 iteration count is zero"},
       {slot(0, 4), "ffffffff", "Keyslot 0 iteration count 4294967295 is too large"},
       // Two blocks of sha256 for a key of 64 bytes, and a thousand for the digest.
-      {slot(0, 4), "07ffffff", "LUKS iteration counts add up to 268436454 hashes, more than 268435456"},
+      {slot(0, 4), "07ffffff",
+       "LUKS iteration counts add up to 268436454 hashes, more than 268435456"},
       {slot(0, 40), "00000000", "Keyslot 0 is overlapping with the LUKS header"},
       {slot(4, 40), "ffffffff", "Keyslot 4 is overlapping with the encrypted payload"},
       {slot(4, 40), "00000008", "Keyslots 0 and 4 are overlapping in the header"},

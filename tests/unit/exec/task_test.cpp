@@ -98,7 +98,9 @@ TEST(TaskDeathTest, DestroyingAnUnfinishedTaskAborts) {
       {
         auto executor = Executor::create();
         (*executor)->block_on([]() -> Task<void> {
-          { auto dropped = yielding(1); }
+          {
+            auto dropped = yielding(1);
+          }
           co_return;
         });
       },

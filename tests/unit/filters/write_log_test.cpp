@@ -96,9 +96,8 @@ TEST_F(WriteLogTest, FuaZeroesDiscardsAndFailures) {
 }
 
 TEST_F(WriteLogTest, AFlushIsOneDisks) {
-  const NodePtr other = *run([&] {
-    return make_write_log_node("other", make_memory_node("other-disk", 4096), log_, 1);
-  });
+  const NodePtr other = *run(
+      [&] { return make_write_log_node("other", make_memory_node("other-disk", 4096), log_, 1); });
   ASSERT_OK(write_bytes(*node_, 0, filled(512, 4)));
   ASSERT_OK(write_bytes(*other, 0, filled(512, 4)));
   ASSERT_OK(run([&] { return other->flush(); }));

@@ -10,8 +10,8 @@
 
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
-#include "unit/qcow2/engine_support.h"
 #include "unit/img/call.h"
+#include "unit/qcow2/engine_support.h"
 
 namespace platter::img {
 namespace {

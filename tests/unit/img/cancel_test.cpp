@@ -13,8 +13,8 @@
 #include "block/adapters/memory.h"
 #include "block/node/registry.h"
 #include "tools/img/commands.h"
-#include "unit/qcow2/engine_support.h"
 #include "unit/img/call.h"
+#include "unit/qcow2/engine_support.h"
 
 namespace platter::img {
 namespace {
@@ -220,16 +220,18 @@ TEST_F(CancelTest, ConvertIntoAnImageThatExistsSaysThatItIsIncomplete) {
             kInterrupted);
   const std::string said = ::testing::internal::GetCapturedStderr();
   EXPECT_NE(said.find("'memory:cancel-target' is incomplete"), std::string::npos) << said;
-  run([&]() { return [](const MemoryImage& image) -> Task<void> {
-    auto opened = co_await image.open(false);
-    EXPECT_TRUE(opened);
-    if (!opened) co_return;
-    EXPECT_FALSE((*opened)->driver().info().dirty);
-    auto checked = co_await check(**opened);
-    EXPECT_TRUE(checked && checked->corruptions + checked->leaks == 0);
-    auto closed = co_await opened->detach();
-    EXPECT_TRUE(closed);
-  }(target); });
+  run([&]() {
+    return [](const MemoryImage& image) -> Task<void> {
+      auto opened = co_await image.open(false);
+      EXPECT_TRUE(opened);
+      if (!opened) co_return;
+      EXPECT_FALSE((*opened)->driver().info().dirty);
+      auto checked = co_await check(**opened);
+      EXPECT_TRUE(checked && checked->corruptions + checked->leaks == 0);
+      auto closed = co_await opened->detach();
+      EXPECT_TRUE(closed);
+    }(target);
+  });
 }
 
 TEST_F(CancelTest, DdRemovesWhatItHasMade) {
@@ -271,8 +273,8 @@ TEST(Cancellation, WhoIsKilledLeavesNoFile) {
   EXPECT_TRUE(std::filesystem::remove(path));
 }
 
-// The verbs that change an image in place, with the signal at many moments: the image reads as before
-// and has no errors, and cancelled is said when it is what the verb ended of.
+// The verbs that change an image in place, with the signal at many moments: the image reads as
+// before and has no errors, and cancelled is said when it is what the verb ended of.
 struct InPlace {
   const char* name;
   int (*verb)(int, char**);

@@ -26,8 +26,8 @@ class Errors : public ::testing::Test {
     fs::current_path(dir_);
     std::ofstream("raw.img") << std::string(1 << 20, 'r');
     ASSERT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", "disk.img", "1M"}), 0);
-    ASSERT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "qcow2",
-                                "top.img"}),
+    ASSERT_EQ(call(run_create,
+                   {"create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "qcow2", "top.img"}),
               0);
     ASSERT_EQ(call(run_convert, {"convert", "-c", "-O", "qcow2", "raw.img", "packed.img"}), 0);
   }

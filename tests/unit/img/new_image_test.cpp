@@ -178,7 +178,7 @@ TEST_F(NewImageTest, OwnerModeAndAttributesStay) {
   const bool attributes = setxattr(at("old").c_str(), "user.platter", "label", 5, 0) == 0;
   for (const auto& words : ways(at("old"), source())) {
     ASSERT_EQ(make(words), 0);
-    struct stat about {};
+    struct stat about{};
     ASSERT_EQ(stat(at("old").c_str(), &about), 0);
     EXPECT_GE(about.st_size, 1 << 20);
     EXPECT_EQ(about.st_mode & 07777, 0640U);
@@ -221,7 +221,7 @@ TEST_F(NewImageTest, ADescriptorsFileIsTheOneThatIsWritten) {
   const UniqueFd fd(open(at("old").c_str(), O_RDWR | O_CLOEXEC));
   ASSERT_TRUE(fd);
   ASSERT_EQ(make({"convert", source(), "/dev/fd/" + std::to_string(fd.get())}), 0);
-  struct stat about {};
+  struct stat about{};
   ASSERT_EQ(fstat(fd.get(), &about), 0);
   EXPECT_EQ(about.st_size, static_cast<off_t>(kSourceSize));
 }

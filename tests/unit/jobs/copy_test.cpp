@@ -323,7 +323,8 @@ TEST(Copy, WhatIsNotKnownIsNotTakenForZeroes) {
     options.in_order = in_order;
     const Result<void> copied = run_copy(source, target, options);
     ASSERT_FALSE(copied);
-    EXPECT_EQ(copied.error().message(), "noting: error while reading block status at offset 4096: bad table");
+    EXPECT_EQ(copied.error().message(),
+              "noting: error while reading block status at offset 4096: bad table");
     EXPECT_EQ(target.disk->zeroed, 0U);
     EXPECT_EQ(target.disk->bytes[kPage], std::byte{6});
   }

@@ -11,7 +11,8 @@ using namespace testing;  // NOLINT: helpers of these tests
 constexpr std::uint64_t kCluster = 65536;
 constexpr std::uint64_t kSize = 32 * kCluster;
 
-// "stream-base" (raw), "stream-mid" and "stream-top" over it, with data, zeroes and nothing in each.
+// "stream-base" (raw), "stream-mid" and "stream-top" over it, with data, zeroes and nothing in
+// each.
 class Chain {
  public:
   explicit Chain(std::string_view top_options, std::string_view mid_options = "",
@@ -189,9 +190,11 @@ Task<void> write_meets_stream(const MemoryImage& image, FaultEvent event) {
   auto streamed = co_await streaming;
   CO_OK(streamed);
   EXPECT_EQ(top.skip_filters().backing(), nullptr);
-  for (const auto& [offset, size, value] :
-       {std::tuple<std::uint64_t, std::size_t, int>{0, 8192, 7}, {8192, 4096, 9},
-        {12288, 4096, 7}, {16384, 4096, 0}, {20480, kSize - 20480, 7}}) {
+  for (const auto& [offset, size, value] : {std::tuple<std::uint64_t, std::size_t, int>{0, 8192, 7},
+                                            {8192, 4096, 9},
+                                            {12288, 4096, 7},
+                                            {16384, 4096, 0},
+                                            {20480, kSize - 20480, 7}}) {
     const bool same = co_await reads_as(top, offset, size, value);
     EXPECT_TRUE(same) << offset;
   }
@@ -200,8 +203,8 @@ Task<void> write_meets_stream(const MemoryImage& image, FaultEvent event) {
 }
 
 TEST(Stream, WhatIsWrittenMeanwhileStays) {
-  for (const FaultEvent event : {FaultEvent::kCowRead, FaultEvent::kCowWrite,
-                                 FaultEvent::kWriteAio, FaultEvent::kL2Update}) {
+  for (const FaultEvent event : {FaultEvent::kCowRead, FaultEvent::kCowWrite, FaultEvent::kWriteAio,
+                                 FaultEvent::kL2Update}) {
     SCOPED_TRACE(fault_event_name(event));
     const Held held;
     run([&] { return write_meets_stream(*held.image, event); });

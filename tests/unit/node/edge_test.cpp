@@ -27,7 +27,8 @@ class EdgeTest : public ::testing::Test {
   void SetUp() override {
     auto driver = std::make_unique<Recorder>();
     recorder_ = driver.get();
-    node_ = BlockNode::create(kRecorder, std::move(driver), "disk", "", OpenFlags{.read_only = false});
+    node_ =
+        BlockNode::create(kRecorder, std::move(driver), "disk", "", OpenFlags{.read_only = false});
   }
   Result<Edge> attach(std::string user, Permissions permissions) {
     return run([&] { return Edge::attach(node_, std::move(user), permissions); });
@@ -102,7 +103,9 @@ TEST_F(EdgeTest, MovingAnEdgeKeepsTheHold) {
   Edge again;
   again = std::move(moved);
   EXPECT_FALSE(attach("two", Permissions::writer()));
-  { const Edge dropped = std::move(again); }
+  {
+    const Edge dropped = std::move(again);
+  }
   auto two = attach("two", Permissions::writer());
   EXPECT_OK(two);
   EXPECT_OK(detach(*two));

@@ -37,7 +37,8 @@ NodePtr yielding_node(std::uint64_t size, std::uint32_t alignment) {
   Limits limits;
   limits.request_alignment = alignment;
   auto driver = std::make_unique<YieldingDriver>(std::make_shared<MemoryDisk>(size), limits);
-  return BlockNode::create(kYielding, std::move(driver), "yielding", "", OpenFlags{.read_only = false});
+  return BlockNode::create(kYielding, std::move(driver), "yielding", "",
+                           OpenFlags{.read_only = false});
 }
 
 // Each executor owns every third piece of 100 bytes and writes nothing else.

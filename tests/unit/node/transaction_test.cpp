@@ -43,9 +43,8 @@ class TransactionTest : public ::testing::Test {
   // Somebody who does not let others write to the file of `side`.
   void hold_side() {
     BlockNode& file = *side_->storage();
-    auto other = run([&] {
-      return Edge::attach(file.shared_from_this(), "other", Permissions::reader());
-    });
+    auto other =
+        run([&] { return Edge::attach(file.shared_from_this(), "other", Permissions::reader()); });
     ASSERT_OK(other);
     other_ = std::move(*other);
   }

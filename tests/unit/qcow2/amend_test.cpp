@@ -34,7 +34,8 @@ Task<void> expect(BlockNode& node, std::uint64_t offset, std::size_t size, int v
       << "at " << offset;
 }
 
-// A cluster that the disk has zeroed keeps the space it shares with a snapshot, whose data is there.
+// A cluster that the disk has zeroed keeps the space it shares with a snapshot, whose data is
+// there.
 Task<void> downgrade_beside_a_snapshot(const MemoryImage& image) {
   auto opened = co_await image.open();
   CO_OK(opened);

@@ -13,7 +13,6 @@ using namespace platter::qcow2::testing;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-
 // Places in an image of 1 MiB with preallocated metadata and 64 KiB clusters: header 0, refcount
 // table 1, refcount block 2, L1 3, L2 4, data 5 to 20.
 constexpr std::uint64_t kRefcountTable = 0x10000;
@@ -85,10 +84,9 @@ TEST(Check, CopiedFlagsAreRepaired) {
   poke(image, kL2 + 16, kData + 0x20000);
   Checked checked = check(image, false, true);
   ASSERT_OK(checked.result);
-  EXPECT_THAT(
-      checked.lines,
-      ElementsAre("Repairing OFLAG_COPIED L2 cluster: l1_index=0 l1_entry=40000 refcount=1",
-                  "Repairing OFLAG_COPIED data cluster: l2_entry=70000 refcount=1"));
+  EXPECT_THAT(checked.lines,
+              ElementsAre("Repairing OFLAG_COPIED L2 cluster: l1_index=0 l1_entry=40000 refcount=1",
+                          "Repairing OFLAG_COPIED data cluster: l2_entry=70000 refcount=1"));
   EXPECT_EQ(checked.result->corruptions_fixed, 2U);
   EXPECT_EQ(peek(image, kL1), kL2 | kCopied);
   expect_clean(image);
@@ -171,8 +169,9 @@ TEST(Check, BrokenRefcountTableEntriesAreNamed) {
   poke(image, kRefcountTable + 32, kL1);
   Checked checked = check(image);
   ASSERT_OK(checked.result);
-  EXPECT_THAT(checked.text(),
-              HasSubstr("ERROR refcount block 1 is not cluster aligned; refcount table entry corrupted"));
+  EXPECT_THAT(
+      checked.text(),
+      HasSubstr("ERROR refcount block 1 is not cluster aligned; refcount table entry corrupted"));
   EXPECT_THAT(checked.text(), HasSubstr("ERROR refcount table entry 2 has reserved bits set"));
   EXPECT_THAT(checked.text(), HasSubstr("ERROR refcount block 3 is outside image"));
   EXPECT_THAT(checked.text(), HasSubstr("ERROR refcount block 4 refcount=2"));
@@ -284,8 +283,9 @@ TEST(Check, SnapshotL1OverOtherMetadataIsNotFollowedNorRepaired) {
 TEST(Check, SnapshotL1LiesAreNamed) {
   Image image = with_snapshot(true);
   poke(image, image.header.snapshots_offset, 0x150100);
-  EXPECT_THAT(check(image).text(),
-              HasSubstr("ERROR snapshot 1 (s) l1_offset=0x150100: L1 table is not cluster aligned"));
+  EXPECT_THAT(
+      check(image).text(),
+      HasSubstr("ERROR snapshot 1 (s) l1_offset=0x150100: L1 table is not cluster aligned"));
   image = with_snapshot(true);
   poke(image, image.header.snapshots_offset + 8, 0xffffffff'00010001);
   EXPECT_THAT(check(image).text(),
@@ -334,9 +334,11 @@ TEST(Check, OneTableReferencedFromEverywhereIsReadOnce) {
   const std::uint64_t l2 = image.header.l1_table_offset + image.header.l1_table_bytes();
   std::vector<std::byte> l1(image.header.l1_table_bytes());
   for (std::size_t i = 0; i < l1.size(); i += 8) store_be(l1.data() + i, l2 | kCopied);
-  ASSERT_OK(run([&] { return image.node->write(image.header.l1_table_offset, IoVec::of_const(l1)); }));
+  ASSERT_OK(
+      run([&] { return image.node->write(image.header.l1_table_offset, IoVec::of_const(l1)); }));
   std::vector<std::byte> table(2 << 20);
-  for (std::size_t i = 0; i < table.size(); i += 8) store_be(table.data() + i, (l2 + 0x200000) | kCopied);
+  for (std::size_t i = 0; i < table.size(); i += 8)
+    store_be(table.data() + i, (l2 + 0x200000) | kCopied);
   ASSERT_OK(run([&] { return image.node->write(l2, IoVec::of_const(table)); }));
   poke(image, l2 + 0x200000, 1);
   const Checked checked = check(image);

@@ -21,7 +21,8 @@ Bytes words(std::size_t size, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<std::string> dictionary(300);
   for (std::string& w : dictionary) {
-    for (auto n = 2 + random() % 20; n != 0; --n) w.push_back(static_cast<char>('a' + random() % 26));
+    for (auto n = 2 + random() % 20; n != 0; --n)
+      w.push_back(static_cast<char>('a' + random() % 26));
   }
   Bytes out;
   while (out.size() < size) {
@@ -157,7 +158,8 @@ TEST_P(Codec, WorksOnManyThreads) {
   for (std::thread& t : threads) t.join();
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, Codec, ::testing::Values(CompressionType::kZlib, CompressionType::kZstd),
+INSTANTIATE_TEST_SUITE_P(Types, Codec,
+                         ::testing::Values(CompressionType::kZlib, CompressionType::kZstd),
                          [](const auto& type) {
                            return type.param == CompressionType::kZlib ? "zlib" : "zstd";
                          });

@@ -39,7 +39,8 @@ Task<void> copy_clusters(std::string source, std::string target) {
   BitmapAbility& bitmaps = *to->driver().bitmaps();
   auto added = co_await bitmaps.add("changes", kCopyCluster, true);
   EXPECT_TRUE(added);
-  auto whole = co_await to->copy_from(*from, kCopyCluster, 2 * kCopyCluster, 3 * kCopyCluster, plain);
+  auto whole =
+      co_await to->copy_from(*from, kCopyCluster, 2 * kCopyCluster, 3 * kCopyCluster, plain);
   EXPECT_TRUE(whole) << (whole ? "" : whole.error().message());
   auto changes = co_await bitmaps.contents("changes");
   EXPECT_TRUE(changes);

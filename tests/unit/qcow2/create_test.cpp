@@ -7,10 +7,9 @@
 namespace platter::qcow2 {
 namespace {
 
-using ::testing::HasSubstr;
 using platter::qcow2::testing::kMiB;
 using platter::qcow2::testing::run;
-
+using ::testing::HasSubstr;
 
 Result<CreatePlan> plan(std::string_view text, std::uint64_t size) {
   Options options = *Options::parse_keyval(text);
@@ -49,8 +48,9 @@ TEST(Create, MistakesGetTheWordsOfQemuImg) {
   EXPECT_EQ(refusal("compression_type=lz"),
             "Parameter 'compression-type' does not accept value 'lz'");
   EXPECT_EQ(refusal("preallocation=foo"), "Parameter 'preallocation' does not accept value 'foo'");
-  EXPECT_EQ(refusal("preallocation=metadata,backing_file=b,backing_fmt=raw"),
-            "Backing file and preallocation can only be used at the same time if extended_l2 is on");
+  EXPECT_EQ(
+      refusal("preallocation=metadata,backing_file=b,backing_fmt=raw"),
+      "Backing file and preallocation can only be used at the same time if extended_l2 is on");
   EXPECT_EQ(refusal("backing_fmt=raw"), "Backing format cannot be used without backing file");
   EXPECT_EQ(refusal("data_file_raw=on"), "data-file-raw requires data-file");
   EXPECT_EQ(refusal("compat=0.10,data_file=d"),
@@ -104,18 +104,18 @@ TEST(Create, FullyAllocatedSizeIsThatOfQemuImg) {
   };
   using ::testing::ElementsAre;
   Geometry g;
-  EXPECT_THAT(figures(g), ElementsAre(196608, 393216, 393216, 1376256, 1074135040, 1099679662080,
-                                      7779254272));
+  EXPECT_THAT(figures(g),
+              ElementsAre(196608, 393216, 393216, 1376256, 1074135040, 1099679662080, 7779254272));
   g.extended_l2 = true;
-  EXPECT_THAT(figures(g), ElementsAre(196608, 393216, 393216, 1376256, 1074266112, 1099813879808,
-                                      7780171776));
+  EXPECT_THAT(figures(g),
+              ElementsAre(196608, 393216, 393216, 1376256, 1074266112, 1099813879808, 7780171776));
   g.extended_l2 = false;
   g.refcount_order = 0;
-  EXPECT_THAT(figures(g), ElementsAre(196608, 393216, 393216, 1376256, 1074135040, 1099648204800,
-                                      7779057664));
+  EXPECT_THAT(figures(g),
+              ElementsAre(196608, 393216, 393216, 1376256, 1074135040, 1099648204800, 7779057664));
   g.refcount_order = 6;
-  EXPECT_THAT(figures(g), ElementsAre(196608, 393216, 393216, 1376256, 1074266112, 1099780325376,
-                                      7779975168));
+  EXPECT_THAT(figures(g),
+              ElementsAre(196608, 393216, 393216, 1376256, 1074266112, 1099780325376, 7779975168));
   g.refcount_order = 4;
   g.cluster_bits = 21;
   EXPECT_THAT(figures(g), ElementsAre(6291456, 12582912, 12582912, 12582912, 1084227584,
@@ -157,7 +157,8 @@ TEST(Create, EveryClusterSizeAndRefcountWidthIsClean) {
           fmt::format("cluster_size={},refcount_bits={}", 1u << bits, width);
       SCOPED_TRACE(options);
       made_and_checked(options, 6 * kMiB + 512);
-      const std::uint64_t some = std::min<std::uint64_t>(3 * kMiB, std::uint64_t{200} << bits) + 512;
+      const std::uint64_t some =
+          std::min<std::uint64_t>(3 * kMiB, std::uint64_t{200} << bits) + 512;
       const CheckResult full = made_and_checked(options + ",preallocation=metadata", some);
       EXPECT_EQ(full.allocated_clusters, full.total_clusters);
       EXPECT_EQ(full.fragmented_clusters, 0U);
@@ -179,14 +180,12 @@ TEST(Create, WhatWasThereDoesNotShowThrough) {
   ASSERT_OK(run([&] { return write_image(*node, *p); }));
   auto header = run([&] { return read_header(*node); });
   ASSERT_OK(header);
-  auto l1 = run([&] {
-    return read_table(*node, "L1 table", header->l1_table_offset, header->l1_size);
-  });
+  auto l1 =
+      run([&] { return read_table(*node, "L1 table", header->l1_table_offset, header->l1_size); });
   ASSERT_OK(l1);
   for (const std::uint64_t entry : *l1) EXPECT_EQ(entry, 0U);
-  auto table = run([&] {
-    return read_table(*node, "refcount table", header->refcount_table_offset, 512);
-  });
+  auto table =
+      run([&] { return read_table(*node, "refcount table", header->refcount_table_offset, 512); });
   ASSERT_OK(table);
   for (std::size_t i = 1; i < 512; ++i) EXPECT_EQ((*table)[i], 0U);
 }

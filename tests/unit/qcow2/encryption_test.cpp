@@ -1,4 +1,5 @@
-// Encrypted images: what is written is read back and lies encrypted in the file, wherever data goes.
+// Encrypted images: what is written is read back and lies encrypted in the file, wherever data
+// goes.
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -16,7 +17,6 @@ namespace {
 using namespace platter::qcow2::testing;
 using ::testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
-
 
 struct Kind {
   const char* name;
@@ -78,8 +78,8 @@ class Encryption : public ::testing::TestWithParam<Kind> {
 constexpr std::string_view kKey = "encrypt.key-secret=good";
 
 TEST_P(Encryption, WritesOfAllShapesAreReadBackAndHidden) {
-  for (const char* more : {"cluster_size=512", "cluster_size=64K", "cluster_size=64K,extended_l2=on",
-                           "cluster_size=2M", "compat=0.10"}) {
+  for (const char* more : {"cluster_size=512", "cluster_size=64K",
+                           "cluster_size=64K,extended_l2=on", "cluster_size=2M", "compat=0.10"}) {
     SCOPED_TRACE(more);
     MemoryImage image("crypt", 5 * kMiB, options(more));
     Bytes model(5 * kMiB);
@@ -87,8 +87,10 @@ TEST_P(Encryption, WritesOfAllShapesAreReadBackAndHidden) {
     ASSERT_OK(edge);
     EXPECT_EQ((*edge)->limits().request_alignment, 512u);
     const std::pair<std::uint64_t, std::uint64_t> ranges[] = {
-        {1000, 5000}, {0, 512}, {700'000, 1}, {kMiB, 3 * kMiB / 2}, {2 * kMiB, 300'001},
-        {5 * kMiB - 100, 100}, {65536, 65536}};
+        {1000, 5000},        {0, 512},
+        {700'000, 1},        {kMiB, 3 * kMiB / 2},
+        {2 * kMiB, 300'001}, {5 * kMiB - 100, 100},
+        {65536, 65536}};
     unsigned seed = 0;
     for (const auto& [offset, length] : ranges) {
       ASSERT_OK(run([&] { return write(**edge, model, offset, length, ++seed); }));
@@ -179,9 +181,10 @@ TEST_P(Encryption, NeedsItsKey) {
   EXPECT_THAT(error("encrypt.key-secret=none"), HasSubstr("No secret with id 'none'"));
   EXPECT_THAT(error("encrypt.key-secret=good,encrypt.foo=1"),
               HasSubstr("Parameter 'foo' is unexpected"));
-  EXPECT_THAT(error("encrypt.key-secret=good,encrypt.format=bar"),
-              HasSubstr(fmt::format("Header reported '{}' encryption format but options specify 'bar'",
-                                    GetParam().name)));
+  EXPECT_THAT(
+      error("encrypt.key-secret=good,encrypt.format=bar"),
+      HasSubstr(fmt::format("Header reported '{}' encryption format but options specify 'bar'",
+                            GetParam().name)));
   if (std::string_view(GetParam().name) == "luks") {
     EXPECT_THAT(error("encrypt.key-secret=bad"),
                 HasSubstr("Invalid password, cannot unlock any keyslot"));
@@ -217,11 +220,10 @@ TEST_P(Encryption, ExtentsDoNotTellWhereCipherTextLies) {
   ASSERT_OK(run([&] { return edge->detach(); }));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Kinds, Encryption,
-    ::testing::Values(Kind{"luks", "encrypt.format=luks,encrypt.iter-time=0"},
-                      Kind{"aes", "encrypt.format=aes"}),
-    [](const auto& kind) { return std::string(kind.param.name); });
+INSTANTIATE_TEST_SUITE_P(Kinds, Encryption,
+                         ::testing::Values(Kind{"luks", "encrypt.format=luks,encrypt.iter-time=0"},
+                                           Kind{"aes", "encrypt.format=aes"}),
+                         [](const auto& kind) { return std::string(kind.param.name); });
 
 TEST(EncryptionPlan, IsRefusedWithTheWordsOfQemu) {
   const auto error = [](std::string_view text) {
@@ -284,7 +286,8 @@ TEST(EncryptionPlan, HeaderIsCountedAndInfoTellsIt) {
                                   [](const InfoField& f) { return f.name == "encrypt"; });
   ASSERT_NE(found, info.specific.end());
   std::string names;
-  for (const InfoField& field : std::get<InfoField::Fields>(found->value)) names += field.name + " ";
+  for (const InfoField& field : std::get<InfoField::Fields>(found->value))
+    names += field.name + " ";
   EXPECT_EQ(names,
             "ivgen-alg hash-alg cipher-alg uuid ivgen-hash-alg format cipher-mode slots "
             "payload-offset master-key-iters ");

@@ -81,7 +81,8 @@ TEST_F(HeaderIo, APowerCutLeavesOneOrTheOther) {
     }
   }
   for (std::size_t i = 0; i < headers.size() && !HasFailure(); ++i) {
-    for (std::size_t j = 0; j < headers.size() && !HasFailure(); j += 1 + (i + j) % (platter::testing::kSanitized ? 60 : 5)) {
+    for (std::size_t j = 0; j < headers.size() && !HasFailure();
+         j += 1 + (i + j) % (platter::testing::kSanitized ? 60 : 5)) {
       SCOPED_TRACE(fmt::format("{} -> {}", told(headers[i]), told(headers[j])));
       replace(headers[i], headers[j]);
     }

@@ -17,7 +17,7 @@ using namespace platter::qcow2::testing;
 using platter::testing::bytes_of;
 
 constexpr std::uint64_t kLieSize = 128 << 10;
-constexpr std::uint64_t kPiece = 512;  // what data is compared by
+constexpr std::uint64_t kPiece = 512;             // what data is compared by
 constexpr unsigned kOneIn = kSanitized ? 12 : 1;  // of all lies
 
 // One number somewhere in the image.
@@ -78,7 +78,9 @@ Task<Result<void>> fill_seed() {
   if (done) done = co_await snapshots.create("s", 1, 2);
   // The active disk has tables and data of its own then.
   if (done) done = co_await node.write(0, IoVec(std::span(data)).first(512));
-  if (done) done = co_await node.write(kLieSize / 2, IoVec(std::span(data)).from(kLieSize / 2).first(kLieSize / 8));
+  if (done)
+    done = co_await node.write(kLieSize / 2,
+                               IoVec(std::span(data)).from(kLieSize / 2).first(kLieSize / 8));
   if (done) done = co_await node.driver().bitmaps()->add("b", 512, true);
   if (done) done = co_await node.write_zeroes(kLieSize * 3 / 4, 8192, {});
   const std::vector<std::byte> text(kLieSize / 8, std::byte{'x'});
@@ -116,7 +118,8 @@ void add_header_fields(Seed& seed) {
   add("version", 4, 4, "version|header_length");
   add("backing_file_offset", 8, 8, "[Bb]acking file (offset|name)|backing_file|extension");
   add("backing_file_size", 16, 4, "[Bb]acking file (offset|name)|backing_file|extension");
-  add("cluster_bits", 20, 4, "[Cc]luster size|cluster_bits|offset invalid|L1 table|[Rr]ef|beyond|extension|subcluster");
+  add("cluster_bits", 20, 4,
+      "[Cc]luster size|cluster_bits|offset invalid|L1 table|[Rr]ef|beyond|extension|subcluster");
   add("size", 24, 8, "L1 table|size");
   add("crypt_method", 32, 4, "encrypt|crypt_method");
   add("l1_size", 36, 4, "L1 table|l1_size");
@@ -133,7 +136,8 @@ void add_header_fields(Seed& seed) {
   add("compression_type", 104, 1, "compression");
 }
 
-// Each extension's type and length, the bitmaps extension's fields, the snapshot's and the bitmap's.
+// Each extension's type and length, the bitmaps extension's fields, the snapshot's and the
+// bitmap's.
 void add_table_fields(Seed& seed) {
   const std::vector<std::byte>& file = seed.file;
   const auto add = [&](std::string name, std::uint64_t offset, unsigned width, std::string said) {
@@ -189,7 +193,8 @@ void add_map_fields(Seed& seed) {
   const auto refcount_table = at<std::uint64_t>(file, 48);
   const auto block = at<std::uint64_t>(file, refcount_table);
   seed.fields.push_back({"refcount table entry", refcount_table, 8, "[Rr]efcount", 0, 0});
-  seed.fields.push_back({"unused refcount table entry", refcount_table + 8, 8, "[Rr]efcount", 0, 0});
+  seed.fields.push_back(
+      {"unused refcount table entry", refcount_table + 8, 8, "[Rr]efcount", 0, 0});
   const auto l1 = at<std::uint64_t>(file, 40);
   seed.places.insert(seed.places.end(), {0, refcount_table, block, l1});
   const bool subclusters = (at<std::uint64_t>(file, 72) & incompatible::kExtendedL2) != 0;
@@ -218,7 +223,8 @@ void add_map_fields(Seed& seed) {
   for (const std::uint64_t place : seed.places) {
     const std::uint64_t at_block = block + 2 * (place / seed.cluster_size);
     if (at_block + 2 > block + seed.cluster_size) continue;
-    seed.fields.push_back({fmt::format("refcount of {:#x}", place), at_block, 2, "[Rr]efcount", 0, 0});
+    seed.fields.push_back(
+        {fmt::format("refcount of {:#x}", place), at_block, 2, "[Rr]efcount", 0, 0});
   }
 }
 
@@ -226,12 +232,18 @@ void add_map_fields(Seed& seed) {
 
 std::vector<std::uint64_t> lies(const Seed& seed, const Field& field) {
   const std::uint64_t truth = number(seed.file, field);
-  const std::uint64_t ones = field.width == 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << 8 * field.width) - 1;
-  std::vector<std::uint64_t> values{0,         1,         2,         3,
-                                    7,         8,         9,         15,
-                                    31,        63,        64,        255,
-                                    ones,      ones - 1,  ones >> 1, (ones >> 1) + 1,
-                                    truth + 1, truth - 1, truth * 2, truth << 8,
+  const std::uint64_t ones =
+      field.width == 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << 8 * field.width) - 1;
+  std::vector<std::uint64_t> values{0,         1,
+                                    2,         3,
+                                    7,         8,
+                                    9,         15,
+                                    31,        63,
+                                    64,        255,
+                                    ones,      ones - 1,
+                                    ones >> 1, (ones >> 1) + 1,
+                                    truth + 1, truth - 1,
+                                    truth * 2, truth << 8,
                                     truth / 2, truth ^ 0x200};
   if (field.width >= 4) values.insert(values.end(), {1024, 1025, 65535, 65536, 65537, 0x7ffffff8});
   if (field.width == 8) {
@@ -354,9 +366,11 @@ class HostileFields : public Hostile {
     for (std::uint64_t p = 0; p < kLieSize; p += kPiece) {
       if (p < field.last && p + kPiece > field.first) continue;
       const auto piece = static_cast<std::ptrdiff_t>(p);
-      const bool same = readable[p / kPiece] && std::equal(disk->begin() + piece, disk->begin() + piece + kPiece,
-                                                           seed.disk.begin() + piece);
-      if (!same) return problem(fmt::format("data at {:#x} is lost; repaired:\n{}", p, repair.lines));
+      const bool same =
+          readable[p / kPiece] && std::equal(disk->begin() + piece, disk->begin() + piece + kPiece,
+                                             seed.disk.begin() + piece);
+      if (!same)
+        return problem(fmt::format("data at {:#x} is lost; repaired:\n{}", p, repair.lines));
     }
   }
 

@@ -26,7 +26,8 @@ class HostileLuks : public Hostile {
     Hostile::TearDown();
   }
 
-  // What is said of the honest header with some of its bytes changed: by who opens it, and by `info`.
+  // What is said of the honest header with some of its bytes changed: by who opens it, and by
+  // `info`.
   void expect(std::size_t at, const std::vector<unsigned>& bytes, const std::string& message) {
     put(luks_, honest_);
     std::vector<std::byte> lie;
@@ -147,7 +148,8 @@ TEST_F(HostileLuks, TheExtensionLies) {
   point_to(luks_, 591);
   EXPECT_THAT(outcome(kLuksKey), HasSubstr("LUKS header is cut off"));
   point_to(luks_, length - 65536);
-  EXPECT_THAT(outcome(kLuksKey), HasSubstr("LUKS payload offset 2068480 is beyond the 2002944 bytes"));
+  EXPECT_THAT(outcome(kLuksKey),
+              HasSubstr("LUKS payload offset 2068480 is beyond the 2002944 bytes"));
   for (const std::uint64_t too_long : {17 * kMiB, kHuge}) {
     point_to(luks_, too_long);
     EXPECT_THAT(outcome(kLuksKey), HasSubstr("is too long or outside the file")) << too_long;

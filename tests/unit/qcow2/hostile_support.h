@@ -14,8 +14,8 @@
 
 namespace platter::qcow2::testing {
 
-using ::testing::HasSubstr;
 using platter::testing::kSanitized;
+using ::testing::HasSubstr;
 
 inline constexpr std::uint64_t kRefcountTable = 0x10000;
 inline constexpr std::uint64_t kRefcountBlock = 0x20000;
@@ -132,8 +132,7 @@ class Hostile : public ::testing::Test {
   std::string outcome(std::string_view options = {}) {
     const double start = cpu_seconds();
     const std::uint64_t memory = peak_memory();
-    const std::string said =
-        run([&] { return open_and_look(*Options::parse_keyval(options)); });
+    const std::string said = run([&] { return open_and_look(*Options::parse_keyval(options)); });
     EXPECT_LT(cpu_seconds() - start, kSeconds);
     if (!kSanitized) {
       EXPECT_LT(peak_memory() - memory, 64 * kMiB + disk_->allocated());

@@ -132,7 +132,8 @@ TEST_F(Hostile, I9UnalignedL2) {
 }
 TEST_F(Hostile, I9TwoL1EntriesWithOneL2) {
   use("preallocation=metadata,cluster_size=512", kMiB);
-  put64(header_.l1_table_offset + 8, kCopied | (header_.l1_table_offset + 32 * 8 / 512 * 512 + 512));
+  put64(header_.l1_table_offset + 8,
+        kCopied | (header_.l1_table_offset + 32 * 8 / 512 * 512 + 512));
   EXPECT_THAT(outcome(), HasSubstr("ERROR cluster"));
 }
 

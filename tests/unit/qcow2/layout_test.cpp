@@ -155,8 +155,8 @@ TEST(Layout, WithoutRefcountTableItCanStillBeRead) {
     EXPECT_EQ(parsed->refcount_table_bytes(), 0U);
     const auto counted = require_refcount_table(*parsed);
     ASSERT_FALSE(counted);
-    EXPECT_THAT(counted.error().message(),
-                HasSubstr(at == 48 ? "(refcount_table_offset is 0)" : "(refcount_table_clusters is 0)"));
+    EXPECT_THAT(counted.error().message(), HasSubstr(at == 48 ? "(refcount_table_offset is 0)"
+                                                              : "(refcount_table_clusters is 0)"));
   }
 }
 

@@ -67,8 +67,9 @@ TEST_F(Mend, WhatLeadsNowhereIsLost) {
   set_entry(1, kCopied | (kData + kCluster + 512));
   set_entry(2, kCompressedBit | std::uint64_t{1} << 45);
   set_entry(3, kCopied | std::uint64_t{1} << 50 | kZeroBit);
-  EXPECT_THAT(repair(), HasSubstr("Repairing l2_entry=8004000000000000 at 0x40000: data outside the "
-                                  "file is lost"));
+  EXPECT_THAT(repair(),
+              HasSubstr("Repairing l2_entry=8004000000000000 at 0x40000: data outside the "
+                        "file is lost"));
   for (std::uint64_t i = 0; i < 4; ++i) EXPECT_EQ(entry(i), kZeroBit) << i;
   expect_kept(4);
 }
@@ -257,8 +258,7 @@ TEST_F(Mend, IncompleteSnapshotTablesAreWrittenAnew) {
   put_header();
   EXPECT_THAT(repair(), HasSubstr("Repairing snapshot table entry 0 is incomplete"));
   EXPECT_NE(image_.header.snapshots_offset, table);
-  const auto read =
-      run([&] { return read_snapshot_table(*image_.node, image_.header, true); });
+  const auto read = run([&] { return read_snapshot_table(*image_.node, image_.header, true); });
   ASSERT_OK(read);
   EXPECT_FALSE(read->snapshots[0].incomplete);
   EXPECT_EQ(read->snapshots[0].disk_size, kMiB);

@@ -50,8 +50,11 @@ TEST(Bus, OverlapsAreRefusedWithBothRanges) {
   Bus bus;
   auto device = std::make_shared<Recorder>();
   ASSERT_TRUE(bus.add(0x100, 0x10, "first", device));
-  for (auto [base, size] : {std::pair{0x0fful, 2ul}, {0x10ful, 1ul}, {0x100ul, 0x10ul},
-                            {0x90ul, 0x100ul}, {0x104ul, 4ul}}) {
+  for (auto [base, size] : {std::pair{0x0fful, 2ul},
+                            {0x10ful, 1ul},
+                            {0x100ul, 0x10ul},
+                            {0x90ul, 0x100ul},
+                            {0x104ul, 4ul}}) {
     const auto added = bus.add(base, size, "second", device);
     ASSERT_FALSE(added) << std::hex << base;
     EXPECT_EQ(added.error().code(), EEXIST);

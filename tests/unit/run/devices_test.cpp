@@ -102,10 +102,12 @@ TEST_F(SerialTest, InputIsBounded) {
 // Who brings input must not wait for a reader that does not read.
 TEST(Serial, InputIsTakenWhileTheSinkBlocks) {
   std::promise<void> entered, released;
-  Serial serial([&](std::byte) {
-    entered.set_value();
-    released.get_future().wait();
-  }, [](bool) {});
+  Serial serial(
+      [&](std::byte) {
+        entered.set_value();
+        released.get_future().wait();
+      },
+      [](bool) {});
   std::thread sender([&serial] {
     const std::array<std::byte, 1> data{std::byte{'x'}};
     serial.write(0, data);
@@ -139,9 +141,8 @@ TEST(EscapeFilter, ControlAIsAPrefix) {
 struct PortsTest : ::testing::Test {
   void SetUp() override {
     control = std::move(*Control::create());
-    ASSERT_TRUE(add_legacy_ports(ports, *control, [this](std::byte b) {
-      debug += static_cast<char>(b);
-    }));
+    ASSERT_TRUE(
+        add_legacy_ports(ports, *control, [this](std::byte b) { debug += static_cast<char>(b); }));
   }
   void out(std::uint64_t port, std::vector<std::byte> data) { ports.write(port, data); }
   std::unique_ptr<Control> control;

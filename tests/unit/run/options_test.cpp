@@ -76,8 +76,8 @@ TEST(Disk, NodeOptionsAfterADriverAreAName) {
 
 TEST(CommandLine, EverythingTogether) {
   const CommandLine line =
-      parse({"--memory", "1G", "--cpus", "3", "--kernel", "bz", "--initrd", "rd", "--append",
-             "a b", "--disk", "one", "--disk", "two,readonly=on", "--snapshot", "--serial", "none"});
+      parse({"--memory", "1G", "--cpus", "3", "--kernel", "bz", "--initrd", "rd", "--append", "a b",
+             "--disk", "one", "--disk", "two,readonly=on", "--snapshot", "--serial", "none"});
   ASSERT_FALSE(line.exit_code) << line.text;
   EXPECT_EQ(line.options.memory, 1ULL << 30);
   EXPECT_EQ(line.options.cpus, 3U);
@@ -108,10 +108,18 @@ TEST(CommandLine, HelpStopsWithZeroAndMistakesWithOne) {
   const CommandLine help = parse({"--help"});
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_NE(help.text.find("cache=none|writeback"), std::string::npos);
-  for (const std::vector<const char*>& wrong :
-       {std::vector<const char*>{"--memory", "1M"}, {"--memory", "x"}, {"--memory", "3000001"},
-        {"--cpus", "0"}, {"--cpus", "65"}, {"--initrd", "rd"}, {"--disk", "x,y"}, {"stray"},
-        {"--kernel", "k", "--firmware", "f"}, {"--nonsense"}, {"--json"}, {"--io-threads", "17"}}) {
+  for (const std::vector<const char*>& wrong : {std::vector<const char*>{"--memory", "1M"},
+                                                {"--memory", "x"},
+                                                {"--memory", "3000001"},
+                                                {"--cpus", "0"},
+                                                {"--cpus", "65"},
+                                                {"--initrd", "rd"},
+                                                {"--disk", "x,y"},
+                                                {"stray"},
+                                                {"--kernel", "k", "--firmware", "f"},
+                                                {"--nonsense"},
+                                                {"--json"},
+                                                {"--io-threads", "17"}}) {
     const CommandLine line = parse(wrong);
     EXPECT_EQ(line.exit_code, 1) << wrong[0];
     EXPECT_NE(line.text.find("platter run: "), std::string::npos) << line.text;

@@ -1,4 +1,5 @@
-// A request on the fast path allocates nothing once its queue has warmed up. Not built for sanitizers.
+// A request on the fast path allocates nothing once its queue has warmed up. Not built for
+// sanitizers.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

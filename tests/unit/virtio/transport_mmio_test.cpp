@@ -233,7 +233,9 @@ TEST(Mmio, WorksWithoutBoundNotifications) {
   FakePlatform platform;
   platform.refuse_bindings = true;
   FakeLine line;
-  { MmioTransport transport(device, platform, line, kBase); }
+  {
+    MmioTransport transport(device, platform, line, kBase);
+  }
   EXPECT_TRUE(platform.bindings().empty());
 }
 
