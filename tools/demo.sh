@@ -13,6 +13,7 @@ if [ -n "${PLATTER_BUILD:-}" ]; then PLATTER_BUILD=$(realpath -m -- "$PLATTER_BU
 if [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then PLATTER_GUEST_KERNEL=$(realpath -m -- "$PLATTER_GUEST_KERNEL"); fi
 cd "$(dirname "$0")/.."
 source_dir=$PWD
+. tools/progress.sh
 demo=$source_dir/tools/demo
 
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -31,7 +32,8 @@ if [ -n "${PLATTER_BUILD:-}" ]; then
   say "using the build in $build"
 else
   cmake --preset release >/dev/null || die "could not configure the build (run 'cmake --preset release' to see why)"
-  cmake --build --preset release --target platter guest_boot_sector || die "the build failed"
+  cmake --build --preset release --target platter guest_boot_sector 2>&1 | progress_of_build platter || die "the build failed"
+  say "built in $build"
 fi
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/platter-demo.XXXXXX")

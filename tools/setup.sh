@@ -5,6 +5,9 @@
 #   tools/setup.sh test      that, and the peers and tools of the test suite
 #   tools/setup.sh check     installs nothing: tells which of `build` are missing; exit code 1 if any
 set -euo pipefail
+here=$(dirname "$0")
+# shellcheck source=tools/progress.sh
+. "$here/progress.sh"
 
 build_packages=(
   g++ cmake ninja-build ccache mold pkg-config
@@ -45,26 +48,7 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# One line for each package that is fetched, unpacked or set up, with those they depend on: on a
-# terminal each over the one before, elsewhere only now and then.
-terminal=0
-if [ -t 1 ]; then terminal=1; fi
-show_progress() {
-  tee "$log" | awk -v terminal="$terminal" '
-    function show(what) {
-      if (terminal) printf "\r\033[K   %s", substr(what, 1, 70)
-      else if (what != last) print "   " what
-      last = what
-      fflush()
-    }
-    / newly installed, / { for (i = 1; i <= NF; i++) if ($(i + 1) == "newly") total = $i }
-    /^(Get|Hit):/ && !total { show("package lists"); next }
-    function count(number, what) { if (terminal || number % 10 == 0) show(what " " number " of " total) }
-    /^Get:/        { count(++fetched, "fetching package") }
-    /^Unpacking /  { count(++unpacked, "unpacking package") }
-    /^Setting up / { count(++done, "setting up package") }
-    END { if (terminal && last) printf "\r\033[K" }'
-}
+show_progress() { tee "$log" | progress_of_packages; }
 install() {
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C \
     apt-get install -y --no-install-recommends "${missing[@]}" 2>&1 | show_progress

@@ -17,7 +17,8 @@ parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(release asan tsan fuzz)
 jobs=$(nproc)
 started=$SECONDS
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 failures=()
+. tools/progress.sh
 
 say() { printf '\n== [%3d s] %s\n' $((SECONDS - started)) "$*"; }
 die() { echo "error: $*" >&2; exit 1; }
@@ -27,10 +28,11 @@ tools/setup.sh test || exit 1
 build() {  # PRESET [TARGET...]
   local preset=$1; shift
   say "$preset: building"
-  cmake --preset "$preset" >"/tmp/platter-configure-$$.log" 2>&1 || { tail -n 20 "/tmp/platter-configure-$$.log" >&2; die "could not configure the $preset build"; }
-  rm -f "/tmp/platter-configure-$$.log"
-  cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} |
-    { grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking)' || true; } || die "the $preset build failed"
+  local log="/tmp/platter-configure-$$.log"
+  cmake --preset "$preset" >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; die "could not configure the $preset build"; }
+  rm -f "$log"
+  cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} 2>&1 | progress_of_build "$preset" ||
+    die "the $preset build failed"
 }
 
 # Runs ctest with the given arguments and adds its counts to the sums.
@@ -40,19 +42,21 @@ run() {  # PRESET CTEST-ARGS...
   rm -f "$report"
   say "$preset: testing"
   ctest --test-dir "build/$preset" --output-on-failure --no-tests=error --output-junit "$report" \
-    --timeout 600 "$@" | grep -vE '^ *Start |   Passed  '
+    --timeout 600 "$@" 2>&1 | progress_of_tests "$preset"
   [ -f "$report" ] || die "ctest left no report for $preset"
-  local tests fails skips
-  read -r tests fails skips < <(python3 - "$report" <<'PY'
+  local tests fails skips names name
+  { read -r tests fails skips; mapfile -t names; } < <(python3 - "$report" <<'PY'
 import sys, xml.etree.ElementTree as tree
-suite = tree.parse(sys.argv[1]).getroot()
-status = [case.get('status') for case in suite.iter('testcase')]
-skips = sum(s in ('notrun', 'disabled') for s in status)
-print(len(status), sum(s == 'fail' for s in status), skips)
+cases = list(tree.parse(sys.argv[1]).getroot().iter('testcase'))
+failed = [case.get('name') for case in cases if case.get('status') == 'fail']
+skips = sum(case.get('status') in ('notrun', 'disabled') for case in cases)
+print(len(cases), len(failed), skips)
+print(*failed, sep='\n', end='')
 PY
 )
   [ "$tests" -gt 0 ] || die "no test ran in $preset"
   passed=$((passed + tests - fails - skips)); failed=$((failed + fails)); skipped=$((skipped + skips))
+  for name in "${names[@]}"; do failures+=("$preset: $name"); done
 }
 
 for part in "${parts[@]}"; do
@@ -79,5 +83,6 @@ for part in "${parts[@]}"; do
 done
 
 say "done"
+[ ${#failures[@]} -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
 echo "platter: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
