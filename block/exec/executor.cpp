@@ -26,6 +26,14 @@ std::atomic<std::uint64_t> closed_rings{0};
   std::abort();
 }
 
+// EINTR: the loop comes back. EBUSY and EAGAIN: completions have to be fetched first; the kernel
+// keeps those that did not fit until it is entered for events.
+void require_entered(int result) {
+  if (result < 0 && result != -EINTR && result != -EBUSY && result != -EAGAIN) {
+    die("io_uring_enter failed", -result);
+  }
+}
+
 }  // namespace
 
 namespace detail {
@@ -139,10 +147,8 @@ void Executor::enter_kernel(unsigned wait_for) {
   } else {
     n = io_uring_get_events(&ring_);
   }
-  // EINTR: the loop comes back. EBUSY and EAGAIN: completions have to be fetched first; the kernel
-  // keeps those that did not fit until it is entered for events.
   if (n == -EBUSY || n == -EAGAIN) n = io_uring_get_events(&ring_);
-  if (n < 0 && n != -EINTR && n != -EBUSY && n != -EAGAIN) die("io_uring_enter failed", -n);
+  require_entered(n);
 }
 
 void Executor::reap() {
@@ -174,8 +180,17 @@ void Executor::take_inbox() {
 
 void Executor::resume_ready() {
   // Two lists: what becomes ready meanwhile runs in the next round, so I/O is not starved.
+  // A disk that has completed many requests at once gets the first of the next ones while the rest
+  // are still being made: it would stand idle for as long as that takes.
+  constexpr unsigned kSubmitEarly = 4;
   running_.swap(ready_);
-  for (std::coroutine_handle<> handle : running_) handle.resume();
+  for (std::coroutine_handle<> handle : running_) {
+    handle.resume();
+    if (ring_open_ && io_uring_sq_ready(&ring_) >= kSubmitEarly) {
+      // What the kernel does not take now stays queued for when it is entered next.
+      require_entered(io_uring_submit(&ring_));
+    }
+  }
   running_.clear();
 }
 

@@ -1,8 +1,8 @@
 // Executor: one thread, one io_uring, one ready list, timers, and an inbox for other threads.
 //
 // A coroutine that suspends on anything in this folder is resumed on the executor it suspended on.
-// SQEs are queued while coroutines run and submitted in one system call when the ready list is
-// empty; completions put coroutines on the ready list and never run user code inside the reaper.
+// SQEs are queued while coroutines run and submitted by the handful, the last with the wait for an
+// event; completions put coroutines on the ready list and never run user code inside the reaper.
 //
 // Threads: an Executor belongs to the first thread that runs it (run() or block_on()), since the
 // kernel takes a ring's submissions from one thread only; post_from_any_thread() and stop() may be
