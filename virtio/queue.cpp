@@ -38,6 +38,11 @@ struct Park {
   void await_resume() const noexcept {}
 };
 
+// As tests/layering/operands.cpp wants it.
+static_assert(std::is_trivially_destructible_v<SwitchTo>);
+static_assert(std::is_trivially_destructible_v<Yield>);
+static_assert(std::is_trivially_destructible_v<Park>);
+
 }  // namespace
 
 Queue::Queue(QueueOwner& owner, Executor& executor, unsigned index, std::uint16_t max_size)

@@ -38,7 +38,7 @@ Task<Result<void>> Checker::write_header() {
 Task<Result<void>> Checker::repair_or_compare() {
   const bool fixing = request_.fix_leaks || request_.fix_errors;
   const CheckResult before_comparison = result_;
-  auto step = co_await compare({}, !fixing);
+  auto step = co_await compare(Fix{}, !fixing);
   PLATTER_CO_TRY(step);
 
   const bool renewing = request_.fix_errors && apart_ && snapshots_incomplete();
@@ -69,7 +69,7 @@ Task<Result<void>> Checker::repair_or_compare() {
     recount.leaks = result_.leaks;
     recount.check_errors = result_.check_errors;
     // The old structure has become a leak, which is not the image's fault.
-    step = co_await compare({.leaks = request_.fix_leaks, .errors = false}, true);
+    step = co_await compare(Fix{.leaks = request_.fix_leaks, .errors = false}, true);
     PLATTER_CO_TRY(step);
     if (need_rebuild_) say("ERROR rebuilt refcount structure is still broken");
     const std::uint64_t fresh_leaks = request_.fix_leaks ? result_.leaks - recount.leaks : 0;
@@ -89,7 +89,7 @@ Task<Result<void>> Checker::repair_or_compare() {
   // Also when nothing differs: the comparison leaves in memory what is on disk.
   result_ = before_comparison;
   cancelled_ = nullptr;
-  step = co_await compare({.leaks = request_.fix_leaks, .errors = request_.fix_errors}, true);
+  step = co_await compare(Fix{.leaks = request_.fix_leaks, .errors = request_.fix_errors}, true);
   co_return step;
 }
 

@@ -61,7 +61,7 @@ Task<Result<void>> Checker::complete(std::uint32_t version) {
   counts_.clear();
   step = co_await count_references(false);
   PLATTER_CO_TRY(step);
-  step = co_await compare({.leaks = true, .errors = false}, true);
+  step = co_await compare(Fix{.leaks = true, .errors = false}, true);
   PLATTER_CO_TRY(step);
   step = co_await file_.flush();
   co_return step;

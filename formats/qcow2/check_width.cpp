@@ -41,7 +41,7 @@ Task<Result<void>> Checker::change_width(unsigned order) {
   counts_.clear();
   step = co_await count_references(false);
   PLATTER_CO_TRY(step);
-  step = co_await compare({.leaks = true, .errors = false}, true);
+  step = co_await compare(Fix{.leaks = true, .errors = false}, true);
   PLATTER_CO_TRY(step);
   step = co_await file_.flush();
   co_return step;

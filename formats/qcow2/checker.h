@@ -123,6 +123,7 @@ class Checker {
     bool leaks = false;
     bool errors = false;
   };
+  static_assert(std::is_trivially_destructible_v<Fix>);  // see tests/layering/operands.cpp
   // Leaves in counts_ what is on disk afterwards.
   Task<Result<void>> compare(Fix fix, bool adopt);
   bool compare_block(std::uint64_t block_index, std::span<std::byte> block, Fix fix, bool adopt);

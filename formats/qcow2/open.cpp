@@ -144,8 +144,9 @@ Task<Result<void>> Qcow2Driver::open_encryption(OpenContext& context, const Head
 Task<Result<void>> Qcow2Driver::load_tables() {
   const auto clean = [this] { return write_back_.clean(); };
   core_.size.store(core_.header.size);
-  auto tables = co_await tables_.open(
-      {.bytes = options_.l2_cache, .entry_bytes = options_.l2_cache_entry}, clean);
+  const L2Tables::CacheSizes sizes{.bytes = options_.l2_cache,
+                                   .entry_bytes = options_.l2_cache_entry};
+  auto tables = co_await tables_.open(sizes, clean);
   PLATTER_CO_TRY(tables);
   auto snapshots = co_await snapshots_.open(bounds_);
   PLATTER_CO_TRY(snapshots);

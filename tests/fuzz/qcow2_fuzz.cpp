@@ -180,7 +180,8 @@ Task<void> exercise(bool writable, std::uint64_t pattern) {
     const std::uint64_t offset = (pattern >> (8 * i) & 0xff) * (size - 4096) / 255;
     const IoVec iov(std::span(data).first(4096));
     if (i % 3 == 0) {
-      auto zeroed = co_await node.write_zeroes(offset, 4096, {.fua = false, .may_unmap = true});
+      auto zeroed =
+          co_await node.write_zeroes(offset, 4096, ZeroFlags{.fua = false, .may_unmap = true});
       static_cast<void>(zeroed);
     } else if (i % 3 == 1) {
       auto written = co_await node.write(offset, iov);

@@ -144,8 +144,8 @@ class Game {
       case 2:
       case 3: {
         const Bytes data(length, static_cast<std::byte>(s.what + s.place + 1));
-        auto written =
-            co_await edge_->write(offset, IoVec::of_const(data), {.fua = s.what % 20 == 3});
+        auto written = co_await edge_->write(offset, IoVec::of_const(data),
+                                             WriteFlags{.fua = s.what % 20 == 3});
         must(written);
         std::copy(data.begin(), data.end(), from);
         break;
@@ -226,7 +226,8 @@ class Game {
     offset = offset / kWhole * kWhole;
     const std::uint64_t length = std::min<std::uint64_t>(kWhole, model_.size() - offset);
     const Bytes data(length, std::byte{0x77});
-    auto written = co_await edge_->write(offset, IoVec::of_const(data), {.compressed = true});
+    auto written =
+        co_await edge_->write(offset, IoVec::of_const(data), WriteFlags{.compressed = true});
     if (written) {
       std::copy(data.begin(), data.end(), model_.begin() + static_cast<std::ptrdiff_t>(offset));
     } else if (!poked_) {

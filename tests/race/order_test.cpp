@@ -372,7 +372,8 @@ Task<Result<void>> shrink_it(BlockNode& node) {
   co_return done;
 }
 Task<Result<void>> check_it(BlockNode& node) {
-  auto done = co_await node.driver().checker()->check(CheckRequest{});
+  const CheckRequest request;
+  auto done = co_await node.driver().checker()->check(request);
   PLATTER_CO_TRY(done);
   co_return {};
 }

@@ -28,13 +28,14 @@ Task<Result<void>> lane(Driver& driver, unsigned id, int rounds) {
       case 1: {
         model[which] = static_cast<int>(random() % 255 + 1);
         std::memset(buffer.data(), model[which], kBlock);
-        auto done = co_await driver.do_write(offset, buffer.iov(), {});
+        auto done = co_await driver.do_write(offset, buffer.iov(), WriteFlags{});
         PLATTER_CO_TRY(done);
         break;
       }
       case 2: {
         model[which] = 0;
-        auto done = co_await driver.do_write_zeroes(offset, kBlock, {.may_unmap = i % 2 == 0});
+        auto done =
+            co_await driver.do_write_zeroes(offset, kBlock, ZeroFlags{.may_unmap = i % 2 == 0});
         PLATTER_CO_TRY(done);
         break;
       }
@@ -56,7 +57,7 @@ Task<Result<void>> lane(Driver& driver, unsigned id, int rounds) {
         break;
       }
       default: {
-        auto done = co_await driver.do_read(offset, buffer.iov(), {});
+        auto done = co_await driver.do_read(offset, buffer.iov(), ReadFlags{});
         PLATTER_CO_TRY(done);
         const auto bytes = buffer.span();
         const auto expected = static_cast<std::byte>(model[which]);

@@ -301,11 +301,11 @@ Task<Result<void>> hammer(Driver& driver, unsigned seed, std::vector<std::string
     const std::uint64_t offset = block * 4096;
     if (random() % 2 == 0) {
       expected = std::string(4096, static_cast<char>(random()));
-      auto written = co_await driver.do_write(offset, iov_of(expected), {});
+      auto written = co_await driver.do_write(offset, iov_of(expected), WriteFlags{});
       PLATTER_CO_TRY(written);
     } else {
       std::string in(4096, '?');
-      auto got = co_await driver.do_read(offset, iov_of(in), {});
+      auto got = co_await driver.do_read(offset, iov_of(in), ReadFlags{});
       PLATTER_CO_TRY(got);
       if (in != expected) co_return fail(EIO, "block {} differs", block);
     }

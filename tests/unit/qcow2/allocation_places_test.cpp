@@ -67,7 +67,7 @@ TEST_P(LongTables, FindTheirPlace) {
     SnapshotAbility& snapshots = *node.driver().snapshots();
     auto made = co_await snapshots.create("before", 1, 2);
     EXPECT_OK(made);
-    auto resized = co_await node.resize({.size = p.larger});
+    auto resized = co_await node.resize(ResizeRequest{.size = p.larger});
     EXPECT_OK(resized);
     made = co_await snapshots.create("after", 1, 2);
     EXPECT_OK(made);

@@ -12,6 +12,8 @@
 namespace platter::qcow2 {
 namespace {
 
+using platter::testing::kSanitized;
+using platter::testing::kThreadSanitized;
 using testing::run;
 
 Header header_for(std::string_view options) {
@@ -82,7 +84,9 @@ TEST_F(HeaderIo, APowerCutLeavesOneOrTheOther) {
   }
   for (std::size_t i = 0; i < headers.size() && !HasFailure(); ++i) {
     for (std::size_t j = 0; j < headers.size() && !HasFailure();
-         j += 1 + (i + j) % (platter::testing::kSanitized ? 60 : 5)) {
+         j += 1 + (i + j) % (kThreadSanitized ? 600
+                             : kSanitized     ? 60
+                                              : 5)) {
       SCOPED_TRACE(fmt::format("{} -> {}", told(headers[i]), told(headers[j])));
       replace(headers[i], headers[j]);
     }

@@ -15,10 +15,12 @@ namespace {
 
 using namespace platter::qcow2::testing;
 using platter::testing::bytes_of;
+using platter::testing::kSanitized;
+using platter::testing::kThreadSanitized;
 
 constexpr std::uint64_t kLieSize = 128 << 10;
-constexpr std::uint64_t kPiece = 512;             // what data is compared by
-constexpr unsigned kOneIn = kSanitized ? 12 : 1;  // of all lies
+constexpr std::uint64_t kPiece = 512;  // what data is compared by
+constexpr unsigned kOneIn = kThreadSanitized ? 60 : kSanitized ? 12 : 1;  // of all lies
 
 // One number somewhere in the image.
 struct Field {
@@ -82,7 +84,7 @@ Task<Result<void>> fill_seed() {
     done = co_await node.write(kLieSize / 2,
                                IoVec(std::span(data)).from(kLieSize / 2).first(kLieSize / 8));
   if (done) done = co_await node.driver().bitmaps()->add("b", 512, true);
-  if (done) done = co_await node.write_zeroes(kLieSize * 3 / 4, 8192, {});
+  if (done) done = co_await node.write_zeroes(kLieSize * 3 / 4, 8192, ZeroFlags{});
   const std::vector<std::byte> text(kLieSize / 8, std::byte{'x'});
   const IoVec whole = IoVec::of_const(text);
   const WriteFlags packed{.compressed = true};
@@ -276,7 +278,7 @@ Task<void> use_it() {
   const std::uint64_t step = size / 5 / 512 * 512;
   for (std::uint64_t offset = 0; step != 0 && offset + data.size() <= size; offset += step) {
     auto written = co_await node.write(offset + 512, IoVec(std::span(data)).first(4096));
-    auto zeroed = co_await node.write_zeroes(offset, 4096, {.may_unmap = true});
+    auto zeroed = co_await node.write_zeroes(offset, 4096, ZeroFlags{.may_unmap = true});
     auto discarded = co_await node.discard(offset + 4096, 4096);
     static_cast<void>(written && zeroed && discarded);
   }

@@ -56,6 +56,7 @@ class EchoDevice final : public Device {
       void await_suspend(std::coroutine_handle<> h) noexcept { executor.post_from_any_thread(h); }
       void await_resume() const noexcept {}
     };
+    static_assert(std::is_trivially_destructible_v<Switch>);
     co_await Switch{held.front().queue->executor()};
     for (const Held& h : held) device.finish(*h.queue, *h.chain);
   }
