@@ -37,6 +37,8 @@ ImageInfo collect(BlockNode& node) {
   while (ground->storage() != nullptr) ground = ground->storage();
   info.actual_size = driver.allocated_size();
   if (!info.actual_size) info.actual_size = ground->driver().allocated_size();
+  // (A device has no holes to tell of. QEMU says what the blocks of the device's name are: none.)
+  if (!info.actual_size && ground->driver_name() == "host_device") info.actual_size = 0;
   info.knows_state = ground->driver_name() == "file" || ground->driver_name() == "host_device";
   if (const BackingAbility* backing = driver.backing_reference()) {
     info.backing_filename = backing->backing_filename();

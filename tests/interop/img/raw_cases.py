@@ -1,9 +1,29 @@
-"""Command lines that need no other format than raw."""
+"""Command lines that need no other format than raw, and block devices."""
+import os
+import shutil
+import subprocess
 
 RAW = "-f raw"
 
 
+def devices(h):
+    """A loop device, which is gone again at the end of the case."""
+    if os.geteuid() != 0 or not shutil.which("losetup"):
+        print("not root, or losetup (Debian package util-linux) is missing: no block devices are looked at")
+        return
+    if subprocess.run(["losetup", "-f"], capture_output=True).returncode != 0:
+        print("this machine has no loop devices: no block devices are looked at")
+        return
+    made = [["sh", "truncate -s 8M f; losetup -f --show f > name"]]
+    gone = [["sh", "losetup -d $(cat name)"]]
+    for content, create in (("raw", []), ("qcow2", [["sh", "qemu-img create -q -f qcow2 $(cat name) 4M"]])):
+        looks = [["shell", f"{words} $(cat name)"] for words in
+                 ("info", "info --output=json", "map --output=json", "measure -O qcow2")]
+        h.case(f"block device {content}", made + create + looks + gone)
+
+
 def run(h):
+    devices(h)
     data = ["io", "-f", "raw", "-c", "write -P 1 64k 100k", "-c", "write -P 2 700k 4k", "a"]
     setup = [["peer", "create", "-q", "a", "1M"], data]
 
