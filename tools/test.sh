@@ -1,9 +1,9 @@
 #!/bin/bash
 # Installs what is missing, builds, and runs every test:
 #   release     everything: unit, race, interop, guest, powercut
-#   asan        address and undefined-behaviour sanitizers: all but what only repeats it with much
-#               more data or other programs' work (img_parity, hostile, install, Linux guests)
+#   asan        address and undefined-behaviour sanitizers over all of it, some of it with fewer rounds
 #   tsan        the thread sanitizer over everything that uses more than one thread
+#               (docs/testing.md#sanitizers says what is not run there, or less of it)
 #   fuzz        each fuzz target for a short while, from its kept corpus; built by clang, which
 #               checks what each mutex guards
 # and closes with one line that sums them up.
@@ -76,7 +76,7 @@ for part in "${parts[@]}"; do
     fuzz)
       # What uses threads and no fuzzer reaches: clang checks its locking.
       build fuzz fuzzers platter_run
-      run fuzz -L fuzz
+      run fuzz -j "$jobs" -L fuzz
       ;;
     *) die "unknown part '$part': release, asan, tsan or fuzz" ;;
   esac

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """`platter img` beside Debian's qemu-img: the same command lines, compared output against output.
 
-    img_parity.py BUILD/platter [PART] [WORD...]
+    img_parity.py BUILD/platter [--alone] [PART] [WORD...]
 
 PART is one of PARTS below: only these cases. WORD: only cases whose name contains a WORD.
+--alone: `platter` was built with sanitizers: runs every second case without comparing, and looks for their reports.
 """
 import os
 import sys
@@ -32,9 +33,9 @@ PARTS = {
     "encryption": [encryption_cases, key_slot_cases, encrypted_chain_cases],
     "truncation": [truncation_cases],
 }
-words = sys.argv[2:]
+words = [word for word in sys.argv[2:] if word != "--alone"]
 parts = [PARTS[words.pop(0)]] if words and words[0] in PARTS else PARTS.values()
-run = harness.Harness(sys.argv[1], words)
+run = harness.Harness(sys.argv[1], words, alone="--alone" in sys.argv[2:])
 try:
     for part in parts:
         for cases in part:
