@@ -17,6 +17,11 @@ check() {  # PROGRAM HOW
   local got
   got=$("$1" "$scratch/disk.qcow2" 0 16)
   [ "$got" = "$expected" ] || { echo "error: example built with $2 printed: $got" >&2; exit 1; }
+  # No length is too long to be refused in a line.
+  if got=$("$1" "$scratch/disk.qcow2" 0 9223372036854775807 2>&1) || [[ $got != *'cannot show'* ]]; then
+    echo "error: example built with $2 does not refuse a huge length: $got" >&2
+    exit 1
+  fi
   echo "example built with $2 reads the disk"
 }
 
