@@ -130,7 +130,8 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
       auto taken = take_from_map(count);
       const std::uint64_t scannable =
           std::min(refcounts_.slice_of(frontier_) + 1, refcounts_.cache().slice_count());
-      if (!taken && with_free_.empty() && (search != Search::kHoles || next_scan_ >= scannable))
+      if (!taken && !conflict_ && with_free_.empty() &&
+          (search != Search::kHoles || next_scan_ >= scannable))
         taken = take_at_frontier(count);
       if (taken) co_return std::move(*taken);
       conflict = conflict_;
