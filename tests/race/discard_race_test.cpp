@@ -9,11 +9,9 @@ using namespace testing;  // NOLINT: helpers of these tests
 constexpr std::size_t kCluster = 65536;
 
 // QEMU 7.2 fails this: the suspended write lands in guest 64K.
-Task<void> write_against_discard(const MemoryImage& image) {
-  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
-  FaultPoints& points = *opened->points;
+Task<void> write_against_discard(Watched& watched) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
   auto first = co_await fill(node, 0, kCluster, 1);
   CO_OK(first);
   points.suspend("w", FaultEvent::kMapped);
@@ -36,22 +34,15 @@ Task<void> write_against_discard(const MemoryImage& image) {
   EXPECT_TRUE(intact) << "guest 64K holds another range's bytes";
   const bool zero = co_await reads_as(node, 4096, kCluster - 4096, 0);
   EXPECT_TRUE(zero);
-  const std::uint64_t leaks = co_await leaks_of(node);
-  EXPECT_EQ(leaks, 0u);
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
 }
 
 TEST(C1, InPlaceWriteAgainstDiscardAndReuse) {
-  MemoryImage image("c1w", 1 << 20, "");
-  run([&] { return write_against_discard(image); });
+  act_out({.open = "discard=unmap,pass-discard-request=off"}, write_against_discard);
 }
 
-Task<void> read_against_discard(const MemoryImage& image) {
-  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
-  FaultPoints& points = *opened->points;
+Task<void> read_against_discard(Watched& watched) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
   auto first = co_await fill(node, 0, kCluster, 1);
   CO_OK(first);
   points.suspend("r", FaultEvent::kMapped);
@@ -69,20 +60,15 @@ Task<void> read_against_discard(const MemoryImage& image) {
   auto got = co_await reading;
   CO_OK(got);
   EXPECT_TRUE(data == bytes(4096, 1) || data == bytes(4096, 0)) << "read another range's bytes";
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
 }
 
 TEST(C1, ReadAgainstDiscardAndReuse) {
-  MemoryImage image("c1r", 1 << 20, "");
-  run([&] { return read_against_discard(image); });
+  act_out({.open = "discard=unmap,pass-discard-request=off"}, read_against_discard);
 }
 
 // Once nobody can reach it any more, the space is used again.
-Task<void> reuse_after_flush(const MemoryImage& image) {
-  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
+Task<void> reuse_after_flush(Watched& watched) {
+  BlockNode& node = *watched.node;
   auto first = co_await fill(node, 0, kCluster, 1);
   CO_OK(first);
   auto before = co_await node.extent(0, kCluster);
@@ -102,20 +88,15 @@ Task<void> reuse_after_flush(const MemoryImage& image) {
   auto reused = co_await node.extent(2 * kCluster, kCluster);
   CO_OK(reused);
   EXPECT_EQ(reused->host_offset, before->host_offset);
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
 }
 
 TEST(C1, FreedSpaceIsUsedAgainOnlyAfterAFlush) {
-  MemoryImage image("c1f", 1 << 20, "");
-  run([&] { return reuse_after_flush(image); });
+  act_out({.open = "discard=unmap,pass-discard-request=off"}, reuse_after_flush);
 }
 
-Task<void> slow_punch(const MemoryImage& image) {
-  auto opened = co_await open_watched(image, "discard=unmap");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
-  FaultPoints& points = *opened->points;
+Task<void> slow_punch(Watched& watched) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
   auto first = co_await fill(node, 0, 8192, 1);
   CO_OK(first);
   auto flushed = co_await node.flush();
@@ -138,33 +119,20 @@ Task<void> slow_punch(const MemoryImage& image) {
   CO_OK(resumed);
   auto freed = co_await freeing;
   CO_OK(freed);
-  opened->driver().l2_cache().shed_unused();
+  watched.driver().l2_cache().shed_unused();
   for (std::uint64_t i = 0; i < 4; ++i) {
     const bool same = co_await reads_as(node, (2 << 20) + i * 4096, 4096, 10 + static_cast<int>(i));
     EXPECT_TRUE(same) << i;
   }
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
-  auto again = co_await image.open();
-  CO_OK(again);
-  const std::uint64_t leaks = co_await leaks_of(**again);
-  EXPECT_EQ(leaks, 0u);
-  const bool same = co_await reads_as(**again, 2 << 20, 4096, 10);
-  EXPECT_TRUE(same);
-  auto ended = co_await again->detach();
-  CO_OK(ended);
 }
 
 TEST(C2, APunchThatComesLateHitsNobody) {
-  MemoryImage image("c2", 8 << 20, "cluster_size=4k");
-  run([&] { return slow_punch(image); });
+  act_out({.size = 8 << 20, .create = "cluster_size=4k", .open = "discard=unmap"}, slow_punch);
 }
 
-Task<void> failing_punch(const MemoryImage& image, int error) {
-  auto opened = co_await open_watched(image, "discard=unmap");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
-  FaultPoints& points = *opened->points;
+Task<void> failing_punch(Watched& watched, int error) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
   auto first = co_await fill(node, 0, kCluster, 1);
   CO_OK(first);
   auto keep = co_await fill(node, kCluster, kCluster, 2);
@@ -190,25 +158,19 @@ Task<void> failing_punch(const MemoryImage& image, int error) {
   EXPECT_TRUE(kept);
   const bool zero = co_await reads_as(node, 0, kCluster, 0);
   EXPECT_TRUE(zero);
-  const std::uint64_t leaks = co_await leaks_of(node);
-  EXPECT_EQ(leaks, unsupported ? 0u : 1u);
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
 }
 
 TEST(C3, AFailedPunchKeepsTheClusterOutOfUse) {
   for (const int error : {EIO, ENOSPC, EOPNOTSUPP}) {
     SCOPED_TRACE(error);
-    MemoryImage image("c3", 1 << 20, "");
-    run([&] { return failing_punch(image, error); });
+    act_out({.open = "discard=unmap", .leaks = error == EOPNOTSUPP ? 0u : 1u},
+            [&](Watched& watched) { return failing_punch(watched, error); });
   }
 }
 
-Task<void> snapshot_against_write(const MemoryImage& image) {
-  auto opened = co_await open_watched(image, "discard=unmap,pass-discard-request=off");
-  CO_OK(opened);
-  BlockNode& node = *opened->node;
-  FaultPoints& points = *opened->points;
+Task<void> snapshot_against_write(Watched& watched) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
   auto first = co_await fill(node, 0, kCluster, 1);
   CO_OK(first);
   points.suspend("w", FaultEvent::kMapped);
@@ -230,15 +192,10 @@ Task<void> snapshot_against_write(const MemoryImage& image) {
   EXPECT_TRUE(head) << "the completed write is in the snapshot";
   const bool rest = co_await reads_as(node, 4096, kCluster - 4096, 1);
   EXPECT_TRUE(rest) << "the snapshot never changes afterwards";
-  const std::uint64_t leaks = co_await leaks_of(node);
-  EXPECT_EQ(leaks, 0u);
-  auto closed = co_await opened->node.detach();
-  CO_OK(closed);
 }
 
 TEST(C13, ASnapshotWaitsForWritesInFlight) {
-  MemoryImage image("c13", 1 << 20, "");
-  run([&] { return snapshot_against_write(image); });
+  act_out({.open = "discard=unmap,pass-discard-request=off"}, snapshot_against_write);
 }
 
 // Every round frees what the round before wrote.

@@ -1,6 +1,8 @@
 // Helpers of the race tests: an image on a disk in memory with fault points in between.
 #pragma once
 
+#include <functional>
+
 #include "block/filters/fault.h"
 #include "formats/qcow2/driver.h"
 #include "unit/qcow2/engine_support.h"
@@ -56,6 +58,38 @@ inline Task<std::uint64_t> leaks_of(BlockNode& node, bool report = true) {
   EXPECT_EQ(checked->corruptions, 0u) << (report ? lines : "");
   EXPECT_EQ(checked->check_errors, 0u) << lines;
   co_return checked->leaks;
+}
+
+// What an image is made and opened with for a scene, and how many leaks are left when it ends.
+struct Setting {
+  std::uint64_t size = 1 << 20;
+  std::string_view create = {};
+  std::string_view open = {};
+  std::uint64_t leaks = 0;
+};
+using Scene = std::function<Task<void>(Watched&)>;
+
+inline Task<void> act_out_on(const MemoryImage& image, Setting setting, const Scene& scene) {
+  auto opened = co_await open_watched(image, setting.open);
+  CO_OK(opened);
+  auto acting = scene(*opened);
+  co_await acting;
+  std::uint64_t leaks = co_await leaks_of(*opened->node);
+  EXPECT_EQ(leaks, setting.leaks);
+  auto closed = co_await opened->node.detach();
+  CO_OK(closed);
+  auto again = co_await image.open();
+  CO_OK(again);
+  leaks = co_await leaks_of(**again);
+  EXPECT_EQ(leaks, setting.leaks) << "once it is closed";
+  closed = co_await again->detach();
+  CO_OK(closed);
+}
+
+// Plays the scene on an image of its own. At its end a check finds no error, open or closed.
+inline void act_out(Setting setting, const Scene& scene) {
+  MemoryImage image("scene", setting.size, setting.create);
+  run([&] { return act_out_on(image, setting, scene); });
 }
 
 }  // namespace platter::qcow2::testing
