@@ -31,10 +31,10 @@ class CopyOnReadTest : public ::testing::Test {
 
   // Opens the filter, runs `use` with its node, and closes it.
   template <class Use>
-  void with_filter(bool read_only, Use&& use) {
+  void with_filter(bool read_only, Use&& use,
+                   std::string_view below = "file.driver=qcow2,file.file.filename=memory:cor_top") {
     OpenRequest request;
-    request.options = *Options::parse_keyval(
-        "driver=copy-on-read,file.driver=qcow2,file.file.filename=memory:cor_top");
+    request.options = *Options::parse_keyval("driver=copy-on-read," + std::string(below));
     request.flags.read_only = read_only;
     request.permissions = read_only ? Permissions::reader() : Permissions::writer();
     auto executor = Executor::create();
@@ -102,6 +102,33 @@ TEST_F(CopyOnReadTest, KeepsZeroesAsZeroes) {
     EXPECT_EQ(read(executor, node, 8 * kCluster, kCluster), filled(kCluster, 0));
     EXPECT_EQ(extent(executor, node, 8 * kCluster).kind, ExtentKind::kZero);
   });
+}
+
+// Nothing is kept, or given out, of what nobody can say whether the image holds it.
+TEST_F(CopyOnReadTest, TellsThatItCannotBeSaidWhatTheImageHolds) {
+  for (const char* skip : {"0", "1"}) {
+    SCOPED_TRACE(skip);
+    const std::string below =
+        std::string(
+            "file.driver=blkdebug,file.image.driver=qcow2,"
+            "file.image.file.filename=memory:cor_top,file.inject-error.0.event=none,"
+            "file.inject-error.0.iotype=block-status,file.inject-error.0.errno=5,"
+            "file.inject-error.0.count=1,file.inject-error.0.skip=") +
+        skip;
+    const auto use = [](Executor& executor, BlockNode& node) {
+      std::vector<std::byte> bytes = filled(512, 9);
+      const Result<void> failed =
+          executor.block_on([&] { return node.read(kCluster, IoVec(std::span(bytes))); });
+      ASSERT_FALSE(failed);
+      EXPECT_EQ(failed.error().code(), EIO);
+      const Extent after = extent(executor, node, kCluster);
+      EXPECT_EQ(after.kind, ExtentKind::kUnallocated);
+      EXPECT_EQ(read(executor, node, kCluster, 512), base_bytes(kCluster, 512));
+      EXPECT_EQ(extent(executor, node, kCluster).kind, ExtentKind::kData);
+    };
+    with_filter(false, use, below);
+    SetUp();
+  }
 }
 
 TEST_F(CopyOnReadTest, OnlyReadsWhenItMustNotWrite) {
