@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "block/exec/buffer.h"
 
@@ -127,6 +128,7 @@ Task<Result<void>> Guest::resize(std::uint64_t size, Preallocation preallocation
   const std::uint64_t to = std::max(size, old_size);
   if (to - from <= (8 << 20)) history_.note(from, to - from, 0, begin, end);
   history_.note_size(size, begin, end);
+  note_bitmaps_resized(size, begin, end);
   note_durable(done, end);
   co_return done;
 }
@@ -142,6 +144,83 @@ Task<Result<void>> Guest::change_keys(const std::string& options, bool force, co
   if (opened) history_.keys().push_back({opened, true, begin, end});
   if (refused) history_.keys().push_back({refused, false, begin, end});
   co_return done;
+}
+
+void Guest::note_bitmaps_resized(std::uint64_t size, std::size_t begin, std::size_t end) {
+  std::map<std::string, BitmapRecord> latest;
+  for (const BitmapRecord& one : history_.bitmaps()) latest[one.name] = one;
+  for (auto& [name, one] : latest) {
+    if (!one.contents) continue;
+    one.contents = one.contents->resized(size);
+    one.begin = begin;
+    one.end = end;
+    history_.bitmaps().push_back(std::move(one));
+  }
+}
+
+Task<Result<void>> Guest::note_bitmap(BitmapRecord next, Task<Result<void>> change) {
+  auto done = co_await change;
+  next.end = end_of(done);
+  if (done) history_.note_flush(next.begin, next.end);
+  history_.bitmaps().push_back(std::move(next));
+  co_return done;
+}
+
+Task<Result<void>> Guest::add_bitmap(std::string name, std::uint64_t granularity, bool enabled) {
+  const auto bits = static_cast<unsigned>(std::countr_zero(granularity));
+  BitmapRecord next{.name = name,
+                    .contents = std::make_shared<DirtyBitmap>(size(), bits),
+                    .enabled = enabled,
+                    .begin = now()};
+  return note_bitmap(std::move(next), bitmaps().add(std::move(name), granularity, enabled));
+}
+
+Task<Result<void>> Guest::remove_bitmap(std::string name) {
+  BitmapRecord next{.name = name, .contents = nullptr, .begin = now()};
+  return note_bitmap(std::move(next), bitmaps().remove(std::move(name)));
+}
+
+Task<Result<void>> Guest::merge_bitmap(std::string name, std::string source) {
+  auto before = co_await bitmaps().contents(name);
+  PLATTER_CO_TRY(before);
+  auto more = co_await bitmaps().contents(source);
+  PLATTER_CO_TRY(more);
+  std::shared_ptr<DirtyBitmap> merged = (*before)->clone();
+  merged->merge(**more);
+  BitmapRecord next{
+      .name = name, .contents = std::move(merged), .enabled = is_enabled(name), .begin = now()};
+  auto done =
+      co_await note_bitmap(std::move(next), bitmaps().merge(std::move(name), std::move(*more)));
+  co_return done;
+}
+
+Task<Result<void>> Guest::clear_bitmap(std::string name) {
+  auto before = co_await bitmaps().contents(name);
+  PLATTER_CO_TRY(before);
+  const auto bits = static_cast<unsigned>(std::countr_zero((*before)->granularity()));
+  BitmapRecord next{.name = name,
+                    .contents = std::make_shared<DirtyBitmap>(size(), bits),
+                    .enabled = is_enabled(name),
+                    .begin = now()};
+  auto done = co_await note_bitmap(std::move(next), bitmaps().clear(std::move(name)));
+  co_return done;
+}
+
+Task<Result<void>> Guest::enable_bitmap(std::string name, bool enabled) {
+  auto before = co_await bitmaps().contents(name);
+  PLATTER_CO_TRY(before);
+  BitmapRecord next{
+      .name = name, .contents = std::move(*before), .enabled = enabled, .begin = now()};
+  auto done =
+      co_await note_bitmap(std::move(next), bitmaps().set_enabled(std::move(name), enabled));
+  co_return done;
+}
+
+bool Guest::is_enabled(const std::string& name) {
+  for (const BitmapInfo& info : bitmaps().list()) {
+    if (info.name == name) return info.enabled;
+  }
+  return false;
 }
 
 Task<Result<void>> Guest::close() {
@@ -207,6 +286,7 @@ Task<std::string> find_wrong(BlockNode& node, const History& history, std::size_
       for (std::uint64_t done = 0; done < length; done += kSector) {
         const std::uint64_t sector = (at + done) / kSector;
         const auto stamp = get_stamp(buffer.span(done, kSector), sector);
+        if (history.spoiled(sector)) continue;
         if (!stamp || !history.allowed(sector, *stamp, cut, durable))
           co_return wrong(sector, stamp);
       }

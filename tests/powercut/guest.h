@@ -39,6 +39,11 @@ class Guest {
   // not (ids of secrets, or null).
   Task<Result<void>> change_keys(const std::string& options, bool force, const char* opened,
                                  const char* refused);
+  Task<Result<void>> add_bitmap(std::string name, std::uint64_t granularity, bool enabled);
+  Task<Result<void>> remove_bitmap(std::string name);
+  Task<Result<void>> merge_bitmap(std::string name, std::string source);
+  Task<Result<void>> clear_bitmap(std::string name);
+  Task<Result<void>> enable_bitmap(std::string name, bool enabled);
   // Closes the image: all of it is durable then.
   Task<Result<void>> close();
   // Lets go of the image as a crash does.
@@ -55,6 +60,11 @@ class Guest {
   void note_durable(const Result<void>& done, std::size_t end) {
     if (done) history_.note_flush(end, end);
   }
+  BitmapAbility& bitmaps() { return *node_->driver().bitmaps(); }
+  bool is_enabled(const std::string& name);
+  void note_bitmaps_resized(std::uint64_t size, std::size_t begin, std::size_t end);
+  // `next`: the bitmap as it is once `change`, which begins after it was made, is done.
+  Task<Result<void>> note_bitmap(BitmapRecord next, Task<Result<void>> change);
   Task<Result<void>> write_stamped(std::uint64_t offset, std::uint64_t length, WriteFlags flags);
 
   Edge node_;

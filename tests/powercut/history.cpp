@@ -6,6 +6,21 @@
 #include <cstring>
 
 namespace platter::powercut {
+namespace {
+
+bool same_marks(const DirtyBitmap& a, const DirtyBitmap& b) {
+  if (a.size() != b.size() || a.granularity() != b.granularity()) return false;
+  for (std::uint64_t at = 0; at < a.size();) {
+    const DirtyBitmap::Range in_a = a.next(at);
+    const DirtyBitmap::Range in_b = b.next(at);
+    if (in_a.offset != in_b.offset || in_a.length != in_b.length) return false;
+    if (in_a.length == 0) return true;
+    at = in_a.offset + in_a.length;
+  }
+  return true;
+}
+
+}  // namespace
 
 void put_stamp(std::span<std::byte> sector, Stamp stamp, std::uint64_t number) {
   const std::uint64_t word = stamp == 0 ? 0 : (std::uint64_t{stamp} << 32) | number;
@@ -43,6 +58,7 @@ void History::begin_with(const History& before) {
     if (one.removed_end != kNever) one.removed_begin = one.removed_end = 0;
   }
   for (KeyRecord& one : keys_) one.begin = one.end = 0;
+  for (BitmapRecord& one : bitmaps_) one.begin = one.end = 0;
   flushes_ = {{0, 0}};
 }
 
@@ -56,6 +72,27 @@ bool History::key_allowed(const std::string& secret, bool at_first, bool opened,
   return opened == at_first;
 }
 
+bool History::bitmap_allowed(const std::string& name, const DirtyBitmap* contents, bool enabled,
+                             bool inconsistent, std::size_t cut) const {
+  for (auto one = bitmaps_.rbegin(); one != bitmaps_.rend(); ++one) {
+    if (one->name != name || (one->begin >= cut && one->end != 0)) continue;
+    if (!one->contents) {
+      if (!contents && !inconsistent) return true;
+    } else if (one->enabled) {
+      if (inconsistent || (contents && enabled)) return true;
+    } else if (contents && !enabled && same_marks(*one->contents, *contents)) {
+      return true;
+    }
+    if (one->end <= cut && one->end != kNever) return false;
+  }
+  return !contents && !inconsistent;
+}
+
+void History::spoil(std::uint64_t sector) {
+  sectors_.erase(sector);
+  spoiled_.insert(sector);
+}
+
 std::size_t History::durable_before(std::size_t cut) const {
   std::size_t durable = 0;
   for (const Flush& flush : flushes_) {
@@ -66,6 +103,7 @@ std::size_t History::durable_before(std::size_t cut) const {
 
 bool History::allowed(std::uint64_t sector, Stamp stamp, std::size_t cut,
                       std::size_t durable) const {
+  if (spoiled(sector)) return true;
   const auto found = sectors_.find(sector);
   if (found != sectors_.end()) {
     for (auto value = found->second.rbegin(); value != found->second.rend(); ++value) {

@@ -10,12 +10,15 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "block/filters/write_log.h"
+#include "block/node/dirty_bitmap.h"
 
 namespace platter::powercut {
 
@@ -45,6 +48,16 @@ struct KeyRecord {
   std::size_t end = kNever;
 };
 
+// What a change of a bitmap makes of it. Changes are durable when they have been acknowledged. At
+// first there is none.
+struct BitmapRecord {
+  std::string name;
+  std::shared_ptr<const DirtyBitmap> contents;  // null: it is not there
+  bool enabled = false;                         // then it may have more
+  std::size_t begin = 0;
+  std::size_t end = kNever;
+};
+
 class History {
  public:
   // The first `backed` sectors show stamp 1 until they are written.
@@ -65,6 +78,18 @@ class History {
   // Whether a secret may open the image, or not, after a cut at `cut`: changes of key slots are
   // durable when they have been acknowledged. `opened`: whether it did, with `at_first` before all.
   bool key_allowed(const std::string& secret, bool at_first, bool opened, std::size_t cut) const;
+
+  std::vector<BitmapRecord>& bitmaps() { return bitmaps_; }
+  const std::vector<BitmapRecord>& bitmaps() const { return bitmaps_; }
+  // Whether a bitmap may be so after a cut at `cut`: null contents when it is not there, and
+  // `inconsistent` when what it held is lost, as befits one that is enabled and in use.
+  bool bitmap_allowed(const std::string& name, const DirtyBitmap* contents, bool enabled,
+                      bool inconsistent, std::size_t cut) const;
+
+  // The sector was overwritten behind the guest's back: nothing is asked of it.
+  void spoil(std::uint64_t sector);
+  bool spoiled(std::uint64_t sector) const { return spoiled_.contains(sector); }
+  const std::set<std::uint64_t>& all_spoiled() const { return spoiled_; }
 
   // When a repair ended; kNever: none did.
   void note_repaired(std::size_t end) { repaired_ = end; }
@@ -108,6 +133,8 @@ class History {
   std::vector<Size> sizes_;
   std::vector<SnapshotRecord> snapshots_;
   std::vector<KeyRecord> keys_;
+  std::vector<BitmapRecord> bitmaps_;
+  std::set<std::uint64_t> spoiled_;
 };
 
 }  // namespace platter::powercut

@@ -1,6 +1,8 @@
 // Whether an image is as a cut may leave it.
 #include <fmt/format.h>
 
+#include <set>
+
 #include "block/crypto/secret.h"
 #include "block/node/dirty_bitmap.h"
 #include "block/node/open_state.h"
@@ -109,6 +111,32 @@ Task<std::string> marks_wrong(BlockNode& node, const History& history) {
   co_return std::string();
 }
 
+// Bitmaps whose changes were noted are as those left them.
+Task<std::string> bitmaps_wrong(BlockNode& node, const History& history, std::size_t cut) {
+  std::set<std::string> names;
+  for (const BitmapRecord& one : history.bitmaps()) names.insert(one.name);
+  for (const BitmapInfo& info : node.driver().bitmaps()->list()) {
+    if (names.erase(info.name) == 0) continue;
+    std::shared_ptr<const DirtyBitmap> held;
+    if (!info.inconsistent) {
+      auto contents = co_await node.driver().bitmaps()->contents(info.name);
+      if (!contents)
+        co_return fmt::format("bitmap '{}': {}", info.name, contents.error().message());
+      held = std::move(*contents);
+    }
+    if (!history.bitmap_allowed(info.name, held.get(), info.enabled, info.inconsistent, cut)) {
+      co_return fmt::format("bitmap '{}' is {}, {}, and has {} marks", info.name,
+                            info.enabled ? "enabled" : "disabled",
+                            info.inconsistent ? "lost" : "whole", held ? held->count() : 0);
+    }
+  }
+  for (const std::string& name : names) {
+    if (!history.bitmap_allowed(name, nullptr, false, false, cut))
+      co_return fmt::format("bitmap '{}' is gone", name);
+  }
+  co_return std::string();
+}
+
 // The snapshots' contents, in an image that is not open.
 Task<std::string> snapshots_wrong(const std::string& options, const History& history,
                                   std::size_t cut, std::vector<std::string> names) {
@@ -146,6 +174,7 @@ Task<std::string> go_on(Edge node, const std::string& options, const History& hi
   if (!before) co_return before.error().message();
   History later(size, history.backed());
   for (const auto& [sector, stamp] : *before) later.note(sector * kSector, kSector, stamp, 0, 0);
+  for (const std::uint64_t sector : history.all_spoiled()) later.spoil(sector);
   Guest guest(std::move(node), later, nullptr, shape.cluster, static_cast<unsigned>(pick));
   // What was cut off is not there again when the disk grows.
   if (resizes) {
@@ -271,6 +300,8 @@ Task<std::string> judge_task(const Operation& operation, const Shape& shape, con
   wrong = snapshot_list_wrong(*node, history, cut);
   if (!wrong.empty()) co_return std::move(wrong);
   wrong = co_await marks_wrong(*node, history);
+  if (!wrong.empty()) co_return std::move(wrong);
+  wrong = co_await bitmaps_wrong(*node, history, cut);
   if (!wrong.empty()) co_return std::move(wrong);
   std::vector<std::string> names;
   for (const SnapshotInfo& info : node->driver().snapshots()->list()) names.push_back(info.name);

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "block/adapters/memory.h"
 #include "powercut/guest.h"
 
 namespace platter::powercut {
@@ -50,13 +51,13 @@ struct Operation {
   } backing = Backing::kNone;
   enum class Kind : std::uint8_t {
     kUsual,
-    kCreate,      // making the image is what is tried
-    kReplace,     // the same, where another image was
-    kDirty,       // the image was left open by a crash
-    kDamaged,     // refcounts are wrong, and repairing them is what is tried
-    kRebuilt,     // the refcount table is, too
-    kOverlapped,  // an L2 table shares its cluster with data, and an entry leads nowhere
+    kCreate,   // making the image is what is tried
+    kReplace,  // the same, where another image was
+    kDirty,    // the image was left open by a crash
+    kRepair,   // repairing the image is what is tried
   } kind = Kind::kUsual;
+  // Done to the image below its back, last of all before.
+  void (*damage)(MemoryDisk&, const Shape&, History&) = nullptr;
   bool (*fits)(const Shape&) = nullptr;  // null: every shape
   // Version 2 has no dirty bit: while a snapshot is taken or removed, flags may be missing, which
   // harms nothing and goes with the leaks.
@@ -69,9 +70,7 @@ struct Operation {
   unsigned cost = 1;       // how many times as dear as usual a state is: so many fewer are tried
 
   bool creates() const { return kind == Kind::kCreate || kind == Kind::kReplace; }
-  bool repairs() const {
-    return kind == Kind::kDamaged || kind == Kind::kRebuilt || kind == Kind::kOverlapped;
-  }
+  bool repairs() const { return kind == Kind::kRepair; }
   bool has_middle() const { return backing == Backing::kOverlaid || backing == Backing::kChained; }
   std::uint64_t size(const Shape& shape) const {
     return clusters * shape.cluster + tables * (shape.cluster / 8 * shape.cluster);

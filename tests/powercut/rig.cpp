@@ -109,53 +109,6 @@ Result<void> run_command(const Operation& operation) {
   return {};
 }
 
-// Makes counts wrong: one too low, one too high, and, to be rebuilt, a table that points nowhere.
-void damage(MemoryDisk& disk, bool table_too) {
-  std::vector<std::byte> head(1 << 16);
-  disk.read(0, IoVec(std::span(head)));
-  const auto header = qcow2::parse_header(head, disk.size());
-  if (!header) return;
-  std::byte entry[8];
-  disk.read(header->refcount_table_offset, IoVec(std::span(entry)));
-  const std::uint64_t block = load_be<std::uint64_t>(entry);
-  const std::uint64_t last = disk.size() / header->cluster_size() - 1;
-  std::byte count[2];
-  store_be(count, std::uint16_t{0});
-  disk.write(block + 2 * last, IoVec(std::span(count)));
-  store_be(count, std::uint16_t{3});
-  disk.write(block + 2 * (last + 2), IoVec(std::span(count)));
-  if (table_too) {
-    store_be(entry, disk.size() * 4 / header->cluster_size() * header->cluster_size());
-    disk.write(header->refcount_table_offset, IoVec(std::span(entry)));
-  }
-}
-
-// Makes entries wrong that map what is behind the end of the disk: one leads to its own table, and
-// one out of the file.
-void overlap(MemoryDisk& disk) {
-  std::vector<std::byte> head(1 << 16);
-  disk.read(0, IoVec(std::span(head)));
-  const auto header = qcow2::parse_header(head, disk.size());
-  if (!header) return;
-  const qcow2::Geometry g = header->geometry();
-  const std::uint64_t last = g.l1_index(header->size - 1);
-  const std::uint64_t behind = (last + 1) * g.l2_coverage() - header->size;
-  std::byte entry[8];
-  disk.read(header->l1_table_offset + last * 8, IoVec(std::span(entry)));
-  const std::uint64_t table = qcow2::l1_offset(load_be<std::uint64_t>(entry));
-  if (table == 0 || behind < 2 * g.cluster_size()) return;
-  const std::uint64_t end = table + g.cluster_size();
-  for (unsigned i = 1; i <= 2; ++i) {
-    const std::uint64_t host = i == 1 ? table : std::uint64_t{1} << 50;
-    store_be(entry, qcow2::data_entry(host, true));
-    disk.write(end - i * g.l2_entry_size(), IoVec(std::span(entry)));
-    if (g.extended_l2) {
-      store_be(entry, std::uint64_t{1});
-      disk.write(end - i * g.l2_entry_size() + 8, IoVec(std::span(entry)));
-    }
-  }
-}
-
 Task<Result<void>> repair(BlockNode& node) {
   const CheckRequest request{.fix_leaks = true, .fix_errors = true, .report = {}};
   auto checked = co_await node.driver().checker()->check(request);
@@ -306,11 +259,7 @@ Result<Prepared> prepare(const Operation& operation, const Shape& shape, unsigne
     return prepare_guest(operation, shape, prepared.history, seed, *disks[0], left_open);
   });
   PLATTER_TRY(done);
-  if (operation.kind == Kind::kOverlapped) {
-    overlap(*disks[0]);
-  } else if (operation.repairs()) {
-    damage(*disks[0], operation.kind == Kind::kRebuilt);
-  }
+  if (operation.damage) operation.damage(*disks[0], shape, prepared.history);
   for (std::size_t i = 0; i < disks.size(); ++i) {
     prepared.bytes[i].resize(disks[i]->size());
     disks[i]->read(0, IoVec(std::span(prepared.bytes[i])));

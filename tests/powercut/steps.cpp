@@ -11,8 +11,6 @@ namespace {
 // About half a cluster, whole sectors.
 std::uint64_t half(std::uint64_t cluster) { return cluster / 2 / kSector * kSector; }
 
-BitmapAbility& bitmaps_of(Guest& g) { return *g.node().driver().bitmaps(); }
-
 Done amend(Guest& g, std::string_view text) {
   auto options = Options::parse_keyval(text);
   PLATTER_CO_TRY(options);
@@ -175,6 +173,20 @@ Done snap(Guest& g) {
   TRY_STEP(g.flush());
   co_return {};
 }
+Done fill_two_snapshots(Guest& g) {
+  TRY_STEP(fill_and_snap(g));
+  TRY_STEP(g.write(8 * g.cluster(), kSector));
+  TRY_STEP(g.snapshot("second"));
+  TRY_STEP(overwrite(g));
+  co_return {};
+}
+Done snap_again(Guest& g) {
+  TRY_STEP(g.snapshot("third"));
+  TRY_STEP(g.remove("second"));
+  TRY_STEP(g.write(30 * g.cluster(), 2 * g.cluster()));
+  TRY_STEP(g.flush());
+  co_return {};
+}
 Done fill_snap_and_change(Guest& g) {
   TRY_STEP(fill_and_snap(g));
   TRY_STEP(overwrite(g));
@@ -243,40 +255,34 @@ Done shrink(Guest& g) {
   co_return {};
 }
 
-Done fill_marked(Guest& g) {
-  TRY_STEP(fill_some(g));
-  TRY_STEP(bitmaps_of(g).add(kMarks, 512, true));
-  TRY_STEP(bitmaps_of(g).add("other", 4096, false));
+Done fill_all_and_snap(Guest& g) {
+  TRY_STEP(fill_all(g));
+  TRY_STEP(g.snapshot("first"));
+  TRY_STEP(g.write(g.size() - 3 * g.cluster(), kSector));
   co_return {};
 }
-Done change_bitmaps(Guest& g) {
-  const std::uint64_t c = g.cluster();
-  TRY_STEP(g.write(30 * c, kSector));
-  TRY_STEP(bitmaps_of(g).add("new", 512, true));
-  TRY_STEP(g.write(c, kSector));
+Done grow_and_apply(Guest& g) {
+  TRY_STEP(grow(g));
+  TRY_STEP(g.snapshot("second"));
+  TRY_STEP(g.apply("first"));
+  TRY_STEP(g.write(g.size() - 2 * g.cluster(), kSector));
   TRY_STEP(g.flush());
-  TRY_STEP(g.write(40 * c, c));
-  auto marked = co_await bitmaps_of(g).contents(kMarks);
-  PLATTER_CO_TRY(marked);
-  TRY_STEP(bitmaps_of(g).merge("other", *marked));
-  TRY_STEP(g.write_zeroes(7 * c, c, true));
-  TRY_STEP(bitmaps_of(g).set_enabled("new", false));
-  TRY_STEP(bitmaps_of(g).remove("other"));
-  // What was freed may be used now.
-  TRY_STEP(g.write(60 * c, 4 * c));
-  TRY_STEP(bitmaps_of(g).clear("new"));
+  TRY_STEP(g.apply("second"));
+  TRY_STEP(g.write(g.size() - 2 * kSector, kSector));
   TRY_STEP(g.flush());
-  TRY_STEP(g.write(70 * c, kSector));
   co_return {};
 }
-Done resize_marked(Guest& g) {
+Done shrink_and_apply(Guest& g) {
   const std::uint64_t old = g.size();
-  TRY_STEP(g.write(30 * g.cluster(), kSector));
-  TRY_STEP(g.resize(old + 3000 * g.cluster()));
-  TRY_STEP(g.write(old, kSector));
-  TRY_STEP(g.resize(old + 10 * g.cluster()));
-  TRY_STEP(g.write(50 * g.cluster(), kSector));
+  TRY_STEP(g.resize(old - 5 * g.cluster() - kSector));
+  TRY_STEP(g.write(50 * g.cluster(), 2 * g.cluster()));
+  TRY_STEP(g.snapshot("second"));
   TRY_STEP(g.flush());
+  TRY_STEP(g.apply("first"));
+  TRY_STEP(g.write(old - kSector, kSector));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.remove("first"));
+  TRY_STEP(g.resize(old - 2 * g.cluster()));
   co_return {};
 }
 
@@ -352,6 +358,15 @@ Done zero_and_snap(Guest& g) {
   co_return {};
 }
 Done widen_counts(Guest& g) { return amend(g, "refcount_bits=64"); }
+Done narrow_counts(Guest& g) { return amend(g, "refcount_bits=2"); }
+Done switch_lazy(Guest& g) {
+  TRY_STEP(g.write(60 * g.cluster(), kSector));
+  TRY_STEP(amend(g, "lazy_refcounts=on"));
+  TRY_STEP(g.discard(8 * g.cluster(), g.cluster()));
+  TRY_STEP(g.write(31 * g.cluster(), 4 * g.cluster()));
+  TRY_STEP(amend(g, "lazy_refcounts=off"));
+  co_return {};
+}
 
 namespace {
 
