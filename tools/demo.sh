@@ -16,10 +16,12 @@ source_dir=$PWD
 . tools/progress.sh
 demo=$source_dir/tools/demo
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+bold='' dim='' plain=''
+if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 say() { printf '   %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
-run() { printf '\033[2m$ %s\033[0m\n' "${*//$platter/platter}"; "$@"; }
+run() { printf '%s$ %s%s\n' "$dim" "${*//$platter/platter}" "$plain"; "$@"; }
 
 step "Installing what is missing"
 tools/setup.sh build
@@ -110,10 +112,13 @@ say "its checksum is the same as before: $before"
 step "A snapshot brings the old state back"
 run "$platter" img snapshot -c after-boot clone.qcow2
 run "$platter" img commit -d clone.qcow2
+say "the clone's writes are in the base now, so it must differ from what was installed:"
 if run "$platter" img compare base.qcow2 filesystem.raw; then die "the commit did not reach the base"; fi
-say "the clone's writes were committed to the base, which now differs from what was installed"
+say "it does; now back to the snapshot, after which they must be the same:"
 run "$platter" img snapshot -a installed base.qcow2
 run "$platter" img compare base.qcow2 filesystem.raw
 run "$platter" img check base.qcow2
 
 step "Done"
+say "a guest has booted from a clone and written to it, the base stayed as it was, and after a commit its"
+say "snapshot brought the old state back"

@@ -12,7 +12,8 @@ from guestlib import SKIP, Bench, fail
 
 def section(output, title):
     """What the demo printed in the step with this title."""
-    found = re.search(rf"^\x1b\[1m== {re.escape(title)}\x1b\[0m\n(.*?)(?=^\x1b\[1m== |\Z)", output,
+    # (A line that the packages' script prints begins with a small letter.)
+    found = re.search(rf"^== {re.escape(title)}\n(.*?)(?=^== [A-Z]|\Z)", output,
                       re.MULTILINE | re.DOTALL)
     if not found:
         fail(f"the demo has no step '{title}'")
