@@ -13,12 +13,12 @@ constexpr std::uint64_t kUndoCluster = 512;
 Task<void> snapshot_that_cannot_be_counted(Watched& watched) {
   BlockNode& node = *watched.node;
   SnapshotAbility& snapshots = *node.driver().snapshots();
-  // All that the first refcount block counts, and more behind it.
-  auto done = co_await fill(node, 0, 256 * kUndoCluster, 1);
+  // More than what is looked at at once.
+  auto done = co_await fill(node, 0, 1024 * kUndoCluster, 1);
   CO_OK(done);
-  done = co_await fill(node, 1024 * kUndoCluster, 256 * kUndoCluster, 1);
+  done = co_await fill(node, 2048 * kUndoCluster, 256 * kUndoCluster, 1);
   CO_OK(done);
-  done = co_await node.discard(0, 256 * kUndoCluster);
+  done = co_await node.discard(0, 1024 * kUndoCluster);
   CO_OK(done);
   done = co_await node.flush();
   CO_OK(done);
@@ -27,7 +27,7 @@ Task<void> snapshot_that_cannot_be_counted(Watched& watched) {
     CO_OK(done);
   }
   // What is there now is the disk's alone; what lies behind it has as many references as can be.
-  done = co_await fill(node, 0, 256 * kUndoCluster, 2);
+  done = co_await fill(node, 0, 1024 * kUndoCluster, 2);
   CO_OK(done);
   auto taken = co_await snapshots.create("c", 1, 0);
   EXPECT_FALSE(taken);
@@ -46,9 +46,12 @@ TEST(Undo, CountsThatWereRaised) {
 Task<void> growth_without_a_header(Watched& watched) {
   BlockNode& node = *watched.node;
   FaultPoints& points = *watched.points;
-  auto done = co_await fill(node, 0, kUndoCluster, 1);
+  auto done = co_await fill(node, 0, 8 * kUndoCluster, 1);
   CO_OK(done);
   const std::uint64_t size = node.size();
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  const std::uint64_t file_size = node.storage()->size();
   for (const Preallocation mode : {Preallocation::kMetadata, Preallocation::kFull}) {
     points.add({.operations = fault_op::kWrite, .length = 512, .count = 1, .error = EIO});
     const ResizeRequest request{.size = 2 * size, .preallocation = mode};
@@ -56,6 +59,7 @@ Task<void> growth_without_a_header(Watched& watched) {
     EXPECT_FALSE(grown);
     EXPECT_EQ(node.size(), size);
     points.clear_rules();
+    EXPECT_EQ(node.storage()->size(), file_size);
     const std::uint64_t leaks = co_await leaks_of(node);
     EXPECT_EQ(leaks, 0u);
   }
