@@ -45,7 +45,7 @@ def platter(*words, seconds=SECONDS, extra=0, timeout=60):
     command = [PLATTER, *map(str, words)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        timer = threading.Timer(timeout, child.kill)
+        timer = threading.Timer(timeout * SLOWER, child.kill)
         timer.start()
         _, status, usage = os.wait4(child.pid, 0)
         timer.cancel()
