@@ -92,7 +92,7 @@ class HeaderWriter {
       auto moved = co_await move_name(*old, std::max(area.end(), old->name.end()) + name_length);
       PLATTER_CO_TRY(moved);
     }
-    const std::uint64_t name_at = place_name(header, area.end(), old->name);
+    const std::uint64_t name_at = place_name(header, area.end(), *old);
     auto bytes = encode_header(header, name_at);
     PLATTER_CO_TRY(bytes);
     std::memcpy(next_.data(), now_.data(), next_.size());
@@ -110,13 +110,16 @@ class HeaderWriter {
 
  private:
   // Where the new name goes: where it is, or to a place that the header on disk does not show.
-  std::uint64_t place_name(const Header& header, std::uint64_t from, Range old) const {
+  std::uint64_t place_name(const Header& header, std::uint64_t from, const Shape& old) const {
     const Range usual{from, header.backing_file.size()};
-    if (usual.length == old.length && old.offset >= from &&
-        std::memcmp(now_.data() + old.offset, header.backing_file.data(), old.length) == 0)
-      return old.offset;
-    if (!overlap(behind(usual), old)) return from;
-    const std::uint64_t other = std::max(from, align_up<std::uint64_t>(old.end(), 8));
+    if (usual.length == old.name.length && old.name.offset >= from &&
+        std::memcmp(now_.data() + old.name.offset, header.backing_file.data(), usual.length) == 0)
+      return old.name.offset;
+    const Range extensions{old.fields_end, old.area_end - old.fields_end};
+    if (!overlap(behind(usual), old.name) && !overlap(behind(usual), behind(extensions)))
+      return from;
+    const std::uint64_t other =
+        std::max(from, align_up<std::uint64_t>(std::max(old.name.end(), old.area_end), 8));
     return other + usual.length <= next_.size() ? other : from;
   }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "block/adapters/memory.h"
@@ -28,9 +29,11 @@ class HeaderIo : public ::testing::Test {
  protected:
   // The parts that must be as in one of the two.
   static std::string told(const Header& header) {
+    std::size_t unknown = 0;
+    for (const auto& one : header.extensions.unknown)
+      unknown += static_cast<std::size_t>(std::ranges::count(one.data, std::byte{7}));
     return fmt::format("{} {} {} {}", header.backing_file,
-                       header.extensions.backing_format.value_or("-"), header.size,
-                       header.extensions.unknown.size());
+                       header.extensions.backing_format.value_or("-"), header.size, unknown);
   }
 
   void replace(const Header& before, const Header& after) {
@@ -70,13 +73,15 @@ class HeaderIo : public ::testing::Test {
 
 TEST_F(HeaderIo, APowerCutLeavesOneOrTheOther) {
   std::vector<Header> headers;
-  for (const std::size_t length : {0u, 5u, 60u, 150u, 200u, 700u, 1023u}) {
+  for (const std::size_t length : {0u, 5u, 20u, 60u, 150u, 200u, 700u, 1023u}) {
     for (const char* format : {"", "raw", "qcow2", "parallels"}) {
-      for (const bool unknown : {false, true}) {
+      // With the last and the longest format they end behind the first sector, where names lie.
+      for (const std::size_t unknown : {0u, 40u, 368u}) {
         Header header = header_for("cluster_size=4096");
         header.backing_file = std::string(length, static_cast<char>('a' + headers.size() % 26));
         if (format[0] != '\0' && length != 0) header.extensions.backing_format = format;
-        if (unknown) header.extensions.unknown.push_back({77, std::vector<std::byte>(40)});
+        if (unknown != 0)
+          header.extensions.unknown.push_back({77, std::vector<std::byte>(unknown, std::byte{7})});
         header.size -= headers.size() * 512;
         headers.push_back(header);
       }
@@ -86,11 +91,24 @@ TEST_F(HeaderIo, APowerCutLeavesOneOrTheOther) {
     for (std::size_t j = 0; j < headers.size() && !HasFailure();
          j += 1 + (i + j) % (kThreadSanitized ? 600
                              : kSanitized     ? 60
-                                              : 5)) {
+                                              : 9)) {
       SCOPED_TRACE(fmt::format("{} -> {}", told(headers[i]), told(headers[j])));
       replace(headers[i], headers[j]);
     }
   }
+}
+
+// The new name would lie where the header that is replaced has the end of its extensions.
+TEST_F(HeaderIo, ANameKeepsOffExtensionsThatAreShown) {
+  Header before = header_for("cluster_size=4096");
+  before.backing_file = "b";
+  before.extensions.backing_format = "parallels";
+  before.extensions.unknown.push_back({77, std::vector<std::byte>(440, std::byte{7})});
+  Header after = before;
+  after.backing_file = std::string(20, 'a');
+  after.extensions.backing_format.reset();
+  after.extensions.unknown[0].data.resize(368);
+  replace(before, after);
 }
 
 // What did not change is not written.
