@@ -69,6 +69,26 @@ TEST(Undo, SpaceForALongerDisk) {
   act_out({.size = 32 << 10, .create = "cluster_size=4k"}, growth_without_a_header);
 }
 
+// Counts that a write-back had taken, and did not come to write, are the next one's.
+Task<void> write_back_that_stops_early(Watched& watched) {
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
+  // A new table at the end of the file, which is made as long first of all.
+  auto zeroed = co_await node.write_zeroes(0, 4096, ZeroFlags{});
+  CO_OK(zeroed);
+  points.add({.operations = fault_op::kWrite, .count = 1, .error = ENOSPC});
+  auto flushed = co_await node.flush();
+  EXPECT_FALSE(flushed);
+  EXPECT_EQ(points.acted(), 1u);
+  points.clear_rules();
+  flushed = co_await node.flush();
+  CO_OK(flushed);
+}
+
+TEST(Undo, CountsThatWereTakenToBeWritten) {
+  act_out({.create = "cluster_size=4k"}, write_back_that_stops_early);
+}
+
 // Flags in a snapshot's tables mean nothing (other programs leave them there), and so must be gone
 // when the tables become the disk's.
 Task<void> flags_in_a_snapshot(Watched& watched) {
