@@ -68,6 +68,44 @@ Task<Result<const DriverType*>> probe_below(Options& options, const NodeRequest&
   co_return type;
 }
 
+Task<void> put_away(Edge& file) {
+  if (!file) co_return;
+  auto detached = co_await file.detach();
+  static_cast<void>(detached);
+}
+
+// A new node's driver: the one that is named, or the protocol of the filename, or what the contents
+// below look like, which is then open as `file`.
+Task<Result<const DriverType*>> choose_driver(Options& options, const NodeRequest& request,
+                                              const std::optional<std::string>& name,
+                                              OpenFlags flags, Edge& file) {
+  if (name) {
+    const DriverType* const type = find_driver(*name);
+    if (!type || !type->open) co_return fail(EINVAL, "Unknown driver '{}'", *name);
+    co_return type;
+  }
+  const std::string* const filename = options.peek("filename");
+  const DriverType* const protocol = filename ? protocol_for(*filename) : nullptr;
+  if (filename && !protocol)
+    co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
+  if (request.role == Role::kStorage) {
+    if (!protocol) co_return fail(EINVAL, "Must specify either driver or file");
+    co_return protocol;
+  }
+  auto guessed = co_await probe_below(options, request, flags, file);
+  if (!guessed) co_await put_away(file);
+  co_return guessed;
+}
+
+// "driver=qcow2" with a plain filename: the name is the file below.
+void pass_filename_down(const DriverType& type, Options& options) {
+  const std::string* const filename = options.peek("filename");
+  if (!filename || has_prefix_of(type, *filename)) return;
+  std::string below = *options.take_string("filename");
+  if (!options.has("file") && !options.has_child("file"))
+    options.set("file.filename", std::move(below));
+}
+
 Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   co_await YieldIf{yield};
   Options options = std::move(request.options);
@@ -91,42 +129,13 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
   std::string display = std::move(request.display);
   if (display.empty()) display = state.base_name;
 
-  const DriverType* type = nullptr;
   Edge file;
-  bool probed = false;
-  const std::string* filename = options.peek("filename");
-  if (driver_name) {
-    type = find_driver(*driver_name);
-    if (!type || !type->open) co_return fail(EINVAL, "Unknown driver '{}'", *driver_name);
-  } else if (request.role == Role::kStorage) {
-    if (!filename) co_return fail(EINVAL, "Must specify either driver or file");
-    type = protocol_for(*filename);
-    if (!type) co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
-  } else {
-    if (filename && !protocol_for(*filename)) {
-      co_return fail(EINVAL, "Unknown protocol '{}'", protocol_prefix(*filename));
-    }
-    auto guessed = co_await probe_below(options, request, flags, file);
-    if (!guessed) {
-      if (file) {
-        auto detached = co_await file.detach();
-        static_cast<void>(detached);
-      }
-      co_return forward_error(guessed);
-    }
-    type = *guessed;
-    probed = true;
-    state.preopened = &file;
-  }
-  if (!type->protocol && !probed) {
-    // "driver=qcow2" with a plain filename: the name is the file below.
-    filename = options.peek("filename");
-    if (filename && !has_prefix_of(*type, *filename)) {
-      std::string below = *options.take_string("filename");
-      if (!options.has("file") && !options.has_child("file"))
-        options.set("file.filename", std::move(below));
-    }
-  }
+  auto chosen = co_await choose_driver(options, request, driver_name, flags, file);
+  PLATTER_CO_TRY(chosen);
+  const DriverType* const type = *chosen;
+  const bool probed = static_cast<bool>(file);
+  if (probed) state.preopened = &file;
+  if (!type->protocol && !probed) pass_filename_down(*type, options);
 
   OpenContext context{.options = options,
                       .flags = flags,
@@ -137,10 +146,7 @@ Task<Result<NodePtr>> open_once(NodeRequest request, bool yield) {
                       .state = &state};
   auto opened = co_await start_open(*type, context);
   if (!opened) {
-    if (file) {
-      auto detached = co_await file.detach();
-      static_cast<void>(detached);
-    }
+    co_await put_away(file);
     co_return forward_error(opened);
   }
   NodePtr node = BlockNode::create(*type, std::move(*opened), std::move(*node_name),
