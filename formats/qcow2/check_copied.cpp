@@ -37,6 +37,74 @@ Task<Result<std::optional<std::uint64_t>>> Checker::refcount_now(std::uint64_t c
   co_return stored;
 }
 
+// The flags of L1 entries. Changes `l1`, and writes it when a flag was mended.
+Task<Result<void>> Checker::check_copied_l1(std::vector<std::uint64_t>& l1, bool fix) {
+  bool changed = false;
+  for (std::size_t i = 0; i < l1.size(); ++i) {
+    std::uint64_t& entry = l1[i];
+    const std::uint64_t table = l1_offset(entry);
+    if (table == 0) continue;
+    auto looked_up = co_await refcount_now(g_.cluster_index(table));
+    PLATTER_CO_TRY(looked_up);
+    if (!*looked_up) continue;
+    const std::uint64_t refcount = **looked_up;
+    if ((refcount == 1) == l1_copied(entry)) continue;
+    say("{} OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={}",
+        fix ? "Repairing" : "ERROR", i, entry, refcount);
+    if (fix) {
+      entry = refcount == 1 ? entry | kCopied : entry & ~kCopied;
+      changed = true;
+      ++result_.corruptions_fixed;
+    } else {
+      ++result_.corruptions;
+    }
+  }
+  // Refcounts that were mended must be durable before a flag promises them.
+  if (fix) {
+    auto flushed = co_await file_.flush();
+    PLATTER_CO_TRY(flushed);
+  }
+  if (!changed) co_return Result<void>{};
+  std::vector<std::byte> bytes(l1.size() * 8);
+  for (std::size_t i = 0; i < l1.size(); ++i) store_be(bytes.data() + i * 8, l1[i]);
+  auto written = co_await write_table(header_.l1_table_offset, bytes);
+  co_return written;
+}
+
+// The flags of an L2 table's entries; true when one was mended in `table`.
+Task<Result<bool>> Checker::check_copied_l2(std::span<std::byte> table, bool fix) {
+  bool changed = false;
+  for (std::size_t at = 0; at < table.size(); at += g_.l2_entry_size()) {
+    std::byte* place = table.data() + at;
+    const auto entry = load_be<std::uint64_t>(place);
+    const std::uint64_t host = entry & kOffsetMask;
+    if ((entry & kCompressedBit) != 0) continue;
+    if (host == 0 && !(g_.external_data && (entry & kCopied) != 0)) continue;
+    std::uint64_t refcount = 1;
+    if (const std::uint64_t cluster = g_.cluster_index(host); !g_.external_data) {
+      if (cluster < counts_.clusters()) [[likely]] {
+        refcount = counts_.get(cluster);
+      } else {
+        auto looked_up = co_await stored_refcount(cluster);
+        PLATTER_CO_TRY(looked_up);
+        if (!*looked_up) continue;
+        refcount = **looked_up;
+      }
+    }
+    if ((refcount == 1) == ((entry & kCopied) != 0)) continue;
+    say("{} OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", fix ? "Repairing" : "ERROR",
+        entry, refcount);
+    if (fix) {
+      store_be(place, refcount == 1 ? entry | kCopied : entry & ~kCopied);
+      changed = true;
+      ++result_.corruptions_fixed;
+    } else {
+      ++result_.corruptions;
+    }
+  }
+  co_return changed;
+}
+
 Task<Result<void>> Checker::check_copied() {
   // Everything has the flag, every count is one, and the disk agrees: nothing can be wrong.
   if (all_copied_ && !shared_ && !uncounted_ && !mismatch_) co_return Result<void>{};
@@ -45,38 +113,8 @@ Task<Result<void>> Checker::check_copied() {
                                            result_.corruptions == 0 && result_.leaks == 0);
   auto l1 = co_await read_table(file_, "L1 table", header_.l1_table_offset, header_.l1_size);
   PLATTER_CO_TRY(l1);
-  bool l1_changed = false;
-  for (std::size_t i = 0; i < l1->size(); ++i) {
-    std::uint64_t& entry = (*l1)[i];
-    const std::uint64_t table = l1_offset(entry);
-    if (table == 0) continue;
-    auto looked_up = co_await refcount_now(g_.cluster_index(table));
-    PLATTER_CO_TRY(looked_up);
-    if (!*looked_up) continue;
-    const std::uint64_t refcount = **looked_up;
-    if ((refcount == 1) != l1_copied(entry)) {
-      say("{} OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={}",
-          fix ? "Repairing" : "ERROR", i, entry, refcount);
-      if (fix) {
-        entry = refcount == 1 ? entry | kCopied : entry & ~kCopied;
-        l1_changed = true;
-        ++result_.corruptions_fixed;
-      } else {
-        ++result_.corruptions;
-      }
-    }
-  }
-  // Refcounts that were mended must be durable before a flag promises them.
-  if (fix) {
-    auto flushed = co_await file_.flush();
-    PLATTER_CO_TRY(flushed);
-  }
-  if (l1_changed) {
-    std::vector<std::byte> bytes(l1->size() * 8);
-    for (std::size_t i = 0; i < l1->size(); ++i) store_be(bytes.data() + i * 8, (*l1)[i]);
-    auto written = co_await write_table(header_.l1_table_offset, bytes);
-    PLATTER_CO_TRY(written);
-  }
+  auto mended = co_await check_copied_l1(*l1, fix);
+  PLATTER_CO_TRY(mended);
 
   // From here on the list of L2 tables. One that a hostile L1 points at often is looked at once.
   std::vector<std::uint64_t>& offsets = *l1;
@@ -100,39 +138,9 @@ Task<Result<void>> Checker::check_copied() {
       outcome = std::move(table.read);
       break;
     }
-    bool changed = false;
-    for (std::size_t at = 0; at < table.data.size(); at += g_.l2_entry_size()) {
-      std::byte* place = table.data.data() + at;
-      const auto entry = load_be<std::uint64_t>(place);
-      const std::uint64_t host = entry & kOffsetMask;
-      if ((entry & kCompressedBit) != 0) continue;
-      if (host == 0 && !(g_.external_data && (entry & kCopied) != 0)) continue;
-      std::uint64_t refcount = 1;
-      if (const std::uint64_t cluster = g_.cluster_index(host); !g_.external_data) {
-        if (cluster < counts_.clusters()) [[likely]] {
-          refcount = counts_.get(cluster);
-        } else {
-          auto looked_up = co_await stored_refcount(cluster);
-          if (!looked_up) {
-            outcome = forward_error(looked_up);
-            break;
-          }
-          if (!*looked_up) continue;
-          refcount = **looked_up;
-        }
-      }
-      if ((refcount == 1) == ((entry & kCopied) != 0)) continue;
-      say("{} OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", fix ? "Repairing" : "ERROR",
-          entry, refcount);
-      if (fix) {
-        store_be(place, refcount == 1 ? entry | kCopied : entry & ~kCopied);
-        changed = true;
-        ++result_.corruptions_fixed;
-      } else {
-        ++result_.corruptions;
-      }
-    }
-    if (changed) outcome = co_await write_table(offsets[i], table.data);
+    auto changed = co_await check_copied_l2(table.data, fix);
+    if (!changed) outcome = forward_error(changed);
+    if (changed && *changed) outcome = co_await write_table(offsets[i], table.data);
   }
   co_await stream.stop();
   PLATTER_CO_TRY(outcome);

@@ -36,18 +36,9 @@ Task<Result<void>> Checker::renew_snapshot_table() {
 }
 
 Task<Result<void>> Checker::complete(std::uint32_t version) {
-  auto counted = co_await run();
-  PLATTER_CO_TRY(counted);
-  if (result_.corruptions != 0 || result_.check_errors != 0) {
-    co_return fail(kCorrupt,
-                   "the image has {} errors: repair it before its snapshot table is rewritten",
-                   result_.corruptions + result_.check_errors);
-  }
-  for (Snapshot& s : snapshots_) s.incomplete = !s.disk_size;
-  // Leaks are not carried over.
-  counts_.clear();
-  auto step = co_await count_references(false);
+  auto step = co_await count_for_change("its snapshot table is rewritten");
   PLATTER_CO_TRY(step);
+  for (Snapshot& s : snapshots_) s.incomplete = !s.disk_size;
   const Header before = header_;
   header_.version = version;
   step = co_await renew_snapshot_table();
@@ -57,13 +48,7 @@ Task<Result<void>> Checker::complete(std::uint32_t version) {
     if (header_.refcount_table_offset == before.refcount_table_offset) header_ = before;
     co_return forward_error(step, "could not write the new snapshot table");
   }
-  cancelled_ = nullptr;  // the header leads to the new table: what is left must be done
-  counts_.clear();
-  step = co_await count_references(false);
-  PLATTER_CO_TRY(step);
-  step = co_await compare(Fix{.leaks = true, .errors = false}, true);
-  PLATTER_CO_TRY(step);
-  step = co_await file_.flush();
+  step = co_await free_old_structure();
   co_return step;
 }
 

@@ -6,13 +6,32 @@
 
 namespace platter::qcow2 {
 
-Task<Result<void>> Checker::change_width(unsigned order) {
+Task<Result<void>> Checker::count_for_change(std::string_view before) {
   auto counted = co_await run();
   PLATTER_CO_TRY(counted);
   if (result_.corruptions != 0 || result_.check_errors != 0) {
-    co_return fail(kCorrupt, "the image has {} errors: repair it before its refcounts are changed",
-                   result_.corruptions + result_.check_errors);
+    co_return fail(kCorrupt, "the image has {} errors: repair it before {}",
+                   result_.corruptions + result_.check_errors, before);
   }
+  counts_.clear();
+  auto step = co_await count_references(false);
+  co_return step;
+}
+
+Task<Result<void>> Checker::free_old_structure() {
+  cancelled_ = nullptr;  // what is left must be done
+  counts_.clear();
+  auto step = co_await count_references(false);
+  PLATTER_CO_TRY(step);
+  step = co_await compare(Fix{.leaks = true, .errors = false}, true);
+  PLATTER_CO_TRY(step);
+  step = co_await file_.flush();
+  co_return step;
+}
+
+Task<Result<void>> Checker::change_width(unsigned order) {
+  auto step = co_await count_for_change("its refcounts are changed");
+  PLATTER_CO_TRY(step);
   Geometry wanted = g_;
   wanted.refcount_order = order;
   for (std::uint64_t cluster = 0; cluster < counts_.clusters(); ++cluster) {
@@ -23,10 +42,6 @@ Task<Result<void>> Checker::change_width(unsigned order) {
                    "refcount of {}",
                    wanted.refcount_bits(), cluster << g_.cluster_bits, count);
   }
-  // Leaks are not carried over.
-  counts_.clear();
-  auto step = co_await count_references(false);
-  PLATTER_CO_TRY(step);
   g_ = wanted;
   const unsigned before = header_.refcount_order;
   header_.refcount_order = order;
@@ -36,14 +51,7 @@ Task<Result<void>> Checker::change_width(unsigned order) {
     if (header_.refcount_table_offset == table) header_.refcount_order = before;
     co_return forward_error(step, "could not write the new refcounts");
   }
-  cancelled_ = nullptr;  // the header leads to the new structure: what is left must be done
-  // The old structure counts as in use until nobody refers to it: now.
-  counts_.clear();
-  step = co_await count_references(false);
-  PLATTER_CO_TRY(step);
-  step = co_await compare(Fix{.leaks = true, .errors = false}, true);
-  PLATTER_CO_TRY(step);
-  step = co_await file_.flush();
+  step = co_await free_old_structure();
   co_return step;
 }
 

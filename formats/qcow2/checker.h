@@ -29,6 +29,12 @@ class Checker {
           Entries entries = Entries::kMend);
 
   Task<Result<CheckResult>> run();
+  // Counts all references, for another structure that is to take the place of what the header leads
+  // to; an error of the image is one here (`before`: what must wait for its repair). Leaks are not
+  // counted.
+  Task<Result<void>> count_for_change(std::string_view before);
+  // After the header leads to the new structure: the old one is free.
+  Task<Result<void>> free_old_structure();
   // check_width.cpp: see change_refcount_width().
   Task<Result<void>> change_width(unsigned order);
   // check_snapshots.cpp: see complete_snapshots().
@@ -134,6 +140,8 @@ class Checker {
 
   // check_copied.cpp: compares the "refcount is one" flags of the active tables.
   Task<Result<void>> check_copied();
+  Task<Result<void>> check_copied_l1(std::vector<std::uint64_t>& l1, bool fix);
+  Task<Result<bool>> check_copied_l2(std::span<std::byte> table, bool fix);
   Task<Result<std::optional<std::uint64_t>>> refcount_now(std::uint64_t cluster);
   Task<Result<std::optional<std::uint64_t>>> stored_refcount(std::uint64_t cluster);
 
