@@ -231,6 +231,7 @@ Task<Result<void>> Checker::rebuild() {
   PLATTER_CO_TRY(step);
   header_.refcount_table_offset = start << g_.cluster_bits;
   header_.refcount_table_clusters = static_cast<std::uint32_t>(table_clusters);
+  header_.refcount_table_fault.clear();
   step = co_await write_header();
   PLATTER_CO_TRY(step);
   refcount_table_ = std::move(table);

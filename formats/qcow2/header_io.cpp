@@ -182,10 +182,8 @@ class HeaderWriter {
 }  // namespace
 
 Result<void> require_refcount_table(const Header& header) {
-  if (header.refcount_table_clusters != 0) return {};
-  return fail(
-      EINVAL, "Image does not contain a reference count table ({} is 0)",
-      header.refcount_table_offset == 0 ? "refcount_table_offset" : "refcount_table_clusters");
+  if (header.refcount_table_fault.empty()) return {};
+  return fail(EINVAL, "{}", header.refcount_table_fault);
 }
 
 Task<Result<void>> put_header(BlockNode& file, const Header& header) {

@@ -26,8 +26,8 @@ inline constexpr std::uint64_t kHeaderSwitch = 512;
 // to must be so before.
 Task<Result<void>> put_header(BlockNode& file, const Header& header);
 
-// What readers and the checker can do without: a refcount table. The error names the field that is
-// 0 (in a parsed header, refcount_table_clusters is 0 also when only the offset was).
+// What readers and the checker can do without: a refcount table. The error says what is wrong with
+// the one that the header names.
 Result<void> require_refcount_table(const Header& header);
 
 }  // namespace platter::qcow2

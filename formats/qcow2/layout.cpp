@@ -89,17 +89,26 @@ Result<void> validate_backing(const BackingName& name, std::uint32_t header_leng
   return {};
 }
 
+// Who only reads does without a refcount table, and the checker makes a new one.
+void judge_refcount_table(Header& header, std::uint64_t file_size) {
+  if (header.refcount_table_offset == 0 || header.refcount_table_clusters == 0) {
+    header.refcount_table_fault = fmt::format(
+        "Image does not contain a reference count table ({} is 0)",
+        header.refcount_table_offset == 0 ? "refcount_table_offset" : "refcount_table_clusters");
+    header.refcount_table_clusters = 0;
+    return;
+  }
+  const auto table = validate_table_in_file("Reference count table", header.refcount_table_offset,
+                                            header.refcount_table_clusters, header.cluster_size(),
+                                            kMaxRefTableBytes, header.cluster_size(), file_size);
+  if (table) return;
+  header.refcount_table_fault = table.error().message();
+  header.refcount_table_clusters = 0;
+}
+
 Result<void> validate_tables(const Header& header, std::uint64_t file_size) {
   const std::uint64_t cluster_size = header.cluster_size();
   Result<void> table;
-  // (Who only reads does without one: header_io.h.)
-  if (header.refcount_table_clusters != 0) {
-    table = validate_table_in_file("Reference count table", header.refcount_table_offset,
-                                   header.refcount_table_clusters, cluster_size, kMaxRefTableBytes,
-                                   cluster_size, file_size);
-  }
-  PLATTER_TRY(table);
-
   const std::uint64_t needed = header.geometry().l1_entries_for(header.size);
   if (needed > kMaxL1Bytes / 8) {
     return fail(EFBIG, "Image is too big: size {} needs {} L1 entries, at most {}", header.size,
@@ -224,7 +233,6 @@ Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint6
   header.l1_table_offset = in.be<std::uint64_t>();
   header.refcount_table_offset = in.be<std::uint64_t>();
   header.refcount_table_clusters = in.be<std::uint32_t>();
-  if (header.refcount_table_offset == 0) header.refcount_table_clusters = 0;
   header.nb_snapshots = in.be<std::uint32_t>();
   header.snapshots_offset = in.be<std::uint64_t>();
   if (!in.ok())
@@ -263,6 +271,7 @@ Result<Header> parse_header(std::span<const std::byte> first_cluster, std::uint6
     return fail(EINVAL, "Unsupported encryption method {}", crypt_method);
   }
   header.crypt_method = static_cast<CryptMethod>(crypt_method);
+  judge_refcount_table(header, file_size);
   step = validate_tables(header, file_size);
   PLATTER_TRY(step);
 

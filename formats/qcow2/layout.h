@@ -61,6 +61,8 @@ struct Header {
   std::uint64_t l1_table_offset = 0;
   std::uint64_t refcount_table_offset = 0;
   std::uint32_t refcount_table_clusters = 0;
+  // Why no refcount table is there to go by: the size that a parsed header gives is 0 then.
+  std::string refcount_table_fault;
   std::uint32_t nb_snapshots = 0;
   std::uint64_t snapshots_offset = 0;
   std::uint64_t incompatible_features = 0;

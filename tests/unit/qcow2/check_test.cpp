@@ -138,17 +138,25 @@ TEST(Check, AllRefcountsLostAreRebuiltForEveryWidth) {
 }
 
 TEST(Check, ARefcountTableThatTheHeaderLostIsMadeAnew) {
-  for (const std::uint64_t at : {48u, 56u}) {
-    SCOPED_TRACE(at);
+  struct Loss {
+    std::uint64_t at;
+    std::uint64_t value;  // of a table's place; otherwise of its clusters
+    const char* said;
+  };
+  for (const Loss& loss :
+       {Loss{48, 0, "(refcount_table_offset is 0)"}, Loss{56, 0, "(refcount_table_clusters is 0)"},
+        Loss{48, kRefcountTable + 8, "Reference count table offset invalid"},
+        Loss{48, std::uint64_t{1} << 40, "lies beyond the end of the file"},
+        Loss{56, 0xffffffff, "Reference count table too large"}}) {
+    SCOPED_TRACE(loss.said);
     Image image = preallocated();
-    poke(image, at, at == 56 ? image.header.nb_snapshots : 0);
+    poke(image, loss.at, loss.at == 56 ? loss.value << 32 | image.header.nb_snapshots : loss.value);
     auto header = run([&] { return read_header(*image.node); });
     ASSERT_OK(header);
     image.header = *header;
     Checked checked = check(image);
     ASSERT_OK(checked.result);
-    EXPECT_THAT(checked.text(), HasSubstr(at == 48 ? "(refcount_table_offset is 0)"
-                                                   : "(refcount_table_clusters is 0)"));
+    EXPECT_THAT(checked.text(), HasSubstr(loss.said));
     EXPECT_EQ(checked.result->corruptions, 21u + 17u - 2u);
     checked = check(image, true, true);
     ASSERT_OK(checked.result);
