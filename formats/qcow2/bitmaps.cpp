@@ -227,7 +227,7 @@ Task<Result<void>> Bitmaps::stage(Change& change) {
   }
   auto written = co_await write_directory(change);
   // The clusters' counts, and all that was written, before the header names them.
-  if (written) written = co_await driver_.write_back_.commit(true);
+  if (written) written = co_await driver_.write_back_.commit(WriteBack::Flush::kOwn);
   if (!written) co_return forward_error(written, "could not store the bitmap directory");
   co_return {};
 }

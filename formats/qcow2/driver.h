@@ -136,7 +136,7 @@ class Qcow2Driver final : public MappedDriver,
   void choose_discards(bool unmap);
   Task<Result<void>> begin_writing();
   // Writes everything back and frees what can be freed; nothing is running.
-  Task<Result<void>> settle();
+  Task<Result<void>> settle(WriteBack::Flush flush = WriteBack::Flush::kOwn);
   Task<Result<void>> end_writing();
   // Runs `work` with requests held back and everything written back; one at a time. With `reload`
   // nothing is being freed meanwhile, and all tables are loaded again from the file afterwards;
@@ -169,6 +169,11 @@ class Qcow2Driver final : public MappedDriver,
   // One at a time with other operations, but with requests going on.
   Task<Result<void>> amend_key_slots(crypto::LuksAmendment amendment, bool force);
   Task<Result<void>> expand_zeroes();
+  struct Expansion;
+  Task<Result<void>> find_zero_clusters(Expansion& expansion);
+  Task<Result<void>> place_zero_clusters(Expansion& expansion);
+  Task<Result<void>> replace_zero_clusters(Expansion& expansion);
+  Task<Result<void>> publish_expansion(Expansion& expansion);
 
   // resize.cpp, with requests held back.
   Task<Result<void>> resize_now(const ResizeRequest& request);

@@ -27,12 +27,48 @@ Task<Result<std::uint64_t>> count_zero_clusters(BlockNode& file, const Buffer& t
 
 }  // namespace
 
+struct Qcow2Driver::Expansion {
+  // Tables with zero clusters, and how many L1 entries refer to each: whatever it refers to is
+  // counted so often.
+  std::map<std::uint64_t, std::uint64_t> tables;
+  bool fill = false;         // a backing file would show through
+  std::uint64_t wanted = 0;  // new clusters, if `fill`
+  std::vector<Reservation> places;
+  std::vector<std::pair<std::uint64_t, Buffer>> changed;  // tables, by offset
+  RefcountMap more{0};  // references to new clusters beyond the first
+  RefcountMap lost{0};  // to old ones
+  // The next new cluster.
+  std::uint64_t next_host(unsigned cluster_bits) {
+    if (used == places[place].count()) ++place, used = 0;
+    return places[place].host() + (used++ << cluster_bits);
+  }
+  std::size_t place = 0;
+  std::uint64_t used = 0;
+};
+
 Task<Result<void>> Qcow2Driver::expand_zeroes() {
-  const Geometry& g = core_.geometry;
-  // Tables, and how many L1 entries refer to each: whatever it refers to is counted so often.
-  std::map<std::uint64_t, std::uint64_t> references;
-  const auto add = [&](std::uint64_t entry) {
-    if (const std::uint64_t table = l1_offset(entry); table != 0) ++references[table];
+  Expansion expansion;
+  expansion.fill = core_.backing() != nullptr || !core_.header.backing_file.empty();
+  auto step = co_await find_zero_clusters(expansion);
+  PLATTER_CO_TRY(step);
+  if (expansion.tables.empty()) co_return {};
+  if (expansion.fill && core_.encrypted) {
+    co_return fail(ENOTSUP,
+                   "version 2 has no zero clusters, and those of an encrypted image with a "
+                   "backing file are not replaced");
+  }
+  step = co_await place_zero_clusters(expansion);
+  PLATTER_CO_TRY(step);
+  step = co_await replace_zero_clusters(expansion);
+  PLATTER_CO_TRY(step);
+  step = co_await publish_expansion(expansion);
+  co_return step;
+}
+
+Task<Result<void>> Qcow2Driver::find_zero_clusters(Expansion& expansion) {
+  auto& tables = expansion.tables;
+  const auto add = [&tables](std::uint64_t entry) {
+    if (const std::uint64_t table = l1_offset(entry); table != 0) ++tables[table];
   };
   for (std::uint64_t i = 0; i < tables_.l1_size(); ++i) add(tables_.l1(i));
   for (const Snapshot& snapshot : snapshots_.table()) {
@@ -40,49 +76,38 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
     PLATTER_CO_TRY(l1);
     for (const std::uint64_t entry : *l1) add(entry);
   }
-  const Buffer table(g.cluster_size());
-  const bool fill = core_.backing() != nullptr || !core_.header.backing_file.empty();
-  std::uint64_t wanted = 0;
-  for (auto it = references.begin(); it != references.end();) {
+  const Buffer table(core_.geometry.cluster_size());
+  for (auto it = tables.begin(); it != tables.end();) {
     if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
     auto found = co_await count_zero_clusters(*core_.file, table, it->first);
     PLATTER_CO_TRY(found);
-    wanted += *found;
-    it = *found == 0 ? references.erase(it) : std::next(it);
+    expansion.wanted += *found;
+    it = *found == 0 ? tables.erase(it) : std::next(it);
   }
-  if (references.empty()) co_return {};
-  if (fill && core_.encrypted) {
-    co_return fail(ENOTSUP,
-                   "version 2 has no zero clusters, and those of an encrypted image with a "
-                   "backing file are not replaced");
-  }
+  co_return {};
+}
 
-  // New clusters, counted once each on disk and full of zeroes, before anything refers to them.
-  std::vector<Reservation> places;
-  for (std::uint64_t have = 0; fill && have < wanted;) {
+// New clusters, counted once each on disk and full of zeroes, before anything refers to them.
+Task<Result<void>> Qcow2Driver::place_zero_clusters(Expansion& expansion) {
+  const unsigned bits = core_.geometry.cluster_bits;
+  for (std::uint64_t have = 0; expansion.fill && have < expansion.wanted;) {
     if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
-    auto place = co_await clusters_.reserve(wanted - have);
+    auto place = co_await clusters_.reserve(expansion.wanted - have);
     PLATTER_CO_TRY(place);
     have += place->count();
-    auto zeroed =
-        co_await core_.file->write_zeroes(place->host(), place->count() << g.cluster_bits);
+    auto zeroed = co_await core_.file->write_zeroes(place->host(), place->count() << bits);
     PLATTER_CO_TRY(zeroed);
-    places.push_back(std::move(*place));
+    expansion.places.push_back(std::move(*place));
   }
-  auto counted = co_await write_back_.commit(true);
-  PLATTER_CO_TRY(counted);
+  auto counted = co_await write_back_.commit(WriteBack::Flush::kOwn);
+  co_return counted;
+}
 
-  RefcountMap more(0);  // references to new clusters beyond the first
-  RefcountMap lost(0);  // to old ones
+// In memory.
+Task<Result<void>> Qcow2Driver::replace_zero_clusters(Expansion& expansion) {
+  const Geometry& g = core_.geometry;
   bool overflow = false;
-  std::size_t place = 0;
-  std::uint64_t used = 0;
-  const auto next_host = [&] {
-    if (used == places[place].count()) ++place, used = 0;
-    return places[place].host() + (used++ << g.cluster_bits);
-  };
-  std::vector<std::pair<std::uint64_t, Buffer>> changed;
-  for (const auto& [offset, times] : references) {
+  for (const auto& [offset, times] : expansion.tables) {
     if (is_set(cancelled_)) co_return fail(ECANCELED, "cancelled");
     Buffer bytes(g.cluster_size());
     auto fetched = co_await core_.file->read(offset, bytes.iov());
@@ -95,33 +120,37 @@ Task<Result<void>> Qcow2Driver::expand_zeroes() {
         MutexLock lock(core_.mutex());
         if (host >= core_.file->size() || refcounts_.block(g.reftable_index(cluster)) == 0)
           co_return fail(kCorrupt, "a table refers to offset {:#x}, which nothing counts", host);
-        lost.add(cluster, times, ~std::uint64_t{0}, overflow);
+        expansion.lost.add(cluster, times, ~std::uint64_t{0}, overflow);
       }
       std::uint64_t now = 0;
-      if (fill) {
-        const std::uint64_t host = next_host();
+      if (expansion.fill) {
+        const std::uint64_t host = expansion.next_host(g.cluster_bits);
         now = data_entry(host, times == 1);
-        if (times > 1) more.set(g.cluster_index(host), times - 1);
+        if (times > 1) expansion.more.set(g.cluster_index(host), times - 1);
       }
       store_be(bytes.data() + at, now);
     }
-    changed.emplace_back(offset, std::move(bytes));
+    expansion.changed.emplace_back(offset, std::move(bytes));
   }
+  co_return {};
+}
+
+Task<Result<void>> Qcow2Driver::publish_expansion(Expansion& expansion) {
   auto began = co_await begin_changing_counts();
   PLATTER_CO_TRY(began);
-  auto written = co_await clusters_.raise(more);
-  if (written) written = co_await write_back_.commit(true);
-  for (const auto& [offset, bytes] : changed) {
+  auto written = co_await clusters_.raise(expansion.more);
+  if (written) written = co_await write_back_.commit(WriteBack::Flush::kOwn);
+  for (const auto& [offset, bytes] : expansion.changed) {
     if (written) written = co_await core_.file->write(offset, bytes.iov());
   }
   if (written) written = co_await core_.file->flush();
   PLATTER_CO_TRY(written);
   {
     MutexLock lock(core_.mutex());
-    for (Reservation& one : places) one.link();
+    for (Reservation& one : expansion.places) one.link();
   }
-  auto lowered = co_await clusters_.lower(lost, Discard::kOther);
-  if (lowered) lowered = co_await write_back_.commit(true);
+  auto lowered = co_await clusters_.lower(expansion.lost, Discard::kOther);
+  if (lowered) lowered = co_await write_back_.commit(WriteBack::Flush::kOwn);
   co_return lowered;
 }
 

@@ -54,6 +54,7 @@ Task<Result<void>> HostClusters::make_blocks(std::uint64_t following) {
        end_block = g.reftable_index(first + blocks + following - 1) + 1)
     blocks = end_block - first_block;
   if (first + blocks + following > limit()) co_return fail_errno(ENOSPC);
+  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAlloc);
   if (end_block > block_count()) {
     auto grown = co_await grow_table(end_block);
     co_return grown;
@@ -65,7 +66,6 @@ Task<Result<void>> HostClusters::make_blocks(std::uint64_t following) {
     frontier_ = i << g.refblock_bits();
     co_return {};
   }
-  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAlloc);
   if (!frontier_reads_zero()) {
     auto written = co_await write_zeroes_at(first, blocks);
     PLATTER_CO_TRY(written);
@@ -108,7 +108,6 @@ Task<Result<void>> HostClusters::grow_table(std::uint64_t least_entries) {
     auto written = co_await write_zeroes_at(first, blocks);
     PLATTER_CO_TRY(written);
   }
-  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteTable);
   MutexLock lock(core_.mutex());
   const unsigned bits = g.cluster_bits;
   if (core_.metadata.overlaps(first << bits, (blocks + table_clusters) << bits)) {

@@ -38,7 +38,7 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     if (needed < tables_.l1_size()) {
       PLATTER_FAULT(*core_.file, FaultEvent::kL1ShrinkWriteTable);
       shrink_l1(needed);
-      auto cleared = co_await write_back_.commit(true);
+      auto cleared = co_await write_back_.commit(WriteBack::Flush::kOwn);
       PLATTER_CO_TRY(cleared);
       PLATTER_FAULT(*core_.file, FaultEvent::kL1ShrinkFreeL2Clusters);
     }
@@ -123,7 +123,8 @@ Task<Result<void>> Qcow2Driver::grow_l1(std::uint64_t entries) {
   PLATTER_FAULT(*core_.file, FaultEvent::kL1GrowAllocTable);
   auto place = co_await clusters_.reserve_exactly(g.clusters_for(entries * 8));
   PLATTER_CO_TRY(place);
-  auto counted = co_await write_back_.commit(true);
+  // (Durable with the table, before the header names it.)
+  auto counted = co_await write_back_.commit(WriteBack::Flush::kIfNeeded);
   PLATTER_CO_TRY(counted);
   std::vector<std::uint64_t> table(entries, 0);
   for (std::uint64_t i = 0; i < tables_.l1_size(); ++i) table[i] = tables_.l1(i);

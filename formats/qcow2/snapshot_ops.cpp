@@ -144,7 +144,7 @@ void Snapshots::take_over(NewTables& tables) {
 Task<Result<void>> Snapshots::give_up(NewTables& tables) {
   // Should the new header have reached the disk after all, the old one must be there again before
   // the new tables' places are used for anything else.
-  auto settled = co_await driver_.write_back_.commit(false);
+  auto settled = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   if (!settled && driver_.core_.header_unsure.load()) {
     MutexLock lock(driver_.core_.mutex());
     if (tables.l1_place) tables.l1_place.link();
@@ -160,7 +160,7 @@ Task<Result<void>> Snapshots::regain(RefcountMap& references) {
       std::max<std::uint64_t>(kRegainedAtOnce >> driver_.core_.geometry.cluster_bits, 1);
   for (std::uint64_t i = 0; done && i < driver_.tables_.l1_size(); i += step) {
     done = co_await driver_.writer_.regain(references, i, i + step);
-    if (done) done = co_await driver_.write_back_.commit(false);
+    if (done) done = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   }
   co_return done;
 }
@@ -194,7 +194,7 @@ Task<Result<void>> Snapshots::create_now(Snapshot snapshot) {
   step = co_await place_table(std::move(all), tables);
   PLATTER_CO_TRY(step);
   // So that few tables have to be written between freezing and their first change.
-  step = co_await driver_.write_back_.commit(false);
+  step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   PLATTER_CO_TRY(step);
   step = co_await driver_.begin_changing_counts();
   PLATTER_CO_TRY(step);
@@ -223,7 +223,7 @@ Task<Result<void>> Snapshots::publish(Frozen& frozen, NewTables& tables) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
   // From here on the file has the frozen tables.
-  auto step = co_await driver_.write_back_.commit(false);
+  auto step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   if (step) {
     step = co_await count_references(core, driver_.refcounts_, frozen.l1, frozen.references);
   }
@@ -236,7 +236,7 @@ Task<Result<void>> Snapshots::publish(Frozen& frozen, NewTables& tables) {
   frozen.raised = true;
   step = co_await write_l1(tables.l1_offset, frozen.l1);
   if (step) step = co_await write_table(tables);
-  if (step) step = co_await driver_.write_back_.commit(false);
+  if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   const std::uint64_t old_offset = core.header.snapshots_offset;
   const std::uint64_t old_bytes = bytes_;
   if (step) step = co_await switch_table(tables);
@@ -307,7 +307,7 @@ Task<Result<void>> Snapshots::remove_now(std::string id_or_name) {
 
   step = co_await driver_.begin_changing_counts();
   if (step) step = co_await write_table(tables);
-  if (step) step = co_await driver_.write_back_.commit(false);
+  if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   if (step) step = co_await switch_table(tables);
   if (!step) {
     auto settled = co_await give_up(tables);
@@ -376,7 +376,7 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   if (step) step = co_await driver_.clusters_.raise(more);
   PLATTER_CO_TRY(step);
   step = co_await write_l1(tables.l1_offset, shown);
-  if (step) step = co_await driver_.write_back_.commit(true);
+  if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kOwn);
   const std::function<void(Header&)> change = [&](Header& header) {
     header.l1_table_offset = tables.l1_offset;
     header.l1_size = static_cast<std::uint32_t>(shown.size());
@@ -393,7 +393,7 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
     tables.l1_place.link();
   }
   step = co_await driver_.clusters_.lower(less, Discard::kSnapshot);
-  if (step) step = co_await driver_.write_back_.commit(true);
+  if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kOwn);
   co_return step;
 }
 

@@ -53,6 +53,7 @@ Task<Result<void>> VmState::write(std::uint64_t position, IoVec iov) {
   const Result<std::uint64_t> offset = place(position, iov.size());
   PLATTER_CO_TRY(offset);
   if (!driver_.core_.writable) co_return fail(EROFS, "the image is read-only");
+  PLATTER_FAULT(*driver_.core_.file, FaultEvent::kVmstateSave);
   const std::uint64_t needed = driver_.core_.geometry.l1_entries_for(*offset + iov.size());
   if (needed > driver_.tables_.l1_size()) {
     const auto work = [this, needed] { return reach(needed); };
@@ -61,7 +62,6 @@ Task<Result<void>> VmState::write(std::uint64_t position, IoVec iov) {
     if (!grown) co_return forward_error(grown, "Failed to grow the L1 table");
   }
   auto ticket = co_await driver_.admit();
-  PLATTER_FAULT(*driver_.core_.file, FaultEvent::kVmstateSave);
   auto written = co_await write_sectors(*offset, iov);
   co_return written;
 }

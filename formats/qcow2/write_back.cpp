@@ -12,62 +12,110 @@ Task<Result<void>> WriteBack::barrier() {
   co_return flushed;
 }
 
-Task<Result<void>> WriteBack::commit(bool flush_always) {
+Result<void> WriteBack::owed() {
+  last_told_ = std::exchange(owed_error_, std::nullopt);
+  if (last_told_) return std::unexpected<Error>(*last_told_);
+  return {};
+}
+
+Task<Result<void>> WriteBack::commit(Flush flush) {
+  const bool always = flush != Flush::kIfNeeded;
   const std::uint64_t number = asked_.fetch_add(1) + 1;
   auto guard = co_await running_.lock();
-  if (flush_always && covered_ >= number) {
+  if (always && covered_ >= number) {
     // Somebody's write-back began after this one was asked for.
     if (last_error_) co_return std::unexpected<Error>(*last_error_);
-    co_return {};
+    if (flush == Flush::kOwn) co_return {};
+    if (last_told_) co_return std::unexpected<Error>(*last_told_);
+    co_return owed();
   }
   const std::uint64_t covers = asked_.load();
-  auto result = co_await write_all(flush_always);
-  if (flush_always) {
-    if (result && owed_error_) result = std::unexpected<Error>(*owed_error_);
-    owed_error_ = std::exchange(barrier_error_, std::nullopt);
-  }
-  if (flush_always) {
+  auto result = co_await write_all(always);
+  if (always) {
     covered_ = covers;
     last_error_.reset();
+    last_told_.reset();
     if (!result) last_error_ = result.error();
   }
+  if (flush == Flush::kAsked) {
+    if (result) result = owed();
+    owed_error_.reset();
+  }
+  if (barrier_error_) owed_error_ = std::exchange(barrier_error_, std::nullopt);
   co_return result;
 }
 
 Task<Result<void>> WriteBack::clean() {
   auto guard = co_await running_.lock();
   auto result = co_await write_all(false);
+  barrier_error_.reset();
   if (!result) owed_error_ = result.error();
   co_return result;
 }
 
-Task<Result<void>> WriteBack::write_all(bool flush_always) {
+struct WriteBack::Batch {
   std::vector<TableCache::WriteBack> counts;
   std::vector<TableCache::WriteBack> slices;
   std::vector<Refcounts::TableWrite> table;
   std::vector<L2Tables::L1Piece> l1;
   std::vector<ClusterRun> unlinked;
-  bool moved = false;
-  const bool lazy = lazy_.load();
+  bool moved = false;       // the refcount table lies elsewhere now
+  bool references = false;  // there were slices or pieces of L1
+  bool lazy = false;
   std::uint64_t l1_offset = 0;
-  std::uint64_t end = 0;
+  std::uint64_t end = 0;  // of what the file must have
   Refcounts::Place place;
+};
+
+WriteBack::Batch WriteBack::take() {
+  Batch batch;
+  batch.lazy = lazy_.load();
+  MutexLock lock(core_.mutex());
+  if (!batch.lazy) {
+    batch.counts = refcounts_.cache().take_dirty();
+    batch.table = refcounts_.take_dirty_table(batch.moved);
+  }
+  batch.place = refcounts_.place();
+  batch.slices = tables_.cache().take_dirty();
+  batch.l1 = tables_.take_dirty_l1();
+  batch.references = !batch.slices.empty() || !batch.l1.empty();
+  batch.l1_offset = tables_.l1_table_offset();
+  batch.unlinked = clusters_.take_unlinked();
+  batch.end = clusters_.unwritten_end();
+  return batch;
+}
+
+void WriteBack::end(Batch batch, bool written) {
+  MutexLock lock(core_.mutex());
+  if (written) {
+    clusters_.settled(std::move(batch.unlinked));
+    clusters_.written_to(batch.end);
+    return;
+  }
+  refcounts_.cache().put_back(std::move(batch.counts));
+  refcounts_.put_back_table(batch.table, batch.moved);
+  tables_.cache().put_back(std::move(batch.slices));
+  tables_.put_back(batch.l1);
+  clusters_.not_settled(std::move(batch.unlinked));
+}
+
+Task<Result<void>> WriteBack::write_all(bool flush_always) {
   if (core_.poisoned.load())
     co_return fail(EIO, "the image is corrupt and is not written to any more");
-  {
-    MutexLock lock(core_.mutex());
-    if (!lazy) {
-      counts = refcounts_.cache().take_dirty();
-      table = refcounts_.take_dirty_table(moved);
-    }
-    place = refcounts_.place();
-    slices = tables_.cache().take_dirty();
-    l1 = tables_.take_dirty_l1();
-    l1_offset = tables_.l1_table_offset();
-    unlinked = clusters_.take_unlinked();
-    end = clusters_.unwritten_end();
-  }
-  const bool references = !slices.empty() || !l1.empty();
+  Batch batch = take();
+  auto result = co_await prepare_header(batch);
+  if (result) result = co_await lengthen_file(batch.end);
+  if (result) result = co_await write_counts(batch);
+  if (result && (batch.references || !batch.table.empty())) result = co_await barrier();
+  if (result) result = co_await write_count_table(batch);
+  if (result) result = co_await write_references(batch);
+  if (result && (batch.references || flush_always || !batch.unlinked.empty()))
+    result = co_await barrier();
+  end(std::move(batch), result.has_value());
+  co_return result;
+}
+
+Task<Result<void>> WriteBack::prepare_header(const Batch& batch) {
   Result<void> result;
   if (core_.header_unsure.load()) {
     result = co_await barrier();
@@ -75,7 +123,7 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
     if (result) result = co_await core_.publish_header();
   }
   // With lazy refcounts the counts on disk are about to become too low.
-  if (result && lazy && (references || !unlinked.empty()))
+  if (result && batch.lazy && (batch.references || !batch.unlinked.empty()))
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();
@@ -85,73 +133,78 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
       result = co_await core_.write_header();
     }
   }
-  if (result && end > core_.file->size()) {
-    // By a write, never by a resize: other requests' data may make the file longer than `end` at
-    // any moment, and a resize would then cut that off. Nobody else writes to this place, it is the
-    // end of a table, which only a write-back touches.
-    const Buffer zeroes = Buffer::zeroed(kSector);
-    result = co_await core_.file->write(end - zeroes.size(), zeroes.iov());
-  }
-  if (result && !counts.empty()) {
-    PLATTER_FAULT(*core_.file, FaultEvent::kRefblockUpdatePart);
-    if (!table.empty()) {
-      // New blocks are among them.
-      PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWrite);
-      if (moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteBlocks);
-    }
-    result = co_await refcounts_.cache().write(std::move(counts));
-    counts.clear();
-  }
-  if (result && (references || !table.empty())) result = co_await barrier();
-  if (result && !table.empty()) {
-    PLATTER_FAULT(*core_.file, FaultEvent::kReftableUpdate);
-    if (!moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocHookup);
-    for (const Refcounts::TableWrite& one : table) {
-      if (!result) break;
-      result = co_await core_.file->write(one.offset, one.bytes.iov());
-    }
-    if (result) result = co_await barrier();
-    if (result && moved) {
-      PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocSwitchTable);
-      auto guard = co_await core_.header_mutex.lock();
-      const Header before = core_.header;
-      core_.header.refcount_table_offset = place.offset;
-      core_.header.refcount_table_clusters = static_cast<std::uint32_t>(place.clusters);
-      result = co_await core_.write_header();
-      if (result) result = co_await barrier();
-      if (result) core_.header_unsure.store(false);
-      if (!result) core_.header = before;
-    }
-    if (result) {
-      table.clear();
-      moved = false;
-    }
-  }
-  if (result && !slices.empty()) {
-    result = co_await tables_.cache().write(std::move(slices));
-    slices.clear();
-  }
-  if (result && !l1.empty()) {
-    PLATTER_FAULT(*core_.file, FaultEvent::kL1Update);
-    for (const L2Tables::L1Piece& piece : l1) {
-      if (!result) break;
-      result = co_await core_.file->write(l1_offset + piece.first * 8, piece.bytes.iov());
-    }
-  }
-  if (result && (references || flush_always || !unlinked.empty())) result = co_await barrier();
-
-  MutexLock lock(core_.mutex());
-  if (result) {
-    clusters_.settled(std::move(unlinked));
-    clusters_.written_to(end);
-  } else {
-    refcounts_.cache().put_back(std::move(counts));
-    refcounts_.put_back_table(table, moved);
-    tables_.cache().put_back(std::move(slices));
-    tables_.put_back(l1);
-    clusters_.not_settled(std::move(unlinked));
-  }
   co_return result;
+}
+
+// By a write, never by a resize: other requests' data may make the file longer than `end` at any
+// moment, and a resize would then cut that off. Nobody else writes to this place, it is the end of
+// a table, which only a write-back touches.
+Task<Result<void>> WriteBack::lengthen_file(std::uint64_t end) {
+  if (end <= core_.file->size()) co_return {};
+  const Buffer zeroes = Buffer::zeroed(kSector);
+  auto written = co_await core_.file->write(end - zeroes.size(), zeroes.iov());
+  co_return written;
+}
+
+Task<Result<void>> WriteBack::write_counts(Batch& batch) {
+  if (batch.counts.empty()) co_return {};
+  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockUpdatePart);
+  if (!batch.table.empty()) {
+    // New blocks are among them.
+    PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWrite);
+    if (batch.moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteBlocks);
+  }
+  auto written = co_await refcounts_.cache().write(std::move(batch.counts));
+  batch.counts.clear();
+  co_return written;
+}
+
+Task<Result<void>> WriteBack::write_count_table(Batch& batch) {
+  if (batch.table.empty()) co_return {};
+  PLATTER_FAULT(*core_.file, FaultEvent::kReftableUpdate);
+  PLATTER_FAULT(*core_.file, batch.moved ? FaultEvent::kRefblockAllocWriteTable
+                                         : FaultEvent::kRefblockAllocHookup);
+  for (const Refcounts::TableWrite& one : batch.table) {
+    auto written = co_await core_.file->write(one.offset, one.bytes.iov());
+    PLATTER_CO_TRY(written);
+  }
+  auto flushed = co_await barrier();
+  PLATTER_CO_TRY(flushed);
+  if (batch.moved) {
+    auto switched = co_await move_count_table(batch);
+    PLATTER_CO_TRY(switched);
+  }
+  batch.table.clear();
+  batch.moved = false;
+  co_return {};
+}
+
+Task<Result<void>> WriteBack::move_count_table(const Batch& batch) {
+  PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocSwitchTable);
+  auto guard = co_await core_.header_mutex.lock();
+  const Header before = core_.header;
+  core_.header.refcount_table_offset = batch.place.offset;
+  core_.header.refcount_table_clusters = static_cast<std::uint32_t>(batch.place.clusters);
+  auto result = co_await core_.write_header();
+  if (result) result = co_await barrier();
+  if (result) core_.header_unsure.store(false);
+  if (!result) core_.header = before;
+  co_return result;
+}
+
+Task<Result<void>> WriteBack::write_references(Batch& batch) {
+  if (!batch.slices.empty()) {
+    auto written = co_await tables_.cache().write(std::move(batch.slices));
+    batch.slices.clear();
+    PLATTER_CO_TRY(written);
+  }
+  if (batch.l1.empty()) co_return {};
+  PLATTER_FAULT(*core_.file, FaultEvent::kL1Update);
+  for (const L2Tables::L1Piece& piece : batch.l1) {
+    auto written = co_await core_.file->write(batch.l1_offset + piece.first * 8, piece.bytes.iov());
+    PLATTER_CO_TRY(written);
+  }
+  co_return {};
 }
 
 }  // namespace platter::qcow2

@@ -36,9 +36,16 @@ class WriteBack {
   WriteBack(Core& core, L2Tables& tables, Refcounts& refcounts, HostClusters& clusters)
       : core_(core), tables_(tables), refcounts_(refcounts), clusters_(clusters) {}
 
-  // Everything that completed before is durable afterwards; with `flush_always` false only if there
-  // was metadata to write.
-  Task<Result<void>> commit(bool flush_always);
+  // Whose flush it is. A failed one may have lost what it was for, although writing it again
+  // succeeds: so the next one that is asked for from outside is told, too. What an operation does
+  // on its way neither fails for that nor counts as having been told.
+  enum class Flush : std::uint8_t {
+    kIfNeeded,  // only if there is metadata to write
+    kOwn,       // of an operation
+    kAsked,     // by who uses the image
+  };
+  // Everything that completed before is durable afterwards.
+  Task<Result<void>> commit(Flush flush);
 
   // The same for a cache that needs room, where nobody is told of a failure: the next flush is.
   Task<Result<void>> clean();
@@ -50,8 +57,21 @@ class WriteBack {
   void clear_autoclear_first() { clear_autoclear_ = true; }
 
  private:
+  // What had changed at one moment.
+  struct Batch;
   Task<Result<void>> write_all(bool flush_always);
+  // Its steps, in this order.
+  Batch take();
+  Task<Result<void>> prepare_header(const Batch& batch);
+  Task<Result<void>> lengthen_file(std::uint64_t end);
+  Task<Result<void>> write_counts(Batch& batch);
+  Task<Result<void>> write_count_table(Batch& batch);
+  Task<Result<void>> move_count_table(const Batch& batch);
+  Task<Result<void>> write_references(Batch& batch);
+  void end(Batch batch, bool written);
   Task<Result<void>> barrier();
+  // The owed error, once.
+  Result<void> owed();
 
   Core& core_;
   L2Tables& tables_;
@@ -62,11 +82,10 @@ class WriteBack {
   AsyncMutex running_;
   std::atomic<std::uint64_t> asked_{0};
   // Under running_:
-  std::uint64_t covered_ = 0;  // requests up to this number are covered by what was written
-  std::optional<Error> last_error_;
-  // A barrier failed: the flush after the one that reported it reports it too, for what it asked to
-  // be durable may be lost although writing it again succeeds.
-  std::optional<Error> owed_error_;
+  std::uint64_t covered_ = 0;        // requests up to this number are covered by what was written
+  std::optional<Error> last_error_;  // of that write-back
+  std::optional<Error> last_told_;   // what was owed, and who shared the flush is told as well
+  std::optional<Error> owed_error_;  // what the next flush from outside is told
   std::optional<Error> barrier_error_;
 };
 
