@@ -148,7 +148,7 @@ Task<Result<void>> Qcow2Driver::load_tables() {
                                    .entry_bytes = options_.l2_cache_entry};
   auto tables = co_await tables_.open(sizes, clean);
   PLATTER_CO_TRY(tables);
-  auto snapshots = co_await snapshots_.open(bounds_);
+  auto snapshots = co_await snapshots_.open(bounds_, core_.writable);
   PLATTER_CO_TRY(snapshots);
   if (core_.writable) {
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
@@ -223,6 +223,8 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     const auto clean = [this] { return write_back_.clean(); };
     auto refcounts = co_await refcounts_.open(options_.refcount_cache, clean);
     PLATTER_CO_TRY(refcounts);
+    auto snapshots = co_await snapshots_.open(bounds_, true);
+    PLATTER_CO_TRY(snapshots);
     auto bitmaps = co_await bitmaps_.load_enabled();
     PLATTER_CO_TRY(bitmaps);
   }

@@ -155,12 +155,25 @@ Task<Result<void>> Snapshots::give_up(NewTables& tables) {
 
 Task<Result<void>> Snapshots::regain(RefcountMap& references) {
   auto done = co_await driver_.clusters_.keep_single(references);
-  // Written back now and then: what is changed takes its size in memory twice until it is.
+  // Written back now and then: what is changed takes its size in memory twice until it is. Tables
+  // that nobody had in memory do not stay there, for requests' sake.
+  L2Tables& tables = driver_.tables_;
+  const std::uint64_t slices = tables.slices_per_table();
   const std::uint64_t step =
       std::max<std::uint64_t>(kRegainedAtOnce >> driver_.core_.geometry.cluster_bits, 1);
-  for (std::uint64_t i = 0; done && i < driver_.tables_.l1_size(); i += step) {
+  std::vector<std::uint64_t> loaded;
+  for (std::uint64_t i = 0; done && i < tables.l1_size(); i += step) {
+    loaded.clear();
+    {
+      MutexLock lock(driver_.core_.mutex());
+      for (std::uint64_t table = i; table < std::min(i + step, tables.l1_size()); ++table) {
+        if (!tables.cache().holds(table * slices, slices)) loaded.push_back(table);
+      }
+    }
     done = co_await driver_.writer_.regain(references, i, i + step);
     if (done) done = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
+    MutexLock lock(driver_.core_.mutex());
+    for (const std::uint64_t table : loaded) tables.cache().give_up(table * slices, slices);
   }
   co_return done;
 }

@@ -5,12 +5,12 @@
 
 namespace platter::qcow2 {
 
-Task<Result<void>> Snapshots::open(TableBounds bounds) {
+Task<Result<void>> Snapshots::open(TableBounds bounds, bool keep_unknown) {
   snapshots_.clear();
   bytes_ = 0;
   if (driver_.core_.header.nb_snapshots == 0) co_return {};
   auto table =
-      co_await read_snapshot_table(*driver_.core_.file, driver_.core_.header, true, bounds);
+      co_await read_snapshot_table(*driver_.core_.file, driver_.core_.header, keep_unknown, bounds);
   PLATTER_CO_TRY(table);
   snapshots_ = std::move(table->snapshots);
   bytes_ = table->bytes;

@@ -34,7 +34,8 @@ class Snapshots final : public SnapshotAbility {
  public:
   explicit Snapshots(Qcow2Driver& driver) : driver_(driver) {}
 
-  Task<Result<void>> open(TableBounds bounds);
+  // `keep_unknown`: also what we do not know of the entries, as who writes the table needs it.
+  Task<Result<void>> open(TableBounds bounds, bool keep_unknown);
 
   std::vector<SnapshotInfo> list() const override;
   Task<Result<void>> create(std::string name, std::uint64_t date_seconds,

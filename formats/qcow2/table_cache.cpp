@@ -84,8 +84,7 @@ TableCache::Slice* TableCache::pick_victim() {
   for (std::size_t step = 0; step < slices_.size() * 2; ++step) {
     hand_ = (hand_ + 1) % slices_.size();
     Slice& slice = *slices_[hand_];
-    if (!slice.ready || slice.dirty != 0 || slice.writing != 0) continue;
-    if (slice.pins.load(std::memory_order_acquire) != 0) continue;
+    if (!evictable(slice)) continue;
     if (!slice.used.exchange(false, std::memory_order_relaxed)) return &slice;
   }
   return nullptr;
@@ -282,10 +281,23 @@ void TableCache::relocate(std::uint64_t first, std::uint64_t count, std::uint64_
   }
 }
 
+bool TableCache::holds(std::uint64_t first, std::uint64_t count) const {
+  for (std::uint64_t i = first; i < first + count && i < config_.slice_count; ++i) {
+    if (std::atomic_ref(index_.get()[i]).load()) return true;
+  }
+  return false;
+}
+
+void TableCache::give_up(std::uint64_t first, std::uint64_t count) {
+  for (std::uint64_t i = first; i < first + count && i < config_.slice_count; ++i) {
+    Slice* const slice = std::atomic_ref(index_.get()[i]).load();
+    if (slice && evictable(*slice)) evict(*slice);
+  }
+}
+
 void TableCache::shed_unused() {
   for (const auto& slice : slices_) {
-    if (!slice->ready || slice->dirty != 0 || slice->writing != 0) continue;
-    if (slice->pins.load(std::memory_order_acquire) != 0) continue;
+    if (!evictable(*slice)) continue;
     if (!slice->used.exchange(false, std::memory_order_relaxed)) evict(*slice);
   }
   // The memory of those that nobody can look at any more; the others' goes at the next call.

@@ -160,6 +160,10 @@ class TableCache {
   std::uint64_t resident() const PLATTER_REQUIRES(metadata_mutex) {
     return slices_.size() - spare_.size() - limbo_.size();
   }
+  // Whether any slice in [first, first + count) is in memory.
+  bool holds(std::uint64_t first, std::uint64_t count) const PLATTER_REQUIRES(metadata_mutex);
+  // Gives up the clean slices in [first, first + count) that nobody has pinned.
+  void give_up(std::uint64_t first, std::uint64_t count) PLATTER_REQUIRES(metadata_mutex);
   // Gives up clean slices that nobody used since the last call.
   void shed_unused() PLATTER_REQUIRES(metadata_mutex);
 
@@ -176,6 +180,10 @@ class TableCache {
   };
   Slice* obtain(std::uint64_t index) PLATTER_REQUIRES(metadata_mutex);
   void evict(Slice& slice) PLATTER_REQUIRES(metadata_mutex);
+  static bool evictable(const Slice& slice) PLATTER_REQUIRES(metadata_mutex) {
+    return slice.ready && slice.dirty == 0 && slice.writing == 0 &&
+           slice.pins.load(std::memory_order_acquire) == 0;
+  }
   Slice* pick_victim() PLATTER_REQUIRES(metadata_mutex);
   void publish(Slice& slice) PLATTER_REQUIRES(metadata_mutex);
   void restore(const WriteBack& one) PLATTER_REQUIRES(metadata_mutex);
