@@ -70,7 +70,7 @@ class MappedDriver : public Driver {
   Task<Result<void>> do_write(std::uint64_t offset, IoVec iov, WriteFlags flags) final;
   Task<Result<void>> do_write_zeroes(std::uint64_t offset, std::uint64_t length,
                                      ZeroFlags flags) final;
-  Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) final;
+  Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override;
   Task<Result<void>> do_copy_from(BlockNode& source, std::uint64_t source_offset,
                                   std::uint64_t offset, std::uint64_t length,
                                   CopyFlags flags) final;

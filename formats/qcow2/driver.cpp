@@ -65,11 +65,15 @@ bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_w
 }
 
 void Qcow2Driver::shed_if_due() {
+  if (clean_interval_.load(std::memory_order_relaxed) == 0) return;
+  shed_if_due(std::chrono::duration_cast<std::chrono::seconds>(
+                  std::chrono::steady_clock::now().time_since_epoch())
+                  .count());
+}
+
+void Qcow2Driver::shed_if_due(std::int64_t now) {
   const std::int64_t interval = clean_interval_.load(std::memory_order_relaxed);
   if (interval == 0) return;
-  const std::int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
-                               std::chrono::steady_clock::now().time_since_epoch())
-                               .count();
   std::int64_t last = last_shed_.load(std::memory_order_relaxed);
   if (last == 0) {
     last_shed_.compare_exchange_strong(last, now);
@@ -85,6 +89,21 @@ void Qcow2Driver::shed_if_due() {
 Task<Result<Mapping>> Qcow2Driver::map(std::uint64_t offset, std::uint64_t length, bool for_write) {
   shed_if_due();
   return tables_.lookup(offset, length, for_write);
+}
+
+// Reads are bounded by who asks for them. But a walk over all extents of a small file with a few
+// tables, named again and again, would not end.
+Task<Result<Extent>> Qcow2Driver::do_extent(std::uint64_t offset, std::uint64_t length) {
+  if (tables_.repeats()) [[unlikely]]
+    return refuse_extents();
+  return MappedDriver::do_extent(offset, length);
+}
+
+Task<Result<Extent>> Qcow2Driver::refuse_extents() {
+  co_return fail(kCorrupt,
+                 "the L1 table at {:#x} names the same L2 tables again and again: its {} entries "
+                 "cannot all be right",
+                 tables_.l1_table_offset(), tables_.l1_size());
 }
 
 Task<Result<WritePlan>> Qcow2Driver::plan_write(std::uint64_t offset, std::uint64_t length) {

@@ -63,6 +63,7 @@ class Qcow2Driver final : public MappedDriver,
   // Driver.
   std::uint64_t size() const override { return core_.size.load(std::memory_order_relaxed); }
   Limits limits() const override;
+  Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override;
   Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override;
   Task<Result<void>> do_flush() override;
   Task<Result<void>> do_resize(ResizeRequest request) override;
@@ -100,6 +101,8 @@ class Qcow2Driver final : public MappedDriver,
   Core& core() { return core_; }
   HostClusters& clusters() { return clusters_; }
   TableCache& l2_cache() { return tables_.cache(); }
+  // As a request does at that time, in seconds.
+  void shed_if_due(std::int64_t now);
   std::uint64_t refcount_of(std::uint64_t host_cluster);  // must be in memory
 
  protected:
@@ -154,6 +157,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> relieve();
   // Gives up what the caches hold and nobody used for cache-clean-interval.
   void shed_if_due();
+  Task<Result<Extent>> refuse_extents();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
 
   // amend.cpp and expand_zeroes.cpp; what ends in _now with requests held back.

@@ -17,6 +17,8 @@ constexpr std::uint64_t kLargeSlice = 64 << 10;  // where the cache holds all ta
 constexpr std::uint64_t kSmallSlice = 4 << 10;   // where look-ups miss: what one miss reads
 constexpr std::uint64_t kMaxSlices = std::uint64_t{4} << 20;
 constexpr std::uint64_t kMinL2Slices = 2;
+constexpr std::uint64_t kMaxShownAgain = std::uint64_t{1} << 20;  // L2 entries
+constexpr std::uint64_t kComparedAtOnce = 64 << 10;               // L1 entries
 
 }  // namespace
 
@@ -44,6 +46,7 @@ Task<Result<void>> L2Tables::open(CacheSizes sizes, std::function<Task<Result<vo
   l1_ = std::move(table);
   l1_table_offset_ = core_.header.l1_table_offset;
   dirty_l1_.clear();
+  repeats_.store(Repeats::kUnknown);
   configure_slices(sizes);
   const std::uint64_t slice_bytes = slice_entries_ << core_.geometry.l2_entry_bits();
   const std::uint64_t bytes = sizes.bytes != 0 ? sizes.bytes : kDefaultL2Bytes;
@@ -87,6 +90,7 @@ void L2Tables::replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>
   l1_ = L1Table(entries.size());
   for (std::size_t i = 0; i < entries.size(); ++i) l1_.fill(i, entries[i]);
   dirty_l1_.clear();
+  repeats_.store(Repeats::kUnknown);
 }
 
 void L2Tables::set_l1(std::uint64_t i, std::uint64_t entry) {
@@ -111,6 +115,26 @@ std::vector<L2Tables::L1Piece> L2Tables::take_dirty_l1() {
 
 void L2Tables::put_back(const std::vector<L1Piece>& pieces) {
   for (const L1Piece& piece : pieces) dirty_l1_.insert(piece.first / kL1Piece);
+}
+
+// Among so many neighbours at a time, so that it takes little memory: a table may come again once
+// in each such part, of which L1 has 64 at most.
+bool L2Tables::find_repeats() const {
+  const std::uint64_t most = kMaxShownAgain >> core_.geometry.l2_bits();
+  std::uint64_t again = 0;
+  std::vector<std::uint64_t> tables;
+  for (std::uint64_t i = 0; i < l1_.size() && again <= most;) {
+    tables.clear();
+    for (const std::uint64_t end = std::min(i + kComparedAtOnce, l1_.size()); i < end; ++i) {
+      if (const std::uint64_t table = l1_offset(l1_.load(i)); table != 0) tables.push_back(table);
+    }
+    if (!std::ranges::is_sorted(tables)) std::ranges::sort(tables);
+    for (std::size_t k = 1; k < tables.size(); ++k) {
+      if (tables[k] == tables[k - 1]) ++again;
+    }
+  }
+  repeats_.store(again > most ? Repeats::kYes : Repeats::kNo, std::memory_order_relaxed);
+  return again > most;
 }
 
 // Looking up -------------------------------------------------------------------------------------

@@ -90,6 +90,12 @@ class L2Tables {
     return cache_.has_dirty() || !dirty_l1_.empty();
   }
   std::uint64_t l1_table_offset() const { return l1_table_offset_; }
+  // Whether L1 names so few tables so often that going through all that it shows would take much
+  // longer than the file is long. No program makes such an image.
+  bool repeats() const {
+    const Repeats known = repeats_.load(std::memory_order_relaxed);
+    return known == Repeats::kUnknown ? find_repeats() : known == Repeats::kYes;
+  }
   // With no request running: another L1 table at another place, all of it as on disk.
   void replace_l1(std::uint64_t offset, const std::vector<std::uint64_t>& entries)
       PLATTER_REQUIRES(metadata_mutex);
@@ -103,6 +109,7 @@ class L2Tables {
 
  private:
   void configure_slices(CacheSizes sizes);
+  bool find_repeats() const;
   // Calls `take(entry number, value)` for each entry of the table.
   Task<Result<void>> stream_l1(std::uint64_t offset, std::uint64_t entries,
                                const std::function<void(std::uint64_t, std::uint64_t)>& take);
@@ -138,6 +145,9 @@ class L2Tables {
   std::uint64_t slice_entries_ = 0;
   L1Table l1_;  // its entries are changed under mutex
   std::uint64_t l1_table_offset_ = 0;
+  // Found out when somebody first asks for extents. (No change of an entry makes a repetition.)
+  enum class Repeats : std::uint8_t { kUnknown, kYes, kNo };
+  mutable std::atomic<Repeats> repeats_{Repeats::kUnknown};
   std::set<std::uint64_t> dirty_l1_
       PLATTER_GUARDED_BY(metadata_mutex);  // by piece of kL1Piece entries
   std::set<std::uint64_t> making_
