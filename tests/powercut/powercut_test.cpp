@@ -1,4 +1,4 @@
-// Power cuts: every operation is recorded below the image, and then the image is opened in the
+// C10, power cuts: every operation is recorded below the image, and then the image is opened in the
 // states in which a power cut at any moment could have left it. Each must open, have no error but
 // leaks, hold all that had been flushed, and show no range's bytes in another.
 //
@@ -32,9 +32,9 @@ unsigned seeds_of(const Operation& operation, std::uint64_t states) {
   return std::string_view(operation.name) == "Mixed" && states >= 1000 ? 8 : 1;
 }
 
-class PowerCut : public ::testing::TestWithParam<Operation> {};
+class C10 : public ::testing::TestWithParam<Operation> {};
 
-TEST_P(PowerCut, LosesNothing) {
+TEST_P(C10, APowerCutLosesNothing) {
   const Operation& operation = GetParam();
   const auto seed = static_cast<unsigned>(number("PLATTER_SEED", 20250601));
   const std::uint64_t most = number("PLATTER_STATES", PLATTER_STATES_DEFAULT) / operation.cost;
@@ -56,7 +56,7 @@ TEST_P(PowerCut, LosesNothing) {
   std::fflush(stdout);
 }
 
-INSTANTIATE_TEST_SUITE_P(Operations, PowerCut,
+INSTANTIATE_TEST_SUITE_P(Operations, C10,
                          ::testing::ValuesIn(all_operations().begin(), all_operations().end()),
                          [](const auto& one) { return one.param.name; });
 

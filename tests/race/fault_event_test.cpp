@@ -89,11 +89,11 @@ Task<void> resize_and_empty(const MemoryImage& image) {
   FaultPoints& points = *opened->points;
   auto done = co_await fill(node, 0, 1 << 20, 1);
   CO_OK(done);
-  auto resized = co_await node.resize({.size = 4 << 20});
+  auto resized = co_await node.resize(ResizeRequest{.size = 4 << 20});
   CO_OK(resized);
   expect_reached(points, {kL1GrowAllocTable, kL1GrowWriteTable, kL1GrowActivateTable});
   EXPECT_EQ(points.announced(kL1ShrinkWriteTable), 0u);
-  resized = co_await node.resize({.size = 64 << 10});
+  resized = co_await node.resize(ResizeRequest{.size = 64 << 10});
   CO_OK(resized);
   expect_reached(points, {kL1ShrinkWriteTable, kL1ShrinkFreeL2Clusters});
   EXPECT_EQ(points.announced(kEmptyImagePrepare), 0u);
@@ -193,9 +193,9 @@ Task<void> operation_after_failed_flush(const MemoryImage& image) {
   auto done = co_await fill(node, 0, 4096, 1);
   CO_OK(done);
   opened->points->add({.operations = fault_op::kFlush, .count = 1, .error = EIO});
-  auto resized = co_await node.resize({.size = 2 << 20});
+  auto resized = co_await node.resize(ResizeRequest{.size = 2 << 20});
   EXPECT_FALSE(resized);
-  resized = co_await node.resize({.size = 2 << 20});
+  resized = co_await node.resize(ResizeRequest{.size = 2 << 20});
   CO_OK(resized);
   auto flushed = co_await node.flush();
   EXPECT_FALSE(flushed) << "the data that was written before may be lost";

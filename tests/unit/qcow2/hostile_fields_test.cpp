@@ -329,7 +329,7 @@ Task<Repair> check(bool fix) {
   co_return repair;
 }
 
-class HostileFields : public Hostile {
+class C20 : public Hostile {
  protected:
   void SetUp() override {}
 
@@ -414,9 +414,9 @@ class HostileFields : public Hostile {
   }
 };
 
-TEST_F(HostileFields, OfTheSmallestClusters) { try_all("cluster_size=512"); }
-TEST_F(HostileFields, OfLargerClusters) { try_all("cluster_size=4096,refcount_bits=16"); }
-TEST_F(HostileFields, OfSubclusters) { try_all("cluster_size=16384,extended_l2=on"); }
+TEST_F(C20, OfTheSmallestClusters) { try_all("cluster_size=512"); }
+TEST_F(C20, OfLargerClusters) { try_all("cluster_size=4096,refcount_bits=16"); }
+TEST_F(C20, OfSubclusters) { try_all("cluster_size=16384,extended_l2=on"); }
 
 }  // namespace
 }  // namespace platter::qcow2
