@@ -45,6 +45,30 @@ TEST(AllocationPlaces, TablesOfSeveralClustersAreFoundWhereverTheFileEnds) {
   });
 }
 
+// Behind what is counted the file holds what somebody has left there: new refcount blocks, and
+// those of a larger table, count nothing of it.
+TEST(AllocationPlaces, BlocksWhereTheFileHoldsSomethingStartEmpty) {
+  // A block counts 128 clusters, and the first table 128 blocks: at some step only a part of a new
+  // block is in use.
+  MemoryImage image("leavings", 20 << 20, "cluster_size=1k,refcount_bits=64");
+  std::vector<std::byte> leavings(24 << 20, std::byte{0x11});
+  image.disk().write(image.disk().size(), IoVec(std::span(leavings)));
+  run([&]() -> Task<void> {
+    auto edge = co_await image.open();
+    EXPECT_OK(edge);
+    auto data = pattern(176 << 10, 1);
+    for (std::uint64_t at = 0; at < (18 << 20) && !::testing::Test::HasFailure();
+         at += data.size()) {
+      auto written = co_await (*edge)->write(at, iov(data));
+      EXPECT_OK(written);
+      auto clean = expect_clean(**edge);
+      co_await clean;
+    }
+    auto closed = co_await edge->detach();
+    EXPECT_OK(closed);
+  });
+}
+
 // Tables that are longer than what one refcount block counts.
 struct LongTable {
   const char* options;

@@ -82,6 +82,7 @@ TEST_F(HeaderIo, APowerCutLeavesOneOrTheOther) {
         if (format[0] != '\0' && length != 0) header.extensions.backing_format = format;
         if (unknown != 0)
           header.extensions.unknown.push_back({77, std::vector<std::byte>(unknown, std::byte{7})});
+        if (unknown == 40) header.extensions.feature_names = known_feature_names();
         header.size -= headers.size() * 512;
         headers.push_back(header);
       }

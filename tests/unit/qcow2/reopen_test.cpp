@@ -1,0 +1,45 @@
+// An image that was opened to be read, and is then written to.
+#include "unit/qcow2/engine_support.h"
+
+namespace platter::qcow2 {
+namespace {
+
+using namespace testing;  // NOLINT: helpers of these tests
+
+constexpr std::uint64_t kAutoclear = 88;     // in the header
+constexpr std::byte kNobodyKnowsIt{1 << 5};  // of its first byte
+
+Task<void> write_after_reopening(const MemoryImage& image) {
+  auto opened = co_await image.open(false);
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  const auto first_byte = [&image] {
+    std::byte byte{};
+    image.disk().read(kAutoclear, IoVec(std::span(&byte, 1)));
+    return byte;
+  };
+  OpenFlags flags = node.flags();
+  flags.read_only = false;
+  auto done = co_await reopen(node, flags);
+  CO_OK(done);
+  done = co_await opened->set_permissions(Permissions::writer());
+  CO_OK(done);
+  auto data = pattern(512, 1);
+  done = co_await node.write(0, iov(data));
+  CO_OK(done);
+  done = co_await node.flush();
+  CO_OK(done);
+  EXPECT_EQ(first_byte(), std::byte{0}) << "what it tells of need not be true any more";
+  done = co_await opened->detach();
+  CO_OK(done);
+}
+
+TEST(Reopen, ForWritingClearsWhatMustGoWhenOthersWrite) {
+  MemoryImage image("reopen-autoclear", 1 << 20, "");
+  std::byte bit = kNobodyKnowsIt;
+  image.disk().write(kAutoclear, IoVec(std::span(&bit, 1)));
+  run([&] { return write_after_reopening(image); });
+}
+
+}  // namespace
+}  // namespace platter::qcow2
