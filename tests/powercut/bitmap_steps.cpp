@@ -50,6 +50,26 @@ Done merge_bitmaps(Guest& g) {
   co_return {};
 }
 
+// None is enabled, so that writes do not wait for what bitmaps have to say.
+Done fill_unmarked(Guest& g) {
+  TRY_STEP(fill_some(g));
+  TRY_STEP(g.add_bitmap("first", 512, false));
+  TRY_STEP(g.add_bitmap("other", 4096, false));
+  co_return {};
+}
+Done change_unmarked(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  TRY_STEP(g.write(30 * c, kSector));
+  TRY_STEP(g.add_bitmap("new", 512, false));
+  TRY_STEP(g.write(40 * c, c));
+  TRY_STEP(g.merge_bitmap("new", "first"));
+  TRY_STEP(g.remove_bitmap("first"));
+  TRY_STEP(g.write(60 * c, 4 * c));
+  TRY_STEP(g.clear_bitmap("other"));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+
 Done resize_marked(Guest& g) {
   const std::uint64_t old = g.size();
   TRY_STEP(g.write(30 * g.cluster(), kSector));

@@ -46,6 +46,8 @@ Done shrink_and_apply(Guest& g);
 Done fill_marked(Guest& g);
 Done change_bitmaps(Guest& g);
 Done merge_bitmaps(Guest& g);
+Done fill_unmarked(Guest& g);
+Done change_unmarked(Guest& g);
 Done resize_marked(Guest& g);
 Done change_overlay(Guest& g);
 Done stream_in_use(Guest& g);
