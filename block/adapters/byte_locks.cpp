@@ -36,9 +36,10 @@ bool held_elsewhere(int fd, off_t byte) {
 }
 
 std::unexpected<Error> in_the_way(const char* what, unsigned right, const std::string& name) {
-  // QEMU puts its hint to the user on a second line.
-  return fail(EAGAIN, "Failed to get {}\"{}\" lock: Is another process using the image [{}]?", what,
-              permission_names(std::uint32_t{1} << right), name);
+  return std::unexpected<Error>(
+      Error(EAGAIN, fmt::format("Failed to get {}\"{}\" lock", what,
+                                permission_names(std::uint32_t{1} << right)))
+          .with_hint(fmt::format("Is another process using the image [{}]?", name)));
 }
 
 Result<void> check(int fd, Permissions wanted, const std::string& name) {

@@ -5,6 +5,9 @@
 //
 //   could not open 'a.qcow2': could not open its backing file 'b.raw': No such file or directory
 //
+// What a program may want to know of a failure beside its code is data, never to be found out from
+// the text: a hint at what may help, a kind, and the further failures of the same operation.
+//
 // Ownership: an Error owns its text and is cheap to copy (shared, immutable).
 // Threads: distinct Error objects may be used from distinct threads.
 // A successful Result<void> allocates nothing and is one byte of state.
@@ -13,11 +16,13 @@
 #include <fmt/core.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <expected>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace platter {
 
@@ -25,8 +30,20 @@ namespace platter {
 // "structure needs cleaning".
 inline constexpr int kCorrupt = EUCLEAN;
 
+// What a failure means where its code does not say it.
+enum class ErrorKind : std::uint8_t {
+  kOther,
+  kReadOnlyNode,  // rights to write were asked for on a node that is only read
+};
+
 class [[nodiscard]] Error {
  public:
+  // One failure. `hint` is what may help, in whole lines joined with '\n', or empty.
+  struct Part {
+    std::string reason;
+    std::string hint;
+  };
+
   // `code` is a positive errno value; `message` is one line without trailing newline or period.
   Error(int code, std::string message);
 
@@ -34,14 +51,32 @@ class [[nodiscard]] Error {
   static Error from_errno(int code);
 
   int code() const { return code_; }
-  const std::string& message() const { return *message_; }
+  ErrorKind kind() const { return kind_; }
+  // All of it in one line: "reason: hint; further reason".
+  const std::string& message() const { return story_->message; }
+  // The same for those who have a line for each failure and each hint; never empty.
+  const std::vector<Part>& parts() const { return story_->parts; }
 
-  // The same error with "context: " in front of its text.
+  // The same error with "context: " in front of each failure.
   Error in(std::string_view context) const;
+  // The same error with a hint at what may help, whole sentences in lines joined with '\n'.
+  Error with_hint(std::string hint) const;
+  // The same error as one of this kind.
+  Error as(ErrorKind kind) const;
+  // The same error; the operation failed in another way as well. Code and kind remain.
+  Error also(const Error& further) const;
 
  private:
+  struct Story {
+    explicit Story(std::vector<Part> told);
+    const std::vector<Part> parts;
+    const std::string message;
+  };
+  Error with_parts(std::vector<Part> parts) const;
+
   int code_;
-  std::shared_ptr<const std::string> message_;
+  ErrorKind kind_ = ErrorKind::kOther;
+  std::shared_ptr<const Story> story_;
 };
 
 template <class T>

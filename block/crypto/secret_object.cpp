@@ -51,13 +51,7 @@ Result<SecretBytes> read_file(const std::string& path) {
 }  // namespace
 
 Result<Options> read_object(std::string_view definition) {
-  if (definition.starts_with('{')) {
-    const Result<Options> options = Options::parse_json(definition);
-    constexpr std::string_view kContext = "Could not parse the JSON options: ";
-    if (!options && options.error().message().starts_with(kContext))
-      return fail(EINVAL, "{}", options.error().message().substr(kContext.size()));
-    return options;
-  }
+  if (definition.starts_with('{')) return Options::parse_json(definition);
   // The first element may leave out its key: it is the type.
   std::string spelled(definition);
   const std::size_t end = spelled.find_first_of(",=");
@@ -78,7 +72,11 @@ Result<void> add_secret_object(std::string_view definition) {
   if (*type != "secret") {
     return fail(EINVAL, "Parameter 'qom-type' does not accept value '{}'", *type);
   }
-  if (!is_identifier(*id)) return fail(EINVAL, "Parameter 'id' expects an identifier");
+  if (!is_identifier(*id)) {
+    return std::unexpected<Error>(Error(EINVAL, "Parameter 'id' expects an identifier")
+                                      .with_hint("Identifiers consist of letters, digits, '-', "
+                                                 "'.', '_', starting with a letter."));
+  }
   std::optional<std::string> data = options->take_string("data");
   const std::optional<std::string> file = options->take_string("file");
   const std::string format = options->take_string("format").value_or("raw");

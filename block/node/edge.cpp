@@ -14,8 +14,11 @@ using detail::YieldIf;
 Result<void> GraphAccess::check_rights(BlockNode& node, const Edge* except, const std::string& user,
                                        Permissions wanted) {
   if (node.flags_.read_only && (wanted.need & (perm::kWrite | perm::kResize)) != 0) {
-    return fail(EACCES, "{} needs {} on node '{}', which is read-only", user,
-                permission_names(wanted.need & (perm::kWrite | perm::kResize)), node.node_name_);
+    const std::string rights = permission_names(wanted.need & (perm::kWrite | perm::kResize));
+    return std::unexpected<Error>(
+        Error(EACCES, fmt::format("{} needs {} on node '{}', which is read-only", user, rights,
+                                  node.node_name_))
+            .as(ErrorKind::kReadOnlyNode));
   }
   for (const Edge* other : node.parents_) {
     if (other == except) continue;

@@ -18,11 +18,10 @@ using nlohmann::json;
 constexpr unsigned kMaxJsonDepth = 32;
 
 std::unexpected<Error> not_a_size(std::string_view name) {
-  return fail(EINVAL,
-              "Parameter '{}' expects a non-negative number below 2^64: "
-              "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- "
-              "and exabytes, respectively",
-              name);
+  return std::unexpected<Error>(
+      Error(EINVAL, fmt::format("Parameter '{}' expects a non-negative number below 2^64", name))
+          .with_hint("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                     "and exabytes, respectively."));
 }
 
 std::string_view last_part(std::string_view key) {

@@ -332,17 +332,18 @@ Task<Result<void>> Qcow2Driver::begin_changing_counts() {
   co_return marked;
 }
 
+Error Qcow2Driver::name_unwritten(const Error& reason) const {
+  const WriteBack::Unwritten unwritten = write_back_.unwritten();
+  const Error tables = reason.in("Failed to flush the L2 table cache");
+  const Error counts = reason.in("Failed to flush the refcount block cache");
+  if (!unwritten.counts) return unwritten.tables ? tables : reason;
+  return unwritten.tables ? tables.also(counts) : counts;
+}
+
 Task<Result<void>> Qcow2Driver::do_close() {
   auto ended = co_await end_writing();
   if (ended || core_.poisoned.load()) co_return ended;
-  const std::string& reason = ended.error().message();
-  if (reason.starts_with("Lost persistent bitmaps")) co_return ended;
-  const std::string l2 = fmt::format("Failed to flush the L2 table cache: {}", reason);
-  // Once more: whether it was the tables alone that failed. What was lost stays lost.
-  auto again = co_await settle(WriteBack::Flush::kAsked);
-  if (again) co_return fail(ended.error().code(), "{}", l2);
-  co_return fail(ended.error().code(), "{}: Failed to flush the refcount block cache: {}", l2,
-                 again.error().message());
+  co_return std::unexpected<Error>(name_unwritten(ended.error()));
 }
 
 // Checking and the backing reference -------------------------------------------------------------

@@ -141,6 +141,8 @@ class Qcow2Driver final : public MappedDriver,
   // Writes everything back and frees what can be freed; nothing is running.
   Task<Result<void>> settle(WriteBack::Flush flush = WriteBack::Flush::kOwn);
   Task<Result<void>> end_writing();
+  // The same error with the name of each cache that could not be written.
+  Error name_unwritten(const Error& reason) const;
   // Runs `work` with requests held back and everything written back; one at a time. With `reload`
   // nothing is being freed meanwhile, and all tables are loaded again from the file afterwards;
   // when `work` then fails after it began to change counts (`began_` is set), the image stays

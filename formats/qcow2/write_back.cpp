@@ -8,7 +8,11 @@ Task<Result<void>> WriteBack::barrier() {
     PLATTER_CO_TRY(data);
   }
   auto flushed = co_await core_.file->flush();
-  if (!flushed) barrier_error_ = flushed.error();
+  if (flushed) {
+    counts_unsure_ = false;
+  } else {
+    barrier_error_ = flushed.error();
+  }
   co_return flushed;
 }
 
@@ -87,11 +91,16 @@ WriteBack::Batch WriteBack::take() {
 
 void WriteBack::end(Batch batch, bool written) {
   MutexLock lock(core_.mutex());
+  unwritten_ = {};
   if (written) {
     clusters_.settled(std::move(batch.unlinked));
     clusters_.written_to(batch.end);
     return;
   }
+  const bool undone = barrier_error_.has_value();
+  unwritten_ = {
+      .tables = batch.references || undone,
+      .counts = !batch.counts.empty() || !batch.table.empty() || counts_unsure_ || undone};
   refcounts_.cache().put_back(std::move(batch.counts));
   refcounts_.put_back_table(batch.table, batch.moved);
   tables_.cache().put_back(std::move(batch.slices));
@@ -154,6 +163,7 @@ Task<Result<void>> WriteBack::write_counts(Batch& batch) {
     PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWrite);
     if (batch.moved) PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocWriteBlocks);
   }
+  counts_unsure_ = true;
   auto written = co_await refcounts_.cache().write(std::move(batch.counts));
   batch.counts.clear();
   co_return written;

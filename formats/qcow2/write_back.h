@@ -50,6 +50,14 @@ class WriteBack {
   // The same for a cache that needs room, where nobody is told of a failure: the next flush is.
   Task<Result<void>> clean();
 
+  // What the last write-back could not write or make durable; all false when it succeeded.
+  struct Unwritten {
+    bool tables = false;  // L2 slices, L1 entries
+    bool counts = false;  // refcount slices, refcount table entries
+  };
+  // Nothing may run meanwhile.
+  Unwritten unwritten() const { return unwritten_; }
+
   // Lazy refcounts: the counts stay in memory until the image is closed, and the dirty bit says so.
   void set_lazy(bool lazy) { lazy_.store(lazy); }
   bool lazy() const { return lazy_.load(); }
@@ -87,6 +95,8 @@ class WriteBack {
   std::optional<Error> last_told_;   // what was owed, and who shared the flush is told as well
   std::optional<Error> owed_error_;  // what the next flush from outside is told
   std::optional<Error> barrier_error_;
+  Unwritten unwritten_;
+  bool counts_unsure_ = false;  // counts were written, and no barrier has made them durable
 };
 
 }  // namespace platter::qcow2

@@ -28,6 +28,13 @@ void report_text(std::string_view text) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
+void report_error(const Error& error) {
+  for (const Error::Part& part : error.parts()) {
+    report_text(part.reason);
+    if (!part.hint.empty()) std::fprintf(stderr, "%s\n", part.hint.c_str());
+  }
+}
+
 int usage_error_text(std::string_view text) {
   report_text(text);
   const std::string hint = fmt::format("Try '{} --help' for more information\n", program());
@@ -38,6 +45,11 @@ int usage_error_text(std::string_view text) {
 std::string about(const std::string& name, std::string_view text) {
   const bool named = text.starts_with(name + ": ") || text.contains(fmt::format("'{}'", name));
   return named ? std::string(text) : fmt::format("{}: {}", name, text);
+}
+
+Error about(const std::string& name, const Error& error) {
+  const bool named = about(name, error.message()) == error.message();
+  return named ? error : error.in(name);
 }
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }

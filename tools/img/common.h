@@ -109,21 +109,24 @@ BlockNode* find_in_chain(BlockNode& top, const std::string& name);
 
 // What is to be said of the image `name`: with the name in front, unless it is there already.
 std::string about(const std::string& name, std::string_view text);
+Error about(const std::string& name, const Error& error);
 template <class... Args>
 void report_about(const std::string& name, fmt::format_string<Args...> text, Args&&... args) {
   report_text(about(name, fmt::format(text, std::forward<Args>(args)...)));
 }
 
+// "PROGRAM: reason" on standard error for each failure in it, its hint on lines of its own below.
+void report_error(const Error& error);
 // Reports a failed Result's error and gives 1.
 template <class T>
 int report_failure(const Result<T>& failed) {
-  report_text(failed.error().message());
+  report_error(failed.error());
   return 1;
 }
 // The same of work on the image `name`.
 template <class T>
 int report_failure(const std::string& name, const Result<T>& failed) {
-  report_text(about(name, failed.error().message()));
+  report_error(about(name, failed.error()));
   return 1;
 }
 

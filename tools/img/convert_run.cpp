@@ -79,7 +79,7 @@ class Conversion {
 
   Result<void> about_target(Result<void> result) const {
     if (result) return result;
-    return fail(result.error().code(), "{}", about(arguments_.target, result.error().message()));
+    return std::unexpected<Error>(about(arguments_.target, result.error()));
   }
 
   const ConvertArguments& arguments_;
@@ -363,7 +363,7 @@ Task<int> convert(ConvertArguments arguments) {
     result = co_await conversion.close(std::move(result));
   }
   if (result) co_return 0;
-  report_text(result.error().message());
+  report_error(result.error());
   co_return Cancellation::ended(result) ? Cancellation::status() : 1;
 }
 

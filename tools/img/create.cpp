@@ -151,7 +151,7 @@ Task<Result<void>> create(CreateArguments arguments) {
 Task<int> create_and_report(CreateArguments arguments) {
   const Result<void> created = co_await create(arguments);
   if (!created) {
-    report("{}: {}", arguments.filename, created.error().message());
+    report_error(created.error().in(arguments.filename));
     co_return 1;
   }
   co_return 0;

@@ -99,7 +99,7 @@ Task<int> dd(DdArguments arguments) {
   const Result<void> closed = co_await input->detach();
   if (result && !closed) result = closed;
   if (result) co_return 0;
-  report_text(result.error().message());
+  report_error(result.error());
   co_return Cancellation::ended(result) ? Cancellation::status() : 1;
 }
 

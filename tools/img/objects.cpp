@@ -6,7 +6,7 @@ namespace platter::img {
 
 bool take_object(std::string_view text) {
   const Result<void> added = crypto::add_secret_object(text);
-  if (!added) report_text(added.error().message());
+  if (!added) report_error(added.error());
   return added.has_value();
 }
 

@@ -124,7 +124,7 @@ std::optional<SnapshotName> parse_snapshot_name(std::string_view text) {
     if (options->begin() == options->end()) return name;
     report("Invalid parameter '{}'", options->begin()->first);
   } else {
-    report_text(options.error().message());
+    report_error(options.error());
   }
   report("Failed in parsing snapshot param '{}'", text);
   return std::nullopt;

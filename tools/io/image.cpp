@@ -69,7 +69,7 @@ Task<bool> run_truncate(Session& session, Arguments arguments) {
   request.size = *size;
   auto resized = co_await session.node().resize(request);
   session.print_reports();
-  if (!resized) session.complain(resized.error().message());
+  if (!resized) session.complain(resized.error());
   co_return resized.has_value();
 }
 

@@ -245,7 +245,7 @@ Task<bool> open_first(Session& session, Invocation& invocation) {
   if (invocation.image_opts) {
     Result<Options> options = Options::parse_keyval(*invocation.file);
     if (!options) {
-      session.complain(options.error().message());
+      session.complain(options.error());
       co_return false;
     }
     spec.options = std::move(*options);
@@ -279,7 +279,7 @@ int run_io(std::string program, int argc, char** argv) {
   if (invocation.misaligned) session.set_misaligned();
   Result<std::unique_ptr<Executor>> executor = Executor::create();
   if (!executor) {
-    session.complain(executor.error().message());
+    session.complain(executor.error());
     return 1;
   }
   const bool succeeded = (*executor)->block_on([&] { return run_all(session, invocation); });

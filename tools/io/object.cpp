@@ -39,7 +39,7 @@ std::optional<int> take_object(const Session& session, std::string_view text) {
   }
   const Result<void> added = crypto::add_secret_object(text);
   if (added) return std::nullopt;
-  session.complain(added.error().message());
+  session.complain(added.error());
   return 1;
 }
 

@@ -201,9 +201,10 @@ Task<bool> open_image(Session& session, OpenSpec spec) {
   auto opened = co_await open_as_specified(std::move(spec), session.program());
   if (!opened) {
     // Whoever it is that would write, through whichever node.
-    const std::string& text = opened.error().message();
-    const bool unwritable = text.contains(" needs ") && text.ends_with(", which is read-only");
-    session.complain(fmt::format("{}: {}", subject, unwritable ? "Block node is read-only" : text));
+    const bool unwritable = opened.error().kind() == ErrorKind::kReadOnlyNode;
+    const Error error =
+        unwritable ? Error(opened.error().code(), "Block node is read-only") : opened.error();
+    session.complain(error.in(subject));
     co_return false;
   }
   warn_if_guessed((*opened)->skip_filters());
@@ -245,7 +246,7 @@ Task<bool> run_open(Session& session, Arguments arguments) {
       case 'o': {
         const Result<Options> given = Options::parse_keyval(optarg);
         if (!given) {
-          session.complain(given.error().message());
+          session.complain(given.error());
           co_return false;
         }
         for (const auto& [key, value] : *given) spec.options.set(key, value);

@@ -132,7 +132,7 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
       case 'o': {
         Result<Options> given = Options::parse_keyval(optarg);
         if (!given) {
-          session.complain(given.error().message());
+          session.complain(given.error());
           co_return false;
         }
         wish.options = std::move(*given);
@@ -163,7 +163,7 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
   }
   if (good) good = apply_options(wish.options, session.node(), flags);
   if (!good) {
-    session.complain(good.error().message());
+    session.complain(good.error());
     co_return false;
   }
   if (wish.read_only) flags.read_only = *wish.read_only;
@@ -177,7 +177,7 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
     reading.need &= ~(perm::kWrite | perm::kResize);
     auto given_up = co_await session.set_permissions(reading);
     if (!given_up) {
-      session.complain(given_up.error().message());
+      session.complain(given_up.error());
       co_return false;
     }
   }
@@ -189,7 +189,7 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
   if (!reopened) {
     auto restored = co_await session.set_permissions(before);
     static_cast<void>(restored);
-    session.complain(reopened.error().message());
+    session.complain(reopened.error());
   }
   co_return reopened.has_value();
 }

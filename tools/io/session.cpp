@@ -1,43 +1,15 @@
 #include "tools/io/session.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
 
 #include "block/filters/fault.h"
+#include "tools/img/common.h"
 
 namespace platter::io_tool {
 
-namespace {
+void Session::complain(std::string_view text) const { img::report_text(text); }
 
-// Errors are one line. Some say what may help after their reason; qemu-io gives that lines of its
-// own.
-std::string with_hints(std::string_view text) {
-  constexpr std::array<std::array<std::string_view, 2>, 3> kHints{{
-      {"Parameter 'id' expects an identifier",
-       "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', "
-       "'_', starting with a letter."},
-      {": Is another process using", "\nIs another process using"},
-      {": Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- and exabytes, "
-       "respectively",
-       "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-       "and exabytes, respectively."},
-  }};
-  std::string result(text);
-  for (const auto& [plain, split] : kHints) {
-    if (const std::size_t at = result.find(plain); at != std::string::npos)
-      result.replace(at, plain.size(), split);
-  }
-  return result;
-}
-
-}  // namespace
-
-void Session::complain(std::string_view text) const {
-  std::fflush(stdout);
-  const std::string line = fmt::format("{}: {}\n", program_, with_hints(text));
-  std::fwrite(line.data(), 1, line.size(), stderr);
-}
+void Session::complain(const Error& error) const { img::report_error(error); }
 
 Task<bool> Session::close() {
   if (!image_) co_return true;
@@ -53,13 +25,7 @@ Task<bool> Session::close() {
   print_reports();
   auto detached = co_await image_.detach();
   image_ = Edge();
-  if (!detached) {
-    // What could not be written of the one cache and of the other are two lines.
-    const std::string& text = detached.error().message();
-    const std::size_t second = text.find(": Failed to flush the refcount block cache");
-    complain(text.substr(0, second));
-    if (second != std::string::npos) complain(text.substr(second + 2));
-  }
+  if (!detached) complain(detached.error());
   co_return detached.has_value();
 }
 
@@ -72,7 +38,7 @@ Task<bool> Session::need_permissions(std::uint32_t rights) {
   }
   wanted.need |= rights;
   auto granted = co_await image_.set_permissions(wanted);
-  if (!granted) complain(granted.error().message());
+  if (!granted) complain(granted.error());
   co_return granted.has_value();
 }
 

@@ -31,6 +31,8 @@ class Session {
 
   // "PROGRAM: text" on stderr, after what stdout still holds.
   void complain(std::string_view text) const;
+  // The same for each failure in it, with hints on lines of their own.
+  void complain(const Error& error) const;
 
   bool is_open() const { return static_cast<bool>(image_); }
   BlockNode& node() const { return *image_; }

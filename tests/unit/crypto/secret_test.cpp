@@ -60,7 +60,9 @@ TEST_F(Secrets, AreRefusedWithTheWordsOfQemu) {
   EXPECT_EQ(added("secret,data=abc"), "Parameter 'id' is missing");
   EXPECT_EQ(added("id=s1,data=abc"), "Parameter 'qom-type' is missing");
   EXPECT_EQ(added("foo,id=s1"), "Parameter 'qom-type' does not accept value 'foo'");
-  EXPECT_EQ(added("secret,id=1,data=abc"), "Parameter 'id' expects an identifier");
+  EXPECT_EQ(added("secret,id=1,data=abc"),
+            "Parameter 'id' expects an identifier: Identifiers consist of letters, digits, '-', "
+            "'.', '_', starting with a letter");
   EXPECT_EQ(added("secret,id=s1"), "Either 'file' or 'data' must be provided");
   EXPECT_EQ(added("secret,id=s1,data=a,file=b"), "'file' and 'data' are mutually exclusive");
   EXPECT_EQ(added("secret,id=s1,data=a,foo=b"), "Parameter 'foo' is unexpected");
