@@ -72,11 +72,11 @@ Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_s
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
                            Preallocation preallocation, const std::atomic<bool>* cancelled) {
   if (new_size > kLargestSize) return fail_errno(EFBIG, "Failed to resize file");
+  if (preallocation != Preallocation::kOff && new_size < old_size) {
+    return fail(EINVAL, "Cannot use preallocation for shrinking files");
+  }
   if (preallocation == Preallocation::kMetadata) {
     return fail(ENOTSUP, "Unsupported preallocation mode: metadata");
-  }
-  if (preallocation != Preallocation::kOff && new_size < old_size) {
-    return fail(EINVAL, "Preallocation can't be used for shrinking files");
   }
   if (preallocation != Preallocation::kOff && new_size > old_size) {
     return grow_with_space(fd, old_size, new_size, preallocation == Preallocation::kFull,

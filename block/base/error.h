@@ -34,6 +34,7 @@ inline constexpr int kCorrupt = EUCLEAN;
 enum class ErrorKind : std::uint8_t {
   kOther,
   kReadOnlyNode,  // rights to write were asked for on a node that is only read
+  kGivenUp,       // an image was found corrupt and is not written to any more, as was said then
 };
 
 class [[nodiscard]] Error {

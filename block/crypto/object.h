@@ -10,4 +10,7 @@ namespace platter::crypto {
 // "TYPE,id=ID,..." or a JSON object with the key "qom-type", which the type is then found under.
 Result<Options> read_object(std::string_view definition);
 
+// Whether it can be an object's name.
+Result<void> check_object_id(std::string_view id);
+
 }  // namespace platter::crypto

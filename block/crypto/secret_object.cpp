@@ -62,21 +62,25 @@ Result<Options> read_object(std::string_view definition) {
   return options;
 }
 
+Result<void> check_object_id(std::string_view id) {
+  if (is_identifier(id)) return {};
+  return std::unexpected<Error>(Error(EINVAL, "Parameter 'id' expects an identifier")
+                                    .with_hint("Identifiers consist of letters, digits, '-', "
+                                               "'.', '_', starting with a letter."));
+}
+
 Result<void> add_secret_object(std::string_view definition) {
   Result<Options> options = read_object(definition);
   PLATTER_TRY(options);
   const std::optional<std::string> type = options->take_string("qom-type");
   if (!type) return fail(EINVAL, "Parameter 'qom-type' is missing");
-  const std::optional<std::string> id = options->take_string("id");
-  if (!id) return fail(EINVAL, "Parameter 'id' is missing");
   if (*type != "secret") {
     return fail(EINVAL, "Parameter 'qom-type' does not accept value '{}'", *type);
   }
-  if (!is_identifier(*id)) {
-    return std::unexpected<Error>(Error(EINVAL, "Parameter 'id' expects an identifier")
-                                      .with_hint("Identifiers consist of letters, digits, '-', "
-                                                 "'.', '_', starting with a letter."));
-  }
+  const std::optional<std::string> id = options->take_string("id");
+  if (!id) return fail(EINVAL, "Parameter 'id' is missing");
+  const Result<void> named = check_object_id(*id);
+  PLATTER_TRY(named);
   std::optional<std::string> data = options->take_string("data");
   const std::optional<std::string> file = options->take_string("file");
   const std::string format = options->take_string("format").value_or("raw");

@@ -38,9 +38,7 @@ class CopyOnReadDriver : public Driver {
   }
 
   Task<Result<void>> do_read(std::uint64_t offset, IoVec iov, ReadFlags flags) override {
-    if (read_only_ || file_->skip_filters().backing() == nullptr) {
-      return file_->read(offset, iov, flags);
-    }
+    if (read_only_) return file_->read(offset, iov, flags);
     return read_and_keep(offset, iov, flags);
   }
 

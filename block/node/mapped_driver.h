@@ -209,6 +209,8 @@ class MappedDriver : public Driver {
   Task<Result<void>> write_planned(WritePlan plan, IoVec iov);
   Task<Result<void>> zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
   Task<Result<void>> zero_part(std::uint64_t offset, std::uint64_t length, bool may_write);
+  Task<Result<void>> hide_around(std::uint64_t offset, std::uint64_t length);
+  Task<Result<bool>> not_data(std::uint64_t offset, std::uint64_t length);
   // mapped_take_up.cpp
   Task<Result<std::uint64_t>> take_up_some(std::uint64_t offset, std::uint64_t length,
                                            TakeUpFlags flags);

@@ -182,16 +182,62 @@ Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t l
     auto part = co_await zero_part(offset, length, !flags.no_fallback);
     co_return part;
   }
-  // The middle first: where it fails with ENOTSUP nothing has been written.
-  auto middle = co_await zero_units(first, last - first, flags.may_unmap);
-  PLATTER_CO_TRY(middle);
-  if (offset < first) {
-    auto head = co_await zero_part(offset, first - offset, !flags.no_fallback);
-    PLATTER_CO_TRY(head);
+  // The middle first: where it fails with ENOTSUP nothing has been written. Where nothing may be
+  // written, it is the head that fails.
+  const bool may_write = !flags.no_fallback;
+  const auto middle = [&] { return zero_units(first, last - first, flags.may_unmap); };
+  Result<void> done;
+  if (may_write) done = co_await middle();
+  if (done && offset < first) done = co_await zero_part(offset, first - offset, may_write);
+  if (done && !may_write) done = co_await middle();
+  if (done && last < end) done = co_await zero_part(last, end - last, may_write);
+  co_return done;
+}
+
+// Whether no node of the chain has anything but zeroes there, as far as maps tell.
+Task<Result<bool>> MappedDriver::not_data(std::uint64_t offset, std::uint64_t length) {
+  while (length != 0) {
+    Piece piece;
+    Walk walk{this, length, {}};
+    if (!walk_on(walk, offset, piece)) {
+      auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
+      PLATTER_CO_TRY(loaded);
+    }
+    std::uint64_t there = piece.mapping.length;
+    bool zero = piece.mapping.kind == Mapping::Kind::kZero;
+    if (piece.mapping.kind == Mapping::Kind::kBacking && piece.ask != nullptr) {
+      auto extent = co_await chain_extent(*piece.ask, nullptr, offset, there);
+      PLATTER_CO_TRY(extent);
+      zero = extent->zero;
+      there = std::min(there, extent->length);
+    }
+    if (!zero) co_return false;
+    offset += there;
+    length -= there;
   }
-  if (last < end) {
-    auto tail = co_await zero_part(last, end - last, !flags.no_fallback);
-    PLATTER_CO_TRY(tail);
+  co_return true;
+}
+
+// Where a part of a unit that has no data is to be zero and the rest is already, the whole unit
+// becomes one that is known to be zero, which costs no space.
+Task<Result<void>> MappedDriver::hide_around(std::uint64_t offset, std::uint64_t length) {
+  if (!can_hide_units()) co_return {};
+  const std::uint64_t unit = zero_unit();
+  const std::uint64_t end = offset + length;
+  for (std::uint64_t at = align_down(offset, unit); at < end; at += unit) {
+    const std::uint64_t unit_end = std::min(at + unit, size());
+    const std::uint64_t from = std::max(at, offset);
+    const std::uint64_t to = std::min(unit_end, end);
+    auto rest = co_await not_data(at, from - at);
+    PLATTER_CO_TRY(rest);
+    if (*rest) {
+      rest = co_await not_data(to, unit_end - to);
+      PLATTER_CO_TRY(rest);
+    }
+    if (!*rest) continue;
+    // Should somebody have written to the unit meanwhile, it stays as it is.
+    auto hidden = co_await hide_units(at, unit_end - at);
+    PLATTER_CO_TRY(hidden);
   }
   co_return {};
 }
@@ -200,6 +246,8 @@ Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t l
 // written.
 Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t length,
                                            bool may_write) {
+  auto hidden = co_await hide_around(offset, length);
+  PLATTER_CO_TRY(hidden);
   while (length != 0) {
     Piece piece;
     Walk walk{this, length, {}};

@@ -98,7 +98,7 @@ Task<Result<void>> BlockNode::write_slow(std::uint64_t offset, IoVec iov, WriteF
 }
 
 Task<Result<void>> BlockNode::write_any(std::uint64_t offset, IoVec iov, WriteFlags flags) {
-  if (flags_.detect_zeroes != OpenFlags::DetectZeroes::kOff && !flags.compressed && iov.is_zero()) {
+  if (flags_.detect_zeroes != OpenFlags::DetectZeroes::kOff && iov.is_zero()) {
     const ZeroFlags zero{.fua = flags.fua,
                          .may_unmap = flags_.detect_zeroes == OpenFlags::DetectZeroes::kUnmap,
                          .no_fallback = false};

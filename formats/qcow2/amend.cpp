@@ -229,8 +229,7 @@ Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value,
 
 Task<Result<void>> Qcow2Driver::amend_key_slots(crypto::LuksAmendment amendment, bool force) {
   auto alone = co_await operations_.lock();
-  if (core_.poisoned.load())
-    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core_.poisoned.load()) co_return core_.given_up();
   const std::uint64_t base = core_.header.extensions.encryption->offset;
   auto amended = co_await crypto::amend_luks(*core_.file, base, *luks_, std::move(amendment),
                                              key_secret_, force);

@@ -127,8 +127,7 @@ Task<Result<void>> Bitmaps::prepare() {
 
 Task<Result<void>> Bitmaps::flag() {
   Core& core = driver_.core_;
-  if (core.poisoned.load())
-    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core.poisoned.load()) co_return driver_.core_.given_up();
   std::vector<BitmapEntry> entries;
   bool changes = false;
   for (const Bitmap& bitmap : bitmaps_) {
@@ -206,8 +205,7 @@ Task<Result<void>> Bitmaps::write_directory(Change& change) {
 Task<Result<void>> Bitmaps::stage(Change& change) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
-  if (core.poisoned.load())
-    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core.poisoned.load()) co_return driver_.core_.given_up();
   if (!bitmaps_.empty()) {
     change.old.push_back(
         {directory_.directory_offset, g.clusters_for(directory_.directory_size) << g.cluster_bits});

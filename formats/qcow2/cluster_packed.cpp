@@ -86,8 +86,7 @@ Task<Result<bool>> ClusterWriter::write_packed(std::uint64_t offset,
   const std::uint64_t first = g.cluster_index(offset);
   Claim* claim = nullptr;
   while (!claim) {
-    if (core_.poisoned.load())
-      co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load()) co_return core_.given_up();
     auto pin = co_await tables_.make_writable(offset);
     PLATTER_CO_TRY(pin);
     UniqueMutexLock lock(core_.mutex());

@@ -136,8 +136,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
   TableCache::Pin pin;
   PLATTER_FAULT(*core_.file, FaultEvent::kClusterAlloc);
   while (true) {
-    if (core_.poisoned.load())
-      co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load()) co_return core_.given_up();
     std::uint64_t need = 0;
     TableCache::Slice* slice = nullptr;
     {
@@ -158,8 +157,7 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
         if (units.own()) {
           if (!g.external_data && core_.metadata.contains(g.cluster_index(units.host))) {
             lock.unlock();
-            auto error = co_await core_.corruption(
-                "Preventing invalid write on metadata (overlaps with metadata)", true);
+            auto error = co_await core_.overlap(g.cluster_index(units.host));
             co_return std::unexpected<Error>(error);
           }
           if (reservation) reservation.give_back();

@@ -36,15 +36,14 @@ bool ClusterWriter::changed(ClusterUnits& units, UnitMask which, std::uint64_t g
         zeroes = which;
         if (!zero_bits) return (which & (units.allocated | units.zero)) == 0 && clear == kAllUnits;
       } else if (zero_bits) {
-        zeroes = which & (units.allocated | units.zero);
+        zeroes =
+            units.has_host && which == kAllUnits ? which : which & (units.allocated | units.zero);
       }
       break;
     case Change::kZero:
     case Change::kZeroUnmap:
-      // Whoever does not want space given back gets clusters that are known to be zero, as with
-      // QEMU; the others nothing where nothing shows through.
+      // Also where nothing shows through: the clusters are then known to be zero.
       zeroes = which;
-      if (change == Change::kZeroUnmap) zeroes &= ~(clear & ~(units.allocated | units.zero));
       // Version 2 has no zero clusters; nothing there reads as zeroes where nothing shows through.
       if (!zero_bits && clear != kAllUnits) return false;
       if (!zero_bits) zeroes = 0;
@@ -114,8 +113,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
   const Geometry& g = core_.geometry;
   const std::uint64_t end = offset + length;
   while (offset < end) {
-    if (core_.poisoned.load())
-      co_return fail(EIO, "the image is corrupt and is not written to any more");
+    if (core_.poisoned.load()) co_return core_.given_up();
     const std::uint64_t l1_index = g.l1_index(offset);
     const std::uint64_t slice_end =
         align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
@@ -125,8 +123,8 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
     // node shows through.
     const BlockNode* backing = core_.backing();
-    const bool makes_entries =
-        change == Change::kHide || (change == Change::kZero && g.version >= 3);
+    const bool zeroes = change == Change::kZero || change == Change::kZeroUnmap;
+    const bool makes_entries = change == Change::kHide || (zeroes && g.version >= 3);
     if (l1_offset(tables_.l1(l1_index)) == 0 && !makes_entries &&
         (change == Change::kDiscardFully || !backing ||
          (change != Change::kDiscard && offset >= backing->size()))) {

@@ -30,6 +30,11 @@ Task<Result<void>> Core::set_incompatible(std::uint64_t bits, bool on) {
   co_return written;
 }
 
+std::unexpected<Error> Core::given_up() {
+  return std::unexpected<Error>(
+      Error(EIO, "the image is corrupt and is not written to any more").as(ErrorKind::kGivenUp));
+}
+
 Task<Error> Core::corruption(std::string what, bool fatal) {
   fatal = fatal && writable;
   if (!reported.exchange(true)) {
@@ -45,7 +50,8 @@ Task<Error> Core::corruption(std::string what, bool fatal) {
           what.c_str());
     }
   }
-  if (fatal && !poisoned.exchange(true)) {
+  const bool again = fatal && poisoned.exchange(true);
+  if (fatal && !again) {
     // An error here changes nothing: the image is not written to any more.
     if (geometry.version >= 3) {
       auto marking = set_incompatible(incompatible::kCorrupt, true);
@@ -54,7 +60,14 @@ Task<Error> Core::corruption(std::string what, bool fatal) {
     }
   }
   Error error(EIO, "image is corrupt: " + what);
-  co_return error;
+  co_return again ? error.as(ErrorKind::kGivenUp) : error;
+}
+
+Task<Error> Core::overlap(std::uint64_t cluster) {
+  // Finding the name takes a walk through the tables: only when it will be told.
+  const std::string_view name = reported.load() ? "metadata" : metadata_name(cluster);
+  return corruption(fmt::format("Preventing invalid write on metadata (overlaps with {})", name),
+                    true);
 }
 
 }  // namespace platter::qcow2

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <string>
+#include <string_view>
 
 #include "block/base/error.h"
 #include "block/exec/sync.h"
@@ -66,9 +68,15 @@ struct Core {
   // Changes feature bits and makes that durable.
   Task<Result<void>> set_incompatible(std::uint64_t bits, bool on);
 
+  // The error for whoever would write to a poisoned image.
+  static std::unexpected<Error> given_up();
   // The image's tables are wrong: says so once, marks a writable image as corrupt if `fatal`, and
   // gives the error for the request. `what` is one line without period.
   Task<Error> corruption(std::string what, bool fatal);
+  // The same when data or a new table would lie on this host cluster, which holds metadata.
+  Task<Error> overlap(std::uint64_t cluster);
+  // What a host cluster holds: "active L1 table". Called without mutex().
+  std::function<std::string_view(std::uint64_t cluster)> metadata_name;
 
  private:
   Mutex mutex_;

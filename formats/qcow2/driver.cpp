@@ -30,7 +30,9 @@ Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options
       writer_(core_, tables_, clusters_),
       snapshots_(*this),
       vm_state_(*this),
-      bitmaps_(*this) {}
+      bitmaps_(*this) {
+  core_.metadata_name = [this](std::uint64_t cluster) { return metadata_name(cluster); };
+}
 
 Qcow2Driver::~Qcow2Driver() = default;
 
@@ -40,7 +42,7 @@ Limits Qcow2Driver::limits() const {
   limits.request_alignment = transforms() ? std::max(below.request_alignment, DataTransform::kUnit)
                                           : below.request_alignment;
   limits.memory_alignment = below.memory_alignment;
-  limits.discard_alignment = static_cast<std::uint32_t>(unit_size(core_.geometry));
+  limits.discard_alignment = static_cast<std::uint32_t>(core_.geometry.cluster_size());
   limits.optimal_transfer = static_cast<std::uint32_t>(core_.geometry.cluster_size());
   return limits;
 }
@@ -137,6 +139,8 @@ Task<Result<void>> Qcow2Driver::write_packed(std::uint64_t offset, IoVec iov) {
   // Packed data is not encrypted in this format: it would stand in the file for all to read.
   if (transforms())
     co_return fail(ENOTSUP, "Compression and encryption not supported at the same time");
+  if (core_.geometry.external_data)
+    co_return fail(ENOTSUP, "an external data file has no compressed data");
   const std::uint64_t end = offset + iov.size();
   if (core_.geometry.in_cluster(offset) != 0 ||
       (core_.geometry.in_cluster(end) != 0 && end < size())) {
@@ -172,7 +176,8 @@ Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov
 // Space and durability ---------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
-  const std::uint64_t unit = zero_unit();
+  // Subclusters have no space of their own to give back.
+  const std::uint64_t unit = core_.geometry.cluster_size();
   const std::uint64_t end = offset + length;
   const std::uint64_t first = align_up(offset, unit);
   // The disk's last unit is whole when the range reaches the disk's end.
@@ -252,8 +257,7 @@ Task<Result<void>> Qcow2Driver::end_writing() {
 
 Result<void> Qcow2Driver::may_operate() const {
   if (!core_.writable) return fail(EROFS, "the image is read-only");
-  if (core_.poisoned.load())
-    return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core_.poisoned.load()) return core_.given_up();
   return {};
 }
 

@@ -136,6 +136,7 @@ class Qcow2Driver final : public MappedDriver,
   // Finds the key of an encrypted image, unless nothing but metadata will be read.
   Task<Result<void>> open_encryption(OpenContext& context, const Header& header);
   void list_metadata();
+  std::string_view metadata_name(std::uint64_t cluster);
   void choose_discards(bool unmap);
   Task<Result<void>> begin_writing();
   // Writes everything back and frees what can be freed; nothing is running.

@@ -137,21 +137,13 @@ Task<Result<Reservation>> HostClusters::reserve_locked(std::uint64_t count) {
       conflict = conflict_;
     }
     if (conflict) {
-      auto error = co_await refuse_conflict(*conflict);
+      auto error = co_await core_.overlap(*conflict);
       co_return std::unexpected<Error>(error);
     }
     auto prepared = co_await prepare(search);
     PLATTER_CO_TRY(prepared);
     pin = std::move(*prepared);
   }
-}
-
-Task<Error> HostClusters::refuse_conflict(std::uint64_t cluster) {
-  return core_.corruption(
-      fmt::format(
-          "Preventing invalid allocation of cluster at offset {:#x} (overlaps with metadata)",
-          cluster << core_.geometry.cluster_bits),
-      true);
 }
 
 Task<Result<TableCache::Pin>> HostClusters::prepare(Search& search) {
@@ -330,7 +322,7 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
       if (frontier_ > first) continue;
     }
     if (conflict) {
-      auto error = co_await refuse_conflict(*conflict);
+      auto error = co_await core_.overlap(*conflict);
       co_return std::unexpected<Error>(error);
     }
     if (known && missing >= limit()) co_return fail_errno(ENOSPC);

@@ -212,7 +212,6 @@ class HostClusters {
     kKnownHoles,  // the same, but what was not scanned is not scanned now
   };
   Task<Result<TableCache::Pin>> prepare(Search& search);
-  Task<Error> refuse_conflict(std::uint64_t cluster);
   Task<Result<void>> scan(std::uint64_t slice);
   Task<Result<void>> find_frontier();
   Task<Result<void>> make_blocks(std::uint64_t following);

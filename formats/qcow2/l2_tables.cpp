@@ -20,6 +20,9 @@ constexpr std::uint64_t kMinL2Slices = 2;
 constexpr std::uint64_t kMaxShownAgain = std::uint64_t{1} << 20;  // L2 entries
 constexpr std::uint64_t kComparedAtOnce = 64 << 10;               // L1 entries
 
+// As C writes "%#x": nothing in front of a zero.
+std::string hex(std::uint64_t number) { return number == 0 ? "0" : fmt::format("{:#x}", number); }
+
 }  // namespace
 
 // Opening ----------------------------------------------------------------------------------------
@@ -269,30 +272,40 @@ Task<Result<Mapping>> L2Tables::lookup(std::uint64_t offset, std::uint64_t lengt
     // is.
     const std::uint64_t i = core_.geometry.l1_index(offset);
     if (!slice && core_.geometry.in_cluster(l1_offset(l1(i))) == 0) continue;
-    auto error = co_await complain(offset, slice);
+    auto error = co_await complain(offset, slice, for_write);
     co_return std::unexpected<Error>(error);
   }
 }
 
-Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice) {
+Task<Error> L2Tables::complain(std::uint64_t offset, TableCache::Slice* slice, bool for_write) {
   const Geometry& g = core_.geometry;
   const std::uint64_t i = g.l1_index(offset);
   const std::uint64_t table = l1_offset(l1(i));
   std::string what;
   if (!slice) {
-    what = fmt::format("L2 table offset {:#x} unaligned (L1 index: {:#x})", table, i);
+    what = fmt::format("L2 table offset {} unaligned (L1 index: {})", hex(table), hex(i));
   } else {
-    const L2Entry whole = entry(*slice, entry_of(offset));
+    const std::uint64_t first = entry_of(offset);
+    const L2Entry whole = entry(*slice, first);
     const ClusterUnits units = units_of(g, whole);
+    const std::string place =
+        fmt::format("(L2 offset: {}, L2 index: {})", hex(table), hex(g.l2_index(offset)));
     if (units.valid) {
-      what = "Preventing invalid write on metadata (overlaps with metadata)";
-    } else if (!g.extended_l2) {
-      what = fmt::format(
-          "Cluster allocation offset {:#x} unaligned (L2 offset: {:#x}, L2 index: {:#x})",
-          whole.word & kOffsetMask, table, g.l2_index(offset));
+      // It is this cluster or one that follows it in the file.
+      std::uint64_t cluster = g.cluster_index(units.host);
+      const std::uint64_t end = cluster + slice_entries();
+      while (cluster < end && !core_.metadata.contains(cluster)) ++cluster;
+      auto overlapping = co_await core_.overlap(cluster);
+      co_return overlapping;
+    }
+    if (g.extended_l2 && g.in_cluster(whole.word & kOffsetMask) == 0) {
+      what = fmt::format("Invalid L2 entry {} {}", hex(whole.word), place);
+    } else if (for_write && (whole.word & kCopied) != 0) {
+      what = fmt::format("Data cluster offset {} unaligned (guest offset: {})",
+                         hex(whole.word & kOffsetMask), hex(g.cluster_start(offset)));
     } else {
-      what = fmt::format("Invalid L2 entry {:#x} (L2 offset: {:#x}, L2 index: {:#x})", whole.word,
-                         table, g.l2_index(offset));
+      what = fmt::format("Cluster allocation offset {} unaligned {}", hex(whole.word & kOffsetMask),
+                         place);
     }
   }
   auto error = co_await core_.corruption(std::move(what), true);

@@ -130,7 +130,7 @@ class L2Tables {
                        Mapping& mapping) const;
   void answer_units(const TableCache::Slice& slice, std::uint64_t offset, std::uint64_t length,
                     Mapping& mapping) const;
-  Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice);
+  Task<Error> complain(std::uint64_t offset, TableCache::Slice* slice, bool for_write);
   Task<Result<void>> make_table(std::uint64_t l1_index, std::uint64_t old_entry);
   // No cluster in the slice is ours alone.
   void disown(TableCache::Slice& slice) PLATTER_REQUIRES(metadata_mutex);

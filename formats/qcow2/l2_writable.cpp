@@ -30,7 +30,7 @@ Task<Result<TableCache::Pin>> L2Tables::make_writable(std::uint64_t offset) {
         auto pin = co_await cache_.load(slice_of(offset));
         PLATTER_CO_TRY(pin);
         if (*pin) co_return std::move(pin);
-        auto error = co_await complain(offset, nullptr);
+        auto error = co_await complain(offset, nullptr, true);
         co_return std::unexpected<Error>(error);
       }
     }
@@ -69,7 +69,7 @@ Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry
   const Geometry& g = core_.geometry;
   const std::uint64_t old_table = l1_offset(old_entry);
   if (g.in_cluster(old_table) != 0) {
-    auto error = co_await complain(i * g.l2_coverage(), nullptr);
+    auto error = co_await complain(i * g.l2_coverage(), nullptr, true);
     co_return std::unexpected<Error>(error);
   }
   auto room = cache_.make_room();

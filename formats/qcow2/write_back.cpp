@@ -109,8 +109,7 @@ void WriteBack::end(Batch batch, bool written) {
 }
 
 Task<Result<void>> WriteBack::write_all(bool flush_always) {
-  if (core_.poisoned.load())
-    co_return fail(EIO, "the image is corrupt and is not written to any more");
+  if (core_.poisoned.load()) co_return core_.given_up();
   Batch batch = take();
   auto result = co_await prepare_header(batch);
   if (result) result = co_await lengthen_file(batch.end);

@@ -1,12 +1,15 @@
 // raw: the bytes of the file are the bytes of the disk, or a window of them.
 //
 // Options: file, offset (bytes), size (bytes; default: to the end of the file).
-// Threads: any. Members are immutable after open but for size_, which is atomic.
+// Threads: any. Members are immutable after open but for the window, which is atomic: it changes at
+// the user's wish, who has no requests running then.
 //
 // Requests cost no coroutine of their own: the Task of the file's node is handed on.
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
+#include <optional>
 
 #include "block/base/checked.h"
 #include "block/exec/executor.h"
@@ -18,26 +21,46 @@ namespace {
 // Disks are whole sectors, whatever the size of the file.
 constexpr std::uint64_t kSector = 512;
 
+Result<void> check_window(std::uint64_t file_end, std::uint64_t start,
+                          std::optional<std::uint64_t> size) {
+  const std::uint64_t file_size = align_up<std::uint64_t>(file_end, kSector);
+  if (size && !is_aligned(*size, kSector)) {
+    return fail(EINVAL, "Specified size is not multiple of {}", kSector);
+  }
+  if (start > file_size) {
+    return fail(EINVAL, "Offset ({}) cannot be greater than size of the containing file ({})",
+                start, file_size);
+  }
+  if (size && *size > file_size - start) {
+    return fail(EINVAL,
+                "The sum of offset ({}) and size ({}) has to be smaller or equal to the  actual "
+                "size of the containing file ({})",
+                start, *size, file_size);
+  }
+  return {};
+}
+
 class RawDriver : public Driver {
  public:
   RawDriver(Edge file, std::uint64_t offset, std::optional<std::uint64_t> size, bool below_a_format)
       : file_(std::move(file)),
         offset_(offset),
-        fixed_size_(size.has_value()),
-        size_(size.value_or(0)),
-        grows_(below_a_format && !fixed_size_ && file_->driver().can_grow()) {}
+        size_(size.value_or(kToTheEnd)),
+        grows_(below_a_format && !size && file_->driver().can_grow()) {}
 
   std::uint64_t size() const override {
-    if (fixed_size_) return size_.load(std::memory_order_acquire);
+    if (const std::uint64_t fixed = size_.load(); fixed != kToTheEnd) return fixed;
     // Disks end at a sector's end; behind the end of the file are zeroes.
     const std::uint64_t end = file_->size();
-    return end > offset_ ? align_up<std::uint64_t>(end - offset_, kSector) : 0;
+    const std::uint64_t start = offset_.load();
+    return end > start ? align_up<std::uint64_t>(end - start, kSector) : 0;
   }
   Limits limits() const override {
     Limits limits = file_->limits();
     // The file's node pads, locks and flushes; doing so here too would only cost time.
     limits.request_alignment = 1;
-    limits.native_fua = true;
+    // (Who listens to events is told of the flush by itself.)
+    limits.native_fua = !file_->listens_to_events();
     return limits;
   }
   bool can_grow() const override { return grows_; }
@@ -65,16 +88,17 @@ class RawDriver : public Driver {
 
   Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length) override {
     const std::uint64_t end = file_->size();
-    if (offset_ + offset >= end) [[unlikely]]
+    const std::uint64_t start = offset_.load();
+    if (start + offset >= end) [[unlikely]]
       return behind_end(offset, length);
-    length = std::min(length, end - offset_ - offset);
-    if (offset_ == 0) return file_->extent(offset, length);
+    length = std::min(length, end - start - offset);
+    if (start == 0) return file_->extent(offset, length);
     return shifted_extent(offset, length);
   }
 
   Task<Result<void>> do_resize(ResizeRequest request) override {
-    if (fixed_size_) co_return fail(ENOTSUP, "Cannot resize fixed-size raw disks");
-    const auto end = checked_add(request.size, offset_);
+    if (size_.load() != kToTheEnd) co_return fail(ENOTSUP, "Cannot resize fixed-size raw disks");
+    const auto end = checked_add(request.size, offset_.load());
     if (!end) co_return fail(EINVAL, "Disk size too large for the chosen offset");
     request.size = *end;
     auto resized = co_await file_->resize(request);
@@ -104,7 +128,21 @@ class RawDriver : public Driver {
     return file_->driver().allocated_size();
   }
   std::string exact_filename() const override {
-    return offset_ == 0 && !fixed_size_ ? file_->driver().exact_filename() : std::string();
+    return offset_.load() == 0 && size_.load() == kToTheEnd ? file_->driver().exact_filename()
+                                                            : std::string();
+  }
+  Result<std::function<Task<Result<void>>()>> plan_change(Options& options) override {
+    const auto offset = options.take_size("offset");
+    PLATTER_TRY(offset);
+    const auto size = options.take_size("size");
+    PLATTER_TRY(size);
+    if (!*offset && !*size) return std::function<Task<Result<void>>()>();
+    const std::uint64_t start = offset->value_or(offset_.load());
+    std::optional<std::uint64_t> length = *size;
+    if (!length && size_.load() != kToTheEnd) length = size_.load();
+    const Result<void> fits = check_window(file_->size(), start, length);
+    PLATTER_TRY(fits);
+    return [this, start, length] { return change_window(start, length.value_or(kToTheEnd)); };
   }
   bool listens_to_events() const override { return file_->listens_to_events(); }
   Task<void> do_announce(FaultEvent event) override { return file_->announce(event); }
@@ -134,13 +172,19 @@ class RawDriver : public Driver {
     extent->offset = offset;
     co_return extent;
   }
+  Task<Result<void>> change_window(std::uint64_t start, std::uint64_t length) {
+    offset_.store(start);
+    size_.store(length);
+    co_return {};
+  }
   static Task<Result<void>> no_compression() {
     co_return fail(ENOTSUP, "the raw format cannot store compressed data");
   }
 
   Edge file_;
-  const std::uint64_t offset_;
-  const bool fixed_size_;
+  static constexpr std::uint64_t kToTheEnd = ~std::uint64_t{0};
+
+  std::atomic<std::uint64_t> offset_;
   std::atomic<std::uint64_t> size_;
   const bool grows_;
 };
@@ -155,20 +199,7 @@ Task<Result<std::unique_ptr<Driver>>> open_raw(OpenContext& context) {
   auto file = co_await context.open_child("file", none);
   PLATTER_CO_TRY(file);
   const std::uint64_t start = offset->value_or(0);
-  const std::uint64_t file_size = align_up<std::uint64_t>((*file)->size(), kSector);
-  Result<void> fits;
-  if (*size && !is_aligned(**size, kSector)) {
-    fits = fail(EINVAL, "Specified size is not multiple of {}", kSector);
-  } else if (start > file_size) {
-    fits = fail(EINVAL, "Offset ({}) cannot be greater than size of the containing file ({})",
-                start, file_size);
-  } else if (*size && **size > file_size - start) {
-    fits =
-        fail(EINVAL,
-             "The sum of offset ({}) and size ({}) has to be smaller or equal to the  actual size "
-             "of the containing file ({})",
-             start, **size, file_size);
-  }
+  const Result<void> fits = check_window((*file)->size(), start, *size);
   if (!fits) {
     auto closed = co_await file->detach();
     static_cast<void>(closed);

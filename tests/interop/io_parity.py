@@ -9,114 +9,11 @@ import argparse
 import concurrent.futures
 import os
 import random
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 
-STATISTICS = re.compile(r"ops; .* ops/sec\)")
-MACHINE = re.compile(r"^(\d+,1),\d+:\d\d:\d\d\.\d\d,\d+\.\d{3},\d+\.\d{3}$", re.M)
-TIME = re.compile(r"1 ops; (\d\d\.\d\d sec|\d+:\d\d:\d\d\.\d\d) \((\d[\d.e+]*) ?(bytes|[KMGTPE]iB)?/sec and \d+\.\d{4} ops/sec\)")
-NODE = re.compile(r"#block\d+|node '[^']*'")
-
-
-class Case:
-    """One script, run on fresh images. `setup` gives image name -> qemu-img create arguments."""
-
-    def __init__(self, name, commands, image="disk", fmt="qcow2", size="4M", options=(), setup=(),
-                 stdin=None, stderr=True, unordered=False, create=""):
-        self.name = name
-        self.commands = commands
-        self.image = image
-        self.fmt = fmt
-        self.size = size
-        self.options = list(options)
-        self.setup = list(setup)
-        self.stdin = stdin
-        self.stderr = stderr
-        self.unordered = unordered
-        self.create = create
-
-
-def normalise(text, unordered):
-    text = MACHINE.sub(r"\1,TIME", STATISTICS.sub("ops; TIME", text))
-    text = NODE.sub("NODE", text)
-    lines = text.splitlines()
-    return sorted(lines) if unordered else lines
-
-
-def prepare(case, directory):
-    os.makedirs(directory)
-    for arguments in case.setup:
-        subprocess.run(arguments, cwd=directory, check=True, stdout=subprocess.DEVNULL)
-    path = os.path.join(directory, "disk")
-    if case.fmt and not os.path.exists(path):
-        command = ["qemu-img", "create", "-q", "-f", case.fmt]
-        if case.create:
-            command += ["-o", case.create]
-        subprocess.run(command + ["disk", case.size], cwd=directory, check=True)
-
-
-def run(program, case, directory):
-    command = [program] + case.options
-    if case.fmt and "--image-opts" not in case.options and "-f" not in case.options:
-        command += ["-f", case.fmt]
-    for line in case.commands:
-        command += ["-c", line]
-    if case.image:
-        command.append(case.image)
-    done = subprocess.run(command, cwd=directory, input=case.stdin, capture_output=True, timeout=30,
-                          text=True, errors="replace")
-    return done
-
-
-def differences(case, ours, theirs):
-    found = []
-    if ours.returncode != theirs.returncode:
-        found.append(f"exit status {ours.returncode}, qemu-io has {theirs.returncode}")
-    for stream in ("stdout", "stderr"):
-        if stream == "stderr" and not case.stderr:
-            continue
-        mine = normalise(getattr(ours, stream), case.unordered)
-        other = normalise(getattr(theirs, stream), case.unordered)
-        if mine != other:
-            at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), min(len(mine), len(other)))
-            found.append(f"{stream} differs in line {at + 1}:\n      ours: {mine[at:at + 3]}\n"
-                         f"    theirs: {other[at:at + 3]}")
-    for line in ours.stdout.splitlines():
-        if " ops; " in line and not TIME.search(line):
-            found.append(f"statistics are not of the usual form: {line}")
-    return found
-
-
-def compare_images(case, ours, theirs):
-    if not case.fmt:
-        return []
-    found = []
-    done = subprocess.run(["qemu-img", "compare", "-f", case.fmt, "-F", case.fmt, os.path.join(ours, "disk"),
-                           os.path.join(theirs, "disk")], capture_output=True, text=True)
-    if done.returncode != 0:
-        found.append("images: " + (done.stdout + done.stderr).strip())
-    if case.fmt == "qcow2":
-        done = subprocess.run(["qemu-img", "check", os.path.join(ours, "disk")], capture_output=True, text=True)
-        if done.returncode != 0:
-            found.append("check: " + (done.stdout + done.stderr).strip())
-    return found
-
-
-def examine(case, program, work):
-    """What differs between the two tools, as lines of text; nothing if all is alike."""
-    ours = os.path.join(work, "ours")
-    theirs = os.path.join(work, "theirs")
-    prepare(case, ours)
-    prepare(case, theirs)
-    try:
-        found = differences(case, run(program, case, ours), run("qemu-io", case, theirs))
-    except subprocess.TimeoutExpired as expired:
-        return [f"timeout: {expired.cmd[0]}"]
-    return found or compare_images(case, ours, theirs)
-
+from io_harness import Case, examine
 
 READS = [
     "read 0 4k", "read -C 0 4k", "read -q 0 4k", "read -P 5 0 4k", "read -P 0 0 4k", "read -P 5 -s 512 0 4k",
@@ -239,6 +136,9 @@ def cases_of(fmt):
     yield Case("image", IMAGE, fmt=fmt)
     yield Case("control", with_format(CONTROL, fmt), fmt=fmt)
     yield Case("reopen", REOPEN, fmt=fmt)
+    if fmt == "raw":
+        yield Case("window", WINDOW, fmt=fmt)
+        yield Case("shrinking", [f"truncate -m {mode} 3M" for mode in ("falloc", "metadata", "full", "off")], fmt=fmt)
     yield Case("aio", AIO, fmt=fmt)
     yield Case("interactive", [], fmt=fmt, stdin=INTERACTIVE)
     yield Case("interactive, no newline at the end", [], fmt=fmt, stdin="read 0 512\nlength\nfoo")
@@ -259,9 +159,16 @@ def cases_of(fmt):
     yield Case("secret object", ["length"], fmt=fmt, options=["--object", "secret,id=x,data=abc"])
     for text in ('{"qom-type":"secret","id":"s","data":"x"}', "{'qom-type':'secret','id':'s','data':'x'}",
                  '{"qom-type":"secret"}', '{"id":"s"}', '{"qom-type":"foo","id":"s"}', "{", "", "id=x", "secret,id=1",
-                 "secret,help", "secret,id=s,help", "secret,id=x,data=y,format=foo"):
+                 "secret,help", "secret,?", "secret,id=s,help", "secret,id=x,data=y,format=foo", "foo", "foo,id=x",
+                 "authz-list,id=a,policy=deny", "authz-list,id=a,policy=foo", "authz-list,id=a,foo=1", "authz-list,help",
+                 "authz-simple,id=a", "authz-list,id=1", "throttle-group,id=t,x-iops-total=5", "throttle-group,help",
+                 "throttle-group,id=t,x-iops-total=z", "throttle-group,id=t,limits.iops-total=3", "throttle-group",
+                 "thread-context,id=c"):
         if fmt == "raw":
             yield Case(f"object {text}", ["length"], fmt=fmt, options=["--object", text])
+    for kind in ("authz-list,id=a", "secret,id=a,data=x"):
+        yield Case(f"two objects of one name, {kind}", ["length"], fmt=fmt,
+                   options=["--object", "authz-list,id=a", "--object", kind])
     yield Case("bad object", ["length"], fmt=fmt, options=["--object", "foo,id=x"])
     yield Case("trace", ["length"], fmt=fmt, options=["-T", "foo"])
     yield Case("missing file", ["length"], fmt=fmt, image="missing")
@@ -270,7 +177,7 @@ def cases_of(fmt):
         yield Case(f"random {seed}", random_script(seed), fmt=fmt)
     yield Case("breakpoints", BREAK_RAW if fmt == "raw" else BREAK, fmt=fmt, options=["--image-opts"], stderr=True,
                image=f"driver={fmt},file.driver=blkdebug,file.image.driver=file,file.image.filename=disk")
-    for event in ("pwritev", "pwritev_zero", *(["pwritev_done"] if fmt == "qcow2" else [])):
+    for event in ("pwritev", "pwritev_zero", "pwritev_done"):
         yield Case(f"error at {event}", ["write 0 64k", "write 0 64k", "write -z 128k 4k", "write -z -u 1M 64k", "write 0 4k"],
                    fmt=fmt, options=["--image-opts"], stderr=True,
                    image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
@@ -288,6 +195,21 @@ BREAK = [
 BREAK_RAW = [
     "break nonsense A", "break write_aio", "resume A", "remove_break A", "break read_aio A", "remove_break A",
     "remove_break A", "resume B",
+    *(line for event in ("pwritev", "pwritev_done", "flush_to_os")
+      for line in (f"break {event} A", "aio_write 0 64k", "wait_break A", "length", "resume A", "aio_flush")),
+]
+WINDOW = [
+    "write -q -P 1 0 1M", "write -q -P 2 1M 1M", "reopen -o offset=1M", "length", "read -P 2 0 512", "reopen -r", "length",
+    "reopen -o size=1M", "length", "reopen -w -o offset=0", "length", "read -P 1 0 1M", "truncate 2M", "reopen -o size=1000",
+    "reopen -o size=8M", "reopen -o offset=8M", "reopen -o size=foo", "reopen -o offset=3,size=1M", "length", "write -P 3 0 512",
+    "reopen -o offset=0,size=4M", "read -P 3 3 512", "map",
+]
+# What becomes of clusters of which a part is zeroed or discarded.
+PARTS = [
+    "write -z 100k 1k", "map", "write -z -u 200k 3k", "map", "write -P 5 300k 20k", "write -z 301k 1k", "write -z -u 310k 70k",
+    "map", "alloc 256k 128k", "write -z -n 500k 1k", "write -z -u -n 301k 60k", "map", "discard 300k 4k", "map", "discard 256k 64k",
+    "map", "write -z 1M 100k", "write -z -u 2M 64k", "map", "discard 2M 64k", "map", "write -z 4193k 1k", "map",
+    "write -z -u -n 2239491 32768", "write -z 3000001 1", "alloc 2M 2M", "read -P 0 1M 2M", "map",
 ]
 
 
@@ -388,6 +310,9 @@ def only_qcow2():
     yield Case("snapshot", ["write -P 1 0 64k", "map", "read -P 1 0 64k", "read -P 3 64k 64k"], setup=backed, options=["-s"])
     yield Case("snapshot, reading", ["write 0 64k", "map"], setup=backed, options=["-s", "-r"])
     yield Case("copy on read", ["read -P 3 64k 4k", "map", "read -P 0 1M 512", "map"], setup=backed, options=["-C"])
+    yield Case("copy on read, reopened", ["reopen -r", "reopen -o read-only=on", "reopen -o driver=qcow2", "read 2M 512",
+                                          "reopen -o lazy-refcounts=on", "write 0 512", "map"], setup=backed, options=["-C"])
+    yield Case("copy on read, nothing below", ["read 64k 512", "map", "read 1M 70000", "map"], options=["-C"])
     yield Case("copy on read, reading", ["length"], setup=backed, options=["-C", "-r"])
     yield Case("packed", packed)
     state = ["write -b 0 512", "write -b -P 9 1M 1024", "read -b -P 9 1M 1024", "read -b -P 0xcd 0 512",
@@ -413,6 +338,13 @@ def only_qcow2():
     yield Case("too long", ["truncate 7E", "truncate 8E", "length"])
     for options in ("read-only=on", "file.read-only=on"):
         yield Case(f"image options, {options}", ["write 0 512"], options=["--image-opts"], image=f"driver=qcow2,file.filename=disk,{options}")
+    for create in ("", "extended_l2=on", "extended_l2=on,cluster_size=16k", "cluster_size=512"):
+        yield Case(f"parts of clusters, {create}", PARTS, create=create)
+        over = ("," if create else "") + "backing_file=base,backing_fmt=qcow2"
+        yield Case(f"parts of clusters over others, {create}", PARTS, create=create + over, setup=backed[:2])
+    yield Case("packed zeroes", ["reopen -o detect-zeroes=on", "write -c -P 0 0 64k", "write -c -P 0 128k 4k", "map"])
+    yield from corrupt()
+    yield from encrypted()
     yield Case("preallocation", ["truncate -m off 5M", "truncate -m metadata 6M", "truncate -m falloc 7M",
                                  "truncate -m full 8M", "map", "length"])
     yield Case("reopen, qcow2's options", [
@@ -426,6 +358,37 @@ def only_qcow2():
     for seed, create in enumerate(("cluster_size=512", "cluster_size=2M", "compat=0.10", "lazy_refcounts=on")):
         yield Case(f"image, {create}", IMAGE, create=create)
         yield Case(f"random, {create}", random_script(seed + 2), create=create)
+
+
+def corrupt():
+    """L2 entries that refer to metadata, and tables at places where none can be."""
+    damage = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "io_damage.py")]
+    for place in ("header", "l1", "l2", "refcount-table", "refcount-block", "snapshots", "snapshot-l1", "bitmaps", "unaligned"):
+        yield Case(f"corrupt, {place}", ["write 0 64k", "write 0 64k"], setup=[damage + [place]], readable=False)
+    reads = ["read 0 512", "read 64k 512", "map"]
+    yield Case("corrupt, read only", reads[:2], options=["-r"], setup=[damage + ["unaligned"]], readable=False)
+    yield Case("corrupt, L2 table's place", reads, options=["-r"], setup=[damage + ["unaligned", "table"]], readable=False)
+
+
+def encrypted():
+    secret = "secret,id=s,data=abc"
+    commands = ["write -P 4 100 1000", "read -P 4 100 1000", "map", "write -z 64k 1k", "map", "write -P 7 200k 100k", "info",
+                "discard 0 64k", "map", "read -v 0 20", "read -P 7 200k 100k", "writev -P 9 1M 512 70000", "read -P 9 1M 70512",
+                "truncate 5M", "map", "write -b 0 512", "read -b 0 512", "reopen -r", "reopen -w",
+                "reopen -o encrypt.format=luks", "reopen -o encrypt.key-secret=x", "read 0 512", "reopen -o encrypt.foo=x",
+                "reopen -o encrypt.format=foo"]
+    for kind in ("luks", "aes"):
+        # (qemu-img gives up on LUKS when the clock tells it that no time has passed: then again.)
+        options = f"encrypt.format={kind},encrypt.key-secret=s" + (",encrypt.iter-time=10" if kind == "luks" else "")
+        create = f"qemu-img create -q --object {secret} -f qcow2 -o {options} disk 4M"
+        setup = [["sh", "-c", f"for i in 1 2 3 4 5; do {create} 2>/dev/null && exit 0; done; {create}"]]
+        image = "driver=qcow2,file.filename=disk,"
+        yield Case(f"encrypted, {kind}", commands, setup=setup, options=["--object", secret, "--image-opts"],
+                   image=image + "encrypt.key-secret=s", readable=False)
+        opens = ["key-secret=w", "key-secret=nope", "format=luks,encrypt.key-secret=s", "format=aes,encrypt.key-secret=s",
+                 "format=foo,encrypt.key-secret=s", "key-secret=s,encrypt.foo=s"]
+        yield Case(f"encrypted, {kind}, opened", [line for how in opens for line in (f"open -o {image}encrypt.{how}", "close")],
+                   setup=setup, readable=False, image=None, options=["--object", secret, "--object", "secret,id=w,data=abx"])
 
 
 def main():

@@ -74,7 +74,8 @@ Task<bool> run_map(Session& session, Arguments) {
   for (std::uint64_t offset = 0; offset < size;) {
     auto piece = co_await piece_at(node, offset, size - offset);
     if (!piece) {
-      session.complain(piece.error().in("Failed to get allocation status"));
+      session.complain(
+          Error::from_errno(piece.error().code()).in("Failed to get allocation status"));
       co_return false;
     }
     if (area.length != 0 && piece->allocated != area.allocated) {

@@ -198,6 +198,7 @@ bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode) {
 Task<bool> open_image(Session& session, OpenSpec spec) {
   const std::string subject =
       spec.filename ? "can't open device " + *spec.filename : std::string("can't open");
+  const bool copy_on_read = spec.copy_on_read;
   auto opened = co_await open_as_specified(std::move(spec), session.program());
   if (!opened) {
     // Whoever it is that would write, through whichever node.
@@ -208,7 +209,7 @@ Task<bool> open_image(Session& session, OpenSpec spec) {
     co_return false;
   }
   warn_if_guessed((*opened)->skip_filters());
-  session.adopt(std::move(*opened));
+  session.adopt(std::move(*opened), copy_on_read);
   co_return true;
 }
 

@@ -29,7 +29,7 @@ bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode);
 
 // Takes an object of --object; what it gives is an exit status with which there is nothing more to
 // do, after "help" or a mistake, which it has reported.
-std::optional<int> take_object(const Session& session, std::string_view text);
+std::optional<int> take_object(Session& session, std::string_view text);
 
 // Opens it as the session's image, or reports why not.
 Task<bool> open_image(Session& session, OpenSpec spec);

@@ -37,14 +37,36 @@ Result<void> check_below(Options below, BlockNode& node) {
   return fail(EINVAL, "Cannot change the option '{}'", below.begin()->first);
 }
 
+std::optional<std::string> encryption_of(BlockNode& node) {
+  const FormatInfo info = node.driver().info();
+  if (!info.encrypted) return std::nullopt;
+  for (const InfoField& field : info.specific) {
+    const auto* const parts = std::get_if<InfoField::Fields>(&field.value);
+    if (field.name != "encrypt" || parts == nullptr) continue;
+    for (const InfoField& part : *parts)
+      if (part.name == "format") return std::get<std::string>(part.value);
+  }
+  return std::nullopt;
+}
+
 // A key that unlocks is read when the image is opened.
 Result<void> check_key(Options& options, BlockNode& node) {
-  if (const std::string* format = options.peek("encrypt.format");
-      format && node.driver_name() == "qcow2" && !node.driver().info().encrypted) {
-    return fail(EINVAL, "No encryption in image header, but options specified format '{}'",
-                *format);
+  if (node.driver_name() != "qcow2") return {};
+  if (const auto format = options.take_string("encrypt.format")) {
+    const std::optional<std::string> there = encryption_of(node);
+    if (!there) {
+      return fail(EINVAL, "No encryption in image header, but options specified format '{}'",
+                  *format);
+    }
+    if (*there != *format) {
+      return fail(EINVAL, "Header reported '{}' encryption format but options specify '{}'", *there,
+                  *format);
+    }
   }
-  if (node.driver_name() == "qcow2") options.take_string("encrypt.key-secret");
+  options.take_string("encrypt.key-secret");
+  const Options unknown = options.take_child("encrypt");
+  if (!unknown.empty() && node.driver().info().encrypted)
+    return fail(EINVAL, "Parameter '{}' is unexpected", unknown.begin()->first);
   return {};
 }
 
@@ -154,19 +176,23 @@ Task<bool> run_reopen(Session& session, Arguments arguments) {
   Result<void> good = check_wish(wish);
   std::function<Task<Result<void>>()> change;
   if (good) {
-    auto planned = session.node().driver().plan_change(wish.options);
+    auto planned = session.image().driver().plan_change(wish.options);
     if (planned) {
       change = std::move(*planned);
     } else {
       good = forward_error(planned);
     }
   }
-  if (good) good = apply_options(wish.options, session.node(), flags);
+  if (good) good = apply_options(wish.options, session.image(), flags);
+  if (wish.read_only) flags.read_only = *wish.read_only;
+  if (good && flags.read_only && session.copy_on_read()) {
+    good = fail(EACCES, "Can't set node '{}' to r/o with copy-on-read enabled",
+                session.image().node_name());
+  }
   if (!good) {
     session.complain(good.error());
     co_return false;
   }
-  if (wish.read_only) flags.read_only = *wish.read_only;
 
   auto finished = session.wait_for_requests();
   co_await finished;

@@ -86,7 +86,9 @@ void print_statistics(std::string_view verb, Clock::duration elapsed, std::uint6
 }
 
 void print_failure(std::string_view what, const Error& error) {
-  print("{} failed: {}\n", what, errno_text(error.code()));
+  // To qemu-io an image that was given up is there no more.
+  const int code = error.kind() == ErrorKind::kGivenUp ? ENOMEDIUM : error.code();
+  print("{} failed: {}\n", what, errno_text(code));
 }
 
 void dump_bytes(std::span<const std::byte> bytes, std::uint64_t offset) {

@@ -25,8 +25,10 @@ Task<bool> Session::close() {
   print_reports();
   auto detached = co_await image_.detach();
   image_ = Edge();
-  if (!detached) complain(detached.error());
-  co_return detached.has_value();
+  // That an image was given up has been said.
+  if (detached || detached.error().kind() == ErrorKind::kGivenUp) co_return true;
+  complain(detached.error());
+  co_return false;
 }
 
 Task<bool> Session::need_permissions(std::uint32_t rights) {
@@ -69,6 +71,14 @@ void Session::note_halted() {
 }
 
 FaultPoints* Session::fault_points() const { return image_ ? fault_points_of(*image_) : nullptr; }
+
+Result<void> Session::add_object(std::string id) {
+  if (std::ranges::find(objects_, id) != objects_.end()) {
+    return fail(EEXIST, "attempt to add duplicate property '{}' to object (type 'container')", id);
+  }
+  objects_.push_back(std::move(id));
+  return {};
+}
 
 bool Session::take_breakpoint(std::string_view tag) {
   return std::erase_if(breakpoints_, [&](const std::string& known) { return known == tag; }) != 0;

@@ -36,8 +36,14 @@ class Session {
 
   bool is_open() const { return static_cast<bool>(image_); }
   BlockNode& node() const { return *image_; }
+  // The image itself, when a filter that was put over it keeps what is read from backing images.
+  BlockNode& image() const { return copy_on_read_ ? *image_->driver().filtered() : *image_; }
+  bool copy_on_read() const { return copy_on_read_; }
   // Takes over an open image; there is none yet.
-  void adopt(Edge image) { image_ = std::move(image); }
+  void adopt(Edge image, bool copy_on_read) {
+    image_ = std::move(image);
+    copy_on_read_ = copy_on_read;
+  }
   // Lets what halts go on, waits for what runs, closes the image. False: the error was reported.
   Task<bool> close();
   // Adds rights to those that the image was opened with. False: refused and reported.
@@ -70,6 +76,9 @@ class Session {
   // Whether a breakpoint of that tag has not been reached yet; it is forgotten.
   bool take_breakpoint(std::string_view tag);
 
+  // EEXIST: there is an object of that name already.
+  Result<void> add_object(std::string id);
+
   bool quitting() const { return quitting_; }
   void quit() { quitting_ = true; }
 
@@ -78,12 +87,14 @@ class Session {
  private:
   const std::string program_;
   Edge image_;
+  bool copy_on_read_ = false;
   bool misaligned_ = false;
   bool quitting_ = false;
   TaskScope requests_;
   std::vector<std::function<void()>> reports_;
   std::vector<std::string> breakpoints_;  // set and not yet reached
-  std::vector<std::string> halted_;       // reached; may have gone on since
+  std::vector<std::string> objects_;
+  std::vector<std::string> halted_;  // reached; may have gone on since
 };
 
 // A command: `false` is what makes the program's exit status 1.

@@ -191,7 +191,7 @@ TEST_P(FileTest, Resizing) {
   ASSERT_TRUE(file.resize({.size = 200'000, .preallocation = Preallocation::kFull}));
   EXPECT_EQ(read_file(path_), pattern(5000).substr(0, 3000) + std::string(197'000, '\0'));
   EXPECT_EQ(error_of(file.resize({.size = 10, .preallocation = Preallocation::kFull})),
-            "Preallocation can't be used for shrinking files");
+            "Cannot use preallocation for shrinking files");
   EXPECT_EQ(error_of(file.resize({.size = 300'000, .preallocation = Preallocation::kMetadata})),
             "Unsupported preallocation mode: metadata");
   EXPECT_FALSE(file.resize({.size = ~std::uint64_t{0}}));

@@ -46,6 +46,27 @@ TEST_F(Raw, DisksAreWholeSectors) {
   EXPECT_OK(close(*edge));
 }
 
+TEST_F(Raw, TheWindowMayChangeWhileItIsOpen) {
+  disk_->write(512, IoVec::of_const(filled(488, 1)));
+  auto edge = open("driver=raw,file.driver=memory,file.name=r");
+  ASSERT_OK(edge);
+  const auto change = [&](std::string_view window) {
+    Options options = *Options::parse_keyval(window);
+    auto planned = (*edge)->driver().plan_change(options);
+    return planned ? run([&] { return (*planned)(); }) : Result<void>(forward_error(planned));
+  };
+  EXPECT_OK(change("offset=512"));
+  EXPECT_EQ((*edge)->size(), 512U);
+  EXPECT_EQ(read_bytes(**edge, 0, 100), filled(100, 1));
+  EXPECT_FALSE(change("size=1024"));
+  EXPECT_EQ((*edge)->size(), 512U);
+  // What is not named stays.
+  EXPECT_OK(change("offset=0,size=512"));
+  EXPECT_OK(change("offset=512"));
+  EXPECT_EQ((*edge)->size(), 512U);
+  EXPECT_OK(close(*edge));
+}
+
 // As qemu-img 7.2 answered for a file of 1000 bytes.
 TEST_F(Raw, WindowsAreCheckedAgainstTheFile) {
   const std::string base = "driver=raw,file.driver=memory,file.name=r,";
