@@ -4,8 +4,9 @@
 add_library(platter_flags INTERFACE)
 target_compile_options(platter_flags INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor
-  -Woverloaded-virtual -Wcast-align -Wold-style-cast -Wnull-dereference -Wformat=2 -Werror
-  $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond;-Wlogical-op;-Wno-null-dereference;-Wno-maybe-uninitialized;-Wno-subobject-linkage>
+  -Woverloaded-virtual -Wcast-align -Wold-style-cast $<$<CXX_COMPILER_ID:Clang>:-Wnull-dereference>
+  -Wformat=2 -Werror
+  $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond;-Wlogical-op;-Wno-maybe-uninitialized;-Wno-subobject-linkage>
   # g++ 12 reports false positives of these at -O2 in coroutine frames and in the sanitizers' code.
   $<$<CXX_COMPILER_ID:GNU>:-Wno-array-bounds;-Wno-stringop-overflow;-Wno-stringop-overread;-Wno-restrict;-Wno-dangling-pointer;-Wno-use-after-free>)
 if(PLATTER_SANITIZE)
