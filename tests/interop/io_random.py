@@ -50,6 +50,8 @@ class Script:
         rng = self.random
         self.format, self.create, self.setup = rng.choice(IMAGES)
         self.options = list(rng.choice(PROGRAM_OPTIONS))
+        if "compat=0.10,backing" in self.create and "-C" in self.options:
+            self.options = []  # see write()
         # Past the page cache, here or after a reopen.
         self.direct = rng.random() < 0.2
         if self.direct:
@@ -110,7 +112,7 @@ class Script:
         # it stores zeroes that are there already.)
         old = "compat=0.10" in self.create
         if rng.random() < 0.3 and not (old and "backing" in self.create):
-            flags = "-z " + self.flags(["u", "u", "f", "C", "q"] + ([] if old else ["n"]))
+            flags = "-z " + self.flags(["u", "u", "f", "C", "q"] + ([] if old or "-C" in self.options else ["n"]))
             return [f"write {flags}{self.zero_range()}"]
         return [f"write {self.flags(['f', 'C', 'q', 'q', 'u'])}{self.pattern()}{self.range()}"]
 

@@ -77,6 +77,8 @@ Result<void> NewImage::finish(Result<void> outcome, std::string_view verb) {
     fmt::format_to(std::back_inserter(text),
                    " ('{}' is as it was; removing it first would give its space)", file_.name());
   }
+  // Told as it was, where there is nothing to put otherwise: with its hint.
+  if (text == outcome.error().message()) return outcome;
   return std::unexpected(Error(code, std::move(text)));
 }
 

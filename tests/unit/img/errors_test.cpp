@@ -36,16 +36,18 @@ class Errors : public ::testing::Test {
     fs::remove_all(dir_);
   }
 
-  // That `verb` fails and says so of `image`.
+  // That `verb` fails and says so of `image`, with a hint on the line below or none.
   static void expect_error(int (*verb)(int, char**), const std::string& image,
-                           const std::vector<std::string>& words) {
+                           const std::vector<std::string>& words, std::string_view hint = {}) {
     SCOPED_TRACE(::testing::PrintToString(words));
     ::testing::internal::CaptureStdout();
     ::testing::internal::CaptureStderr();
     const int status = call(verb, words);
-    const std::string said = ::testing::internal::GetCapturedStderr();
+    std::string said = ::testing::internal::GetCapturedStderr();
     ::testing::internal::GetCapturedStdout();
     EXPECT_NE(status, 0);
+    EXPECT_TRUE(said.ends_with(hint)) << said;
+    said.resize(said.size() - std::min(hint.size(), said.size()));
     EXPECT_EQ(std::ranges::count(said, '\n'), 1) << said;
     EXPECT_TRUE(said.starts_with(program() + ": " + image + ": ") ||
                 said.find("'" + image + "'") != std::string::npos)
@@ -124,7 +126,7 @@ TEST_F(Errors, NameTheImageThatIsMadeOrItsSource) {
   expect_error(run_create, "new", {"create", "-f", "qcow2", "-o", "cluster_size=3", "new", "1M"});
 }
 
-TEST_F(Errors, OfAnImageInUseAreOneLine) {
+TEST_F(Errors, OfAnImageInUseAreALineAndAHint) {
   auto executor = Executor::create();
   ASSERT_TRUE(executor);
   OpenRequest request;
@@ -134,8 +136,9 @@ TEST_F(Errors, OfAnImageInUseAreOneLine) {
   request.permissions = Permissions::writer();
   auto user = (*executor)->block_on([&] { return open_node(request); });
   ASSERT_TRUE(user);
-  expect_error(run_info, "disk.img", {"info", "disk.img"});
-  expect_error(run_convert, "disk.img", {"convert", "raw.img", "disk.img"});
+  const std::string_view hint = "Is another process using the image [disk.img]?\n";
+  expect_error(run_info, "disk.img", {"info", "disk.img"}, hint);
+  expect_error(run_convert, "disk.img", {"convert", "raw.img", "disk.img"}, hint);
   auto closed = (*executor)->block_on([&] { return user->detach(); });
   EXPECT_TRUE(closed);
 }
