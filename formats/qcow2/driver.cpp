@@ -63,6 +63,7 @@ std::uint64_t Qcow2Driver::refcount_of(std::uint64_t host_cluster) {
 
 bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_write,
                           Mapping& mapping) {
+  if (for_write && core_.poisoned.load(std::memory_order_relaxed)) return false;
   return tables_.try_lookup(offset, length, for_write, mapping);
 }
 
@@ -90,8 +91,11 @@ void Qcow2Driver::shed_if_due(std::int64_t now) {
 
 Task<Result<Mapping>> Qcow2Driver::map(std::uint64_t offset, std::uint64_t length, bool for_write) {
   shed_if_due();
+  if (for_write && core_.poisoned.load()) return refuse_writing();
   return tables_.lookup(offset, length, for_write);
 }
+
+Task<Result<Mapping>> Qcow2Driver::refuse_writing() { co_return core_.given_up(); }
 
 // Reads are bounded by who asks for them. But a walk over all extents of a small file with a few
 // tables, named again and again, would not end.

@@ -161,6 +161,7 @@ class Qcow2Driver final : public MappedDriver,
   // Gives up what the caches hold and nobody used for cache-clean-interval.
   void shed_if_due();
   Task<Result<Extent>> refuse_extents();
+  Task<Result<Mapping>> refuse_writing();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
 
   // amend.cpp and expand_zeroes.cpp; what ends in _now with requests held back.

@@ -209,8 +209,6 @@ class FaultLoop {
   Task<void> reuse(Guest& guest) {
     for (const unsigned at : {81u, 83u, 85u, 87u, 89u, 2u}) {
       if (!wrong_.empty()) break;
-      // (An image that has been given up takes such a write, and only the flush says so.)
-      if (at == 2 && rule_.count == 0) break;
       const std::uint64_t before = times_acted();
       auto written = co_await guest.write(at * shape_.cluster, shape_.cluster);
       // (The other disk's fault may be its.)

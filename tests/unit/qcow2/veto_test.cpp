@@ -72,7 +72,9 @@ class Veto : public ::testing::Test {
     if (!written) {
       EXPECT_EQ(written.error().code(), EIO);
     }
-    // Nor is anything else, though nothing speaks against it.
+    // Nor is anything else, though nothing speaks against it; not even in place.
+    auto in_place = co_await node.write(0, iov(data));
+    EXPECT_FALSE(in_place);
     auto other = co_await node.write(20 * kVetoCluster, iov(data));
     EXPECT_FALSE(other);
     auto zeroed = co_await node.write_zeroes(30 * kVetoCluster, kVetoCluster, ZeroFlags{});
