@@ -13,6 +13,7 @@ Result<OpenSsl> load_openssl() {
   const auto find = [&](const char* name, auto& function) {
     if (found) found = library->find(name, function);
   };
+  find("OPENSSL_init_crypto", api.OPENSSL_init_crypto);
   find("CRYPTO_memcmp", api.CRYPTO_memcmp);
   find("EVP_CIPHER_fetch", api.EVP_CIPHER_fetch);
   find("EVP_CIPHER_free", api.EVP_CIPHER_free);
@@ -33,6 +34,10 @@ Result<OpenSsl> load_openssl() {
   find("PKCS5_PBKDF2_HMAC", api.PKCS5_PBKDF2_HMAC);
   find("RAND_bytes", api.RAND_bytes);
   PLATTER_TRY(found);
+  // No clearing up at exit: threads of worker pools may end later, and what the library keeps for
+  // each of them is then still theirs to free.
+  if (api.OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, nullptr) != 1)
+    return fail(EIO, "libcrypto.so.3 does not start");
   return api;
 }
 

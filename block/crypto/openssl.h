@@ -14,6 +14,7 @@ namespace platter::crypto {
 
 // The functions used here, by their names in the library (openssl/crypto.h, evp.h, rand.h).
 struct OpenSsl {
+  decltype(&::OPENSSL_init_crypto) OPENSSL_init_crypto = nullptr;
   decltype(&::CRYPTO_memcmp) CRYPTO_memcmp = nullptr;
   decltype(&::EVP_CIPHER_fetch) EVP_CIPHER_fetch = nullptr;
   decltype(&::EVP_CIPHER_free) EVP_CIPHER_free = nullptr;

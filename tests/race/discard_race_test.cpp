@@ -216,7 +216,7 @@ Task<void> overwrite_rounds(const MemoryImage& image) {
     CO_OK(plain);
     auto flushed = co_await node.flush();
     CO_OK(flushed);
-    if (round == kRounds / 100) size_then = image.disk().size();
+    if (round == 100) size_then = image.disk().size();
   }
   EXPECT_EQ(image.disk().size(), size_then);
   auto closed = co_await opened->detach();

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <future>
+
 #include "block/crypto/af_splitter.h"
+#include "block/exec/workers.h"
 #include "unit/crypto/hex.h"
 
 namespace platter::crypto {
@@ -50,6 +54,17 @@ TEST(Pbkdf2, IsMeasured) {
   const auto some = hash->measure_pbkdf2(32, 100);
   ASSERT_TRUE(some);
   EXPECT_GT(*some, 100u);
+}
+
+// The pool was there before the library, so its threads end after what the library does at exit.
+// (What they leave, the address sanitizer tells at the end.)
+TEST(RandomBytes, OfAThreadThatEndsLast) {
+  std::promise<bool> got;
+  WorkerPool::blocking().submit([&got] {
+    std::array<std::byte, 16> bytes{};
+    got.set_value(random_bytes(bytes).has_value());
+  });
+  EXPECT_TRUE(got.get_future().get());
 }
 
 TEST(AfSplitter, MergesWhatItSplit) {
