@@ -182,7 +182,7 @@ void Executor::resume_ready() {
   // Two lists: what becomes ready meanwhile runs in the next round, so I/O is not starved.
   // A disk that has completed many requests at once gets the first of the next ones while the rest
   // are still being made: it would stand idle for as long as that takes.
-  constexpr unsigned kSubmitEarly = 4;
+  constexpr unsigned kSubmitEarly = 8;
   running_.swap(ready_);
   for (std::coroutine_handle<> handle : running_) {
     handle.resume();
