@@ -383,7 +383,8 @@ Task<Result<void>> Checker::count_references(bool fix) {
   step = co_await count_refcount_blocks(fix);
   // What shares a cluster with the refcount table may stay there, the table not.
   const std::uint64_t first = g_.cluster_index(header_.refcount_table_offset);
-  for (std::uint64_t i = 0; fix && i < header_.refcount_table_clusters; ++i) {
+  const std::uint64_t clusters = header_.refcount_table_bytes() >> g_.cluster_bits;
+  for (std::uint64_t i = 0; fix && i < clusters; ++i) {
     if (counts_.get(first + i) > 1) need_rebuild_ = true;
   }
   co_return step;

@@ -95,15 +95,12 @@ void judge_refcount_table(Header& header, std::uint64_t file_size) {
     header.refcount_table_fault = fmt::format(
         "Image does not contain a reference count table ({} is 0)",
         header.refcount_table_offset == 0 ? "refcount_table_offset" : "refcount_table_clusters");
-    header.refcount_table_clusters = 0;
     return;
   }
   const auto table = validate_table_in_file("Reference count table", header.refcount_table_offset,
                                             header.refcount_table_clusters, header.cluster_size(),
                                             kMaxRefTableBytes, header.cluster_size(), file_size);
-  if (table) return;
-  header.refcount_table_fault = table.error().message();
-  header.refcount_table_clusters = 0;
+  if (!table) header.refcount_table_fault = table.error().message();
 }
 
 Result<void> validate_tables(const Header& header, std::uint64_t file_size) {

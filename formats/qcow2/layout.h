@@ -61,7 +61,8 @@ struct Header {
   std::uint64_t l1_table_offset = 0;
   std::uint64_t refcount_table_offset = 0;
   std::uint32_t refcount_table_clusters = 0;
-  // Why no refcount table is there to go by: the size that a parsed header gives is 0 then.
+  // Why no refcount table is there to go by; empty: it can be used. The fields stay as they are on
+  // disk, so that a header which is written for another reason keeps them.
   std::string refcount_table_fault;
   std::uint32_t nb_snapshots = 0;
   std::uint64_t snapshots_offset = 0;
@@ -79,7 +80,9 @@ struct Header {
     return {version, cluster_bits, refcount_order, extended_l2(), has_data_file()};
   }
   std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
+  // 0 when it cannot be used.
   std::uint64_t refcount_table_bytes() const {
+    if (!refcount_table_fault.empty()) return 0;
     return std::uint64_t{refcount_table_clusters} << cluster_bits;
   }
   std::uint64_t l1_table_bytes() const { return std::uint64_t{l1_size} * 8; }
