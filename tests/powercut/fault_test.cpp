@@ -220,8 +220,7 @@ class FaultLoop {
 
   // Without knowing what its tables are an image is only read, until it is opened anew.
   bool given_up(const Result<void>& done) const {
-    return rule_.count == 0 && !done &&
-           done.error().message().find("not written to any more") != std::string::npos;
+    return rule_.count == 0 && !done && done.error().kind() == ErrorKind::kGivenUp;
   }
 
   Task<void> next(Guest& guest) {
