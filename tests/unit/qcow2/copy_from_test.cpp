@@ -83,7 +83,9 @@ Task<void> copy_clusters(std::string source, std::string target) {
 }
 
 TEST(CopyFrom, FillsWholeClusters) {
-  const ScratchDir dir;
+  // (In memory: a disk that has just been slow to take a write is given bytes from memory.)
+  if (!std::filesystem::is_directory("/dev/shm")) GTEST_SKIP() << "no /dev/shm";
+  const ScratchDir dir("/dev/shm");
   write_file(dir / "from", std::string(kCopyCluster, 'a') + std::string(3 * kCopyCluster, 'b'));
   write_file(dir / "backing", std::string(16 * kCopyCluster, 'x'));
   const Options backed = options("backing_fmt=raw,backing_file=" + (dir / "backing"));
