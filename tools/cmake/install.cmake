@@ -11,7 +11,7 @@ foreach(room block/base block/exec block/node block/crypto block/adapters block/
     FILES_MATCHING PATTERN "*.h")
 endforeach()
 
-configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/PlatterConfig.cmake.in
+configure_package_config_file(${PROJECT_SOURCE_DIR}/tools/cmake/PlatterConfig.cmake.in
   ${PROJECT_BINARY_DIR}/PlatterConfig.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/Platter
   PATH_VARS CMAKE_INSTALL_INCLUDEDIR CMAKE_INSTALL_LIBDIR)
@@ -29,5 +29,5 @@ else()
   string(REGEX REPLACE "/$" "" up "${up}")
   set(PLATTER_PC_PREFIX "\${pcfiledir}/${up}")
 endif()
-configure_file(${PROJECT_SOURCE_DIR}/cmake/platter.pc.in ${PROJECT_BINARY_DIR}/platter.pc @ONLY)
+configure_file(${PROJECT_SOURCE_DIR}/tools/cmake/platter.pc.in ${PROJECT_BINARY_DIR}/platter.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/platter.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
