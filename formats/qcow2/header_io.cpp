@@ -103,6 +103,10 @@ class HeaderWriter {
         std::memcmp(now_.data() + shown.offset, next_.data() + shown.offset, shown.length) != 0) {
       auto dropped = co_await drop_feature_names(*old);
       PLATTER_CO_TRY(dropped);
+      if (!*dropped) {
+        auto moved = co_await move_extensions(*old, std::max(area.end(), name_at + name_length));
+        PLATTER_CO_TRY(moved);
+      }
     }
     auto written = co_await finish();
     co_return written;
@@ -138,24 +142,55 @@ class HeaderWriter {
 
   // The header on disk does without the feature names, and so without anything of the extensions
   // behind the first sector; if the others fit there.
-  Task<Result<void>> drop_feature_names(const Shape& old) {
-    if (!old.feature_names) co_return {};
+  Task<Result<bool>> drop_feature_names(const Shape& old) {
+    if (!old.feature_names) co_return false;
     std::uint64_t at = old.fields_end;
     Buffer sector(kAtomic);
     std::memcpy(sector.data(), now_.data(), kAtomic);
     for (std::size_t i = 0; i < old.extensions.size(); ++i) {
       if (i == *old.feature_names) continue;
       const Range& one = old.extensions[i];
-      if (at + one.length + 8 > kAtomic) co_return {};
+      if (at + one.length + 8 > kAtomic) co_return false;
       std::memcpy(sector.data() + at, now_.data() + one.offset, one.length);
       at += one.length;
     }
-    if (at + 8 > kAtomic) co_return {};
+    if (at + 8 > kAtomic) co_return false;
     std::memset(sector.data() + at, 0, kAtomic - at);
     auto done = co_await file_.write(0, sector.iov());
     if (done) done = co_await file_.flush();
-    if (done) std::memcpy(now_.data(), sector.data(), kAtomic);
-    co_return done;
+    PLATTER_CO_TRY(done);
+    std::memcpy(now_.data(), sector.data(), kAtomic);
+    co_return true;
+  }
+
+  // The header on disk has its extensions, and the name behind them, at `from` or later; if there
+  // is room. Version 3 gives their place as header_length: until the new header is there, readers
+  // take what lies before them for fields that they do not know.
+  Task<Result<void>> move_extensions(const Shape& old, std::uint64_t from) {
+    if (load_be<std::uint32_t>(now_.data() + 4) < 3) co_return {};
+    const std::uint64_t to =
+        align_up(std::max({from, old.area_end, old.name.end(), kAtomic}), kAtomic);
+    const std::uint64_t length = old.area_end - old.fields_end;
+    const std::uint64_t name_to = to + align_up<std::uint64_t>(length, 8) + 8;
+    const std::uint64_t end = align_up(name_to + old.name.length, kAtomic);
+    if (end > next_.size()) co_return {};
+    std::memset(next_.data() + to, 0, end - to);
+    std::memcpy(next_.data() + to, now_.data() + old.fields_end, length);
+    std::memcpy(next_.data() + name_to, now_.data() + old.name.offset, old.name.length);
+    Buffer sector(kAtomic);
+    std::memcpy(sector.data(), now_.data(), kAtomic);
+    if (old.fields_end < kAtomic)
+      std::memset(sector.data() + old.fields_end, 0, kAtomic - old.fields_end);
+    store_be(sector.data() + 100, static_cast<std::uint32_t>(to));
+    if (old.name.length != 0) store_be(sector.data() + 8, name_to);
+    auto done = co_await file_.write(to, IoVec(next_.span(to, end - to)));
+    if (done) done = co_await file_.flush();
+    if (done) done = co_await file_.write(0, sector.iov());
+    if (done) done = co_await file_.flush();
+    PLATTER_CO_TRY(done);
+    std::memcpy(now_.data() + to, next_.data() + to, end - to);
+    std::memcpy(now_.data(), sector.data(), kAtomic);
+    co_return {};
   }
 
   // From now_ to next_: what lies behind the first sector, then that.
