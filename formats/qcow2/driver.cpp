@@ -30,7 +30,8 @@ Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options
       writer_(core_, tables_, clusters_),
       snapshots_(*this),
       vm_state_(*this),
-      bitmaps_(*this) {
+      bitmaps_(*this),
+      shedding_([this] { shed_unused(); }) {
   core_.metadata_name = [this](std::uint64_t cluster) { return metadata_name(cluster); };
 }
 
@@ -67,30 +68,17 @@ bool Qcow2Driver::try_map(std::uint64_t offset, std::uint64_t length, bool for_w
   return tables_.try_lookup(offset, length, for_write, mapping);
 }
 
-void Qcow2Driver::shed_if_due() {
-  if (clean_interval_.load(std::memory_order_relaxed) == 0) return;
-  shed_if_due(std::chrono::duration_cast<std::chrono::seconds>(
-                  std::chrono::steady_clock::now().time_since_epoch())
-                  .count());
-}
-
-void Qcow2Driver::shed_if_due(std::int64_t now) {
-  const std::int64_t interval = clean_interval_.load(std::memory_order_relaxed);
-  if (interval == 0) return;
-  std::int64_t last = last_shed_.load(std::memory_order_relaxed);
-  if (last == 0) {
-    last_shed_.compare_exchange_strong(last, now);
-    return;
-  }
-  if (now - last < interval) return;
-  if (!last_shed_.compare_exchange_strong(last, now)) return;
+void Qcow2Driver::shed_unused() {
   MutexLock lock(core_.mutex());
   tables_.cache().shed_unused();
-  if (core_.writable) refcounts_.cache().shed_unused();
+  refcounts_.cache().shed_unused();
+}
+
+void Qcow2Driver::start_shedding() {
+  shedding_.every(std::chrono::seconds(options_.cache_clean_interval));
 }
 
 Task<Result<Mapping>> Qcow2Driver::map(std::uint64_t offset, std::uint64_t length, bool for_write) {
-  shed_if_due();
   if (for_write && core_.poisoned.load()) return refuse_writing();
   return tables_.lookup(offset, length, for_write);
 }
@@ -215,7 +203,6 @@ Task<Result<void>> Qcow2Driver::relieve() {
 
 Task<Result<void>> Qcow2Driver::do_flush() {
   if (!core_.writable) co_return {};
-  shed_if_due();
   {
     // Held back like a request while tables are replaced. The ticket goes before anything is freed:
     // it would keep what this flush has made free to go in quarantine.

@@ -18,6 +18,7 @@
 #include <optional>
 
 #include "block/crypto/luks_amend.h"
+#include "block/exec/chores.h"
 #include "block/node/mapped_driver.h"
 #include "block/node/registry.h"
 #include "formats/qcow2/bitmaps.h"
@@ -101,8 +102,6 @@ class Qcow2Driver final : public MappedDriver,
   Core& core() { return core_; }
   HostClusters& clusters() { return clusters_; }
   TableCache& l2_cache() { return tables_.cache(); }
-  // As a request does at that time, in seconds.
-  void shed_if_due(std::int64_t now);
   std::uint64_t refcount_of(std::uint64_t host_cluster);  // must be in memory
 
  protected:
@@ -158,8 +157,11 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();
-  // Gives up what the caches hold and nobody used for cache-clean-interval.
-  void shed_if_due();
+  // Gives up what the caches hold and nobody used since the last time. On the thread of chores,
+  // whatever requests and operations do meanwhile: the caches' mutex is all that it needs.
+  void shed_unused();
+  // Does so at intervals from now on, as options_ say.
+  void start_shedding();
   Task<Result<Extent>> refuse_extents();
   Task<Result<Mapping>> refuse_writing();
   Task<Result<void>> write_one_packed(std::uint64_t offset, IoVec iov);
@@ -197,9 +199,8 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> cut_file();
 
   Core core_;
-  RuntimeOptions options_;  // changed under operations_, with requests held back
-  std::atomic<std::int64_t> clean_interval_{0};  // seconds, of options_, for who holds nothing
-  std::optional<crypto::LuksHeader> luks_;       // after open changed under operations_
+  RuntimeOptions options_;                  // changed under operations_, with requests held back
+  std::optional<crypto::LuksHeader> luks_;  // after open changed under operations_
   // Immutable after open.
   std::optional<std::string> key_secret_;  // id
   std::unique_ptr<DataTransform> cipher_;
@@ -215,7 +216,6 @@ class Qcow2Driver final : public MappedDriver,
   // when somebody first asks for extents.
   enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };
   std::atomic<SparseFile> sparse_file_{SparseFile::kUnknown};
-  std::atomic<std::int64_t> last_shed_{0};     // seconds of the steady clock
   AsyncMutex operations_;                      // resizes, snapshots, checks: one at a time
   bool began_ = false;                         // under operations_
   TableBounds bounds_ = TableBounds::kInFile;  // immutable after open
@@ -228,6 +228,7 @@ class Qcow2Driver final : public MappedDriver,
   const std::atomic<bool>* cancelled_ = nullptr;  // of the amendment; under operations_
   // Between prepare_reopen() and its end.
   std::optional<OpenFlags> reopening_;
+  Chore shedding_;  // the last member: it ends before anything it sheds from
 };
 
 }  // namespace platter::qcow2

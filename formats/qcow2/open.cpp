@@ -55,9 +55,9 @@ Task<Result<std::unique_ptr<Driver>>> Qcow2Driver::open(OpenContext& context) {
   driver->core_.file = std::move(*file);
   driver->bounds_ = bounds;
   driver->given_ = given;
-  driver->clean_interval_.store(static_cast<std::int64_t>(options->cache_clean_interval));
   auto started = co_await driver->start(context, std::move(*header));
   PLATTER_CO_TRY(started);
+  driver->start_shedding();
   std::unique_ptr<Driver> result = std::move(driver);
   co_return std::move(result);
 }

@@ -153,7 +153,7 @@ Task<Result<void>> Qcow2Driver::change_options(Options given, RuntimeOptions opt
 Task<Result<void>> Qcow2Driver::take_options(const Options& given, const RuntimeOptions& options) {
   options_ = options;
   given_ = given;
-  clean_interval_.store(static_cast<std::int64_t>(options.cache_clean_interval));
+  start_shedding();
   choose_discards(discard_unmap_);
   co_return {};
 }
