@@ -228,5 +228,44 @@ TEST(C15, OverwritingWithFlushesDoesNotGrowTheFile) {
   run([&] { return overwrite_rounds(image); });
 }
 
+// What could not be taken away in a raw data file is there for both who read it.
+Task<void> zeroes_that_a_data_file_refuses(const MemoryImage& image, const MemoryDisk& raw,
+                                           bool zero) {
+  auto opened =
+      co_await image.open(true,
+                          "discard=unmap,data-file.driver=blkdebug,data-file.image.driver=memory,"
+                          "data-file.image.name=refusing-data");
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  auto done = co_await fill(node, 0, 65536, 1);
+  CO_OK(done);
+  FaultPoints& points = *fault_points_of(**node.driver().children()[1]);
+  points.add({.operations = fault_op::kWriteZeroes | fault_op::kDiscard, .error = EIO});
+  auto taking =
+      zero ? node.write_zeroes(0, 65536, ZeroFlags{.may_unmap = true}) : node.discard(0, 65536);
+  done = co_await taking;
+  EXPECT_FALSE(done);
+  points.clear_rules();
+  std::vector<std::byte> below(65536);
+  raw.read(0, iov(below));
+  std::vector<std::byte> above(65536);
+  done = co_await node.read(0, iov(above));
+  CO_OK(done);
+  EXPECT_EQ(above, below) << "a raw data file reads as the disk does";
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST(C1, ARawDataFileKeepsWhatTheDiskKeeps) {
+  for (const bool zero : {false, true}) {
+    SCOPED_TRACE(zero);
+    const MemoryImage image("refusing", 1 << 20, "data_file=memory:refusing-data,data_file_raw=on");
+    run([&] {
+      return zeroes_that_a_data_file_refuses(image, *find_memory_disk("refusing-data"), zero);
+    });
+    remove_memory_disk("refusing-data");
+  }
+}
+
 }  // namespace
 }  // namespace platter::qcow2

@@ -62,6 +62,62 @@ TEST(C6, TwoPartialWritesToOneUnallocatedCluster) {
   remove_memory_disk("c6-backing");
 }
 
+// A packed write and one to a part of the same cluster, which has its data elsewhere: whoever comes
+// second waits, and builds on what the first has written.
+Task<void> packed_beside_another(Watched& watched, bool packed_first) {
+  constexpr WriteFlags kPacked{.compressed = true};
+  BlockNode& node = *watched.node;
+  FaultPoints& points = *watched.points;
+  auto table = co_await fill(node, 15 * kWriteCluster, 512, 1);
+  CO_OK(table);
+  auto whole = bytes(kWriteCluster, 2);
+  auto part = bytes(4096, 3);
+  Task<Result<void>> first;
+  Task<Result<void>> second;
+  points.suspend("first", packed_first ? FaultEvent::kL2UpdateCompressed : FaultEvent::kL2Update);
+  if (packed_first) {
+    first = node.write(0, iov(whole), kPacked);
+    auto halted = points.wait_suspended("first");
+    co_await halted;
+    second = node.write(4096, iov(part));
+  } else {
+    first = node.write(4096, iov(part));
+    EXPECT_TRUE(points.is_suspended("first"));
+    second = node.write(0, iov(whole), kPacked);
+    // As long as it would take.
+    for (std::uint64_t i = 1; i < 9; ++i) {
+      auto other = bytes(kWriteCluster, 4);
+      auto written = co_await node.write(i * kWriteCluster, iov(other), kPacked);
+      CO_OK(written);
+    }
+  }
+  EXPECT_FALSE(second.done()) << "must wait for the first";
+  auto resumed = points.resume("first");
+  CO_OK(resumed);
+  auto done = co_await first;
+  CO_OK(done);
+  done = co_await second;
+  CO_OK(done);
+  const bool head = co_await reads_as(node, 0, 4096, 2);
+  EXPECT_TRUE(head);
+  const bool middle = co_await reads_as(node, 4096, 4096, packed_first ? 3 : 2);
+  EXPECT_TRUE(middle);
+  const bool tail = co_await reads_as(node, 8192, kWriteCluster - 8192, 2);
+  EXPECT_TRUE(tail) << "lost";
+}
+
+TEST(C6, APackedWriteAndAnotherToTheSameCluster) {
+  auto backing = make_memory_disk("c6-backing", 1 << 20);
+  auto data = bytes(1 << 20, 7);
+  backing->write(0, iov(data));
+  for (const bool packed_first : {true, false}) {
+    SCOPED_TRACE(packed_first);
+    act_out({.create = "backing_file=memory:c6-backing,backing_fmt=raw"},
+            [&](Watched& watched) { return packed_beside_another(watched, packed_first); });
+  }
+  remove_memory_disk("c6-backing");
+}
+
 Task<void> packed_neighbours(const MemoryImage& image, FaultEvent event) {
   auto opened = co_await open_watched(image, "discard=unmap");
   CO_OK(opened);

@@ -1,4 +1,5 @@
 // Where clusters are taken from when the map of free ones and the end of the file compete.
+#include "formats/qcow2/driver.h"
 #include "unit/qcow2/engine_support.h"
 
 namespace platter::qcow2 {
@@ -64,6 +65,39 @@ TEST(AllocationPlaces, BlocksWhereTheFileHoldsSomethingStartEmpty) {
       auto clean = expect_clean(**edge);
       co_await clean;
     }
+    auto closed = co_await edge->detach();
+    EXPECT_OK(closed);
+  });
+}
+
+// The same for what is read of a new block only later: its second half, which counts the clusters
+// behind those that the table itself takes.
+TEST(AllocationPlaces, BlocksOfALargerTableStartEmptyAsAWhole) {
+  // The table is full at 8 GiB; what is preallocated ends just before.
+  constexpr std::uint64_t kAllocated = 1'046'000 * std::uint64_t{8192};
+  constexpr std::uint64_t kMore = 14 << 20;
+  MemoryImage image("larger_table", kAllocated,
+                    "cluster_size=8k,refcount_bits=64,preallocation=metadata");
+  std::vector<std::byte> leavings(32 << 20, std::byte{0x11});
+  image.disk().write(image.disk().size(), IoVec(std::span(leavings)));
+  run([&]() -> Task<void> {
+    auto edge = co_await image.open();
+    EXPECT_OK(edge);
+    const ResizeRequest request{.size = kAllocated + kMore};
+    auto grown = co_await (*edge)->resize(request);
+    EXPECT_OK(grown);
+    auto& core = static_cast<Qcow2Driver&>((*edge)->driver()).core();
+    const std::uint32_t before = core.header.refcount_table_clusters;
+    auto data = pattern(1 << 20, 1);
+    for (std::uint64_t at = 0; at < kMore; at += data.size()) {
+      auto written = co_await (*edge)->write(kAllocated + at, iov(data));
+      EXPECT_OK(written);
+    }
+    auto flushed = co_await (*edge)->flush();
+    EXPECT_OK(flushed);
+    EXPECT_GT(core.header.refcount_table_clusters, before) << "the table was to be too small";
+    auto clean = expect_clean(**edge);
+    co_await clean;
     auto closed = co_await edge->detach();
     EXPECT_OK(closed);
   });
