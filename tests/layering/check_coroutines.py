@@ -6,7 +6,8 @@
 In a statement with co_await there is
   * no braced temporary `T{...}`, unless `static_assert(std::is_trivially_destructible_v<T>)` stands
     somewhere in the sources; and no `{...}` whose type cannot be seen;
-  * no lambda with a capture.
+  * no lambda with a capture;
+  * no `? co_await ... : co_await ...`.
 Such temporaries are destroyed twice (tests/unit/exec/tripwire_test.cpp). And
   * no lambda with a capture is itself a coroutine: it does not own what it has captured. Tests have
     such, as they wait for the end where the lambda stands.
@@ -124,6 +125,9 @@ def mistakes_in(text, trivial, lambdas_too=True):
     found = set()
     for match in AWAIT.finditer(text):
         begin, end = statement_around(text, match.start())
+        before = text[begin:match.start()].rstrip()
+        if before.endswith("?") or (before.endswith(":") and "?" in before):
+            found.add((line_of(text, match.start()), "a co_await in an arm of ?:"))
         inner = list(lambdas(text, begin, end))
         # (The co_await may stand in the body of a lambda whose head is part of the statement.)
         inner = [one for one in inner if not one[2] < match.start() < one[3]]
@@ -167,6 +171,8 @@ def self_test():
       auto n = co_await f(std::uint64_t{1} << 3);
       [[maybe_unused]] auto d = co_await e;
       if (auto x = co_await f(); !x) { g(T{1}); }
+      auto i = early ? f() : g(); auto j = co_await i;
+      switch (k ? 1 : 2) { case 1: co_await f(); }
     """
     bad = [
         "auto a = co_await write(x, {.fua = true});", "auto a = co_await check(CheckRequest{});",
@@ -174,6 +180,7 @@ def self_test():
         "auto r = co_await call(\n  1, [&](int v) mutable -> int { return v + x; });",
         "run([x]() -> Task<void> { co_return; });", "auto f = [this] { co_await y; };",
         "g(Pair{1, 2}, co_await y);", "auto r = co_await call(std::vector<int>{1, 2});",
+        "r = early ? co_await a : b;", "r = early\n  ? a\n  : co_await b;",
     ]
     failed = [f"wrongly found: {line}: {what}" for line, what in mistakes_in(good, trivial)]
     failed += [f"missed: {text}" for text in bad if not mistakes_in(text, trivial)]

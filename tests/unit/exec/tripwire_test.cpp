@@ -154,6 +154,16 @@ Task<int> braced_awaiter(int& alive) {
   co_return 1;
 }
 
+Task<Counted> counted(int& alive) {
+  co_await YieldOnce{};
+  co_return Counted(alive);
+}
+
+Task<int> awaited_in_an_arm(int& alive) {
+  const int seen = (alive == 0 ? co_await counted(alive) : co_await counted(alive)).alive();
+  co_return seen;
+}
+
 TEST(Tripwire, TellsWhatBecomesOfTemporaries) {
   const std::pair<const char*, Form> forms[] = {
       {"braced_by_value", braced_by_value},
@@ -161,6 +171,7 @@ TEST(Tripwire, TellsWhatBecomesOfTemporaries) {
       {"capturing_lambda", capturing_lambda},
       {"capturing_lambda_as_function", capturing_lambda_as_function},
       {"braced_awaiter", braced_awaiter},
+      {"awaited_in_an_arm", awaited_in_an_arm},
   };
   int wrong = 0;
   for (const auto& [name, form] : forms) {
