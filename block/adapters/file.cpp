@@ -115,7 +115,10 @@ Task<Result<void>> FileDriver::do_close() {
   // with it the locks, in the way of who opens the file next.
   locks_.remove_from(fd_.get());
   const int error = fd_.close();
-  if (error != 0) co_return fail_errno(error, "Could not close '{}'", settings_.path);
+  const std::string& path = settings_.path;
+  if (error != 0) {
+    co_return fail_naming(path, error, "Could not close '{}': {}", path, errno_text(error));
+  }
   co_return {};
 }
 

@@ -28,7 +28,7 @@ Result<DeviceFacts> ask_device(int fd, bool read_only, const std::string& path) 
   DeviceFacts facts;
   int is_read_only = 0;
   if (!read_only && ::ioctl(fd, BLKROGET, &is_read_only) == 0 && is_read_only != 0) {
-    return fail(EROFS, "Could not open '{}': the device is read-only", path);
+    return fail_naming(path, EROFS, "Could not open '{}': the device is read-only", path);
   }
   if (::ioctl(fd, BLKGETSIZE64, &facts.size) != 0) {
     return fail_errno(errno, "Could not get the size of '{}'", path);

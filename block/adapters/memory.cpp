@@ -202,10 +202,11 @@ Task<Result<std::unique_ptr<Driver>>> open_memory(OpenContext& context) {
   std::string filename;
   if (name) {
     disk = find_memory_disk(*name);
-    if (!disk && !*size)
-      co_return fail(ENOENT, "Could not open '{}{}': No such memory disk", kPrefix, *name);
-    if (!disk) disk = make_memory_disk(*name, **size);
     filename = std::string(kPrefix) + *name;
+    if (!disk && !*size) {
+      co_return fail_naming(filename, ENOENT, "Could not open '{}': No such memory disk", filename);
+    }
+    if (!disk) disk = make_memory_disk(*name, **size);
   } else {
     disk = std::make_shared<MemoryDisk>(size->value_or(0));
   }

@@ -21,6 +21,13 @@ int open_flags(OpenMode mode) {
   return (mode.read_only ? O_RDONLY : O_RDWR) | (mode.direct ? O_DIRECT : 0) | O_CLOEXEC | O_NOCTTY;
 }
 
+std::unexpected<Error> not_opened(int code, std::string_view why, const std::string& path) {
+  return fail_naming(path, code, "Could not open '{}': {}", path, why);
+}
+std::unexpected<Error> not_opened(int code, const std::string& path) {
+  return not_opened(code, errno_text(code), path);
+}
+
 Result<UniqueFd> open_with(const char* path, OpenMode mode, int extra, const std::string& name) {
   int fd;
   do {
@@ -29,9 +36,9 @@ Result<UniqueFd> open_with(const char* path, OpenMode mode, int extra, const std
   if (fd >= 0) return UniqueFd(fd);
   const int error = errno;
   if (error == EINVAL && mode.direct) {
-    return fail(EINVAL, "Could not open '{}': the file system does not support O_DIRECT", name);
+    return not_opened(EINVAL, "the file system does not support O_DIRECT", name);
   }
-  return fail_errno(error, "Could not open '{}'", name);
+  return not_opened(error, name);
 }
 
 bool is_kind(const struct stat& status, FileKind kind) {
@@ -65,18 +72,18 @@ Result<UniqueFd> open_checked(const std::string& path, OpenMode mode, FileKind k
   // A look first, because opening some devices has effects; O_NONBLOCK and a second look, because
   // the name may mean something else by then.
   struct stat status{};
-  if (::stat(path.c_str(), &status) != 0) return fail_errno(errno, "Could not open '{}'", path);
+  if (::stat(path.c_str(), &status) != 0) return not_opened(errno, path);
   if (kind == FileKind::kRegular && S_ISDIR(status.st_mode) && !mode.read_only) {
-    return fail_errno(EISDIR, "Could not open '{}'", path);
+    return not_opened(EISDIR, path);
   }
   if (!is_kind(status, kind)) return wrong_kind(driver, path, kind);
   Result<UniqueFd> fd = open_with(path.c_str(), mode, O_NONBLOCK, path);
   PLATTER_TRY(fd);
-  if (::fstat(fd->get(), &status) != 0) return fail_errno(errno, "Could not open '{}'", path);
+  if (::fstat(fd->get(), &status) != 0) return not_opened(errno, path);
   if (!is_kind(status, kind)) return wrong_kind(driver, path, kind);
   // With it the ring would answer EAGAIN where it should wait.
   if (::fcntl(fd->get(), F_SETFL, open_flags(mode) & O_DIRECT) != 0) {
-    return fail_errno(errno, "Could not open '{}'", path);
+    return not_opened(errno, path);
   }
   return fd;
 }

@@ -30,15 +30,16 @@ std::string errno_text(int code) {
 
 Error::Error(int code, std::string message)
     : code_(code),
-      story_(std::make_shared<const Story>(std::vector<Part>{{std::move(message), {}}})) {}
+      story_(std::make_shared<const Story>(std::vector<Part>{{std::move(message), {}}}, "")) {}
 
 Error Error::from_errno(int code) { return Error(code, errno_text(code)); }
 
-Error::Story::Story(std::vector<Part> told) : parts(std::move(told)), message(one_line(parts)) {}
+Error::Story::Story(std::vector<Part> told, std::string named)
+    : parts(std::move(told)), file(std::move(named)), message(one_line(parts)) {}
 
-Error Error::with_parts(std::vector<Part> parts) const {
+Error Error::told(std::vector<Part> parts, std::string file) const {
   Error result = *this;
-  result.story_ = std::make_shared<const Story>(std::move(parts));
+  result.story_ = std::make_shared<const Story>(std::move(parts), std::move(file));
   return result;
 }
 
@@ -52,6 +53,22 @@ Error Error::with_hint(std::string hint) const {
   std::vector<Part> parts = story_->parts;
   parts.back().hint = std::move(hint);
   return with_parts(std::move(parts));
+}
+
+Error Error::naming(std::string file) const { return told(story_->parts, std::move(file)); }
+
+Error Error::renamed(std::string_view from, std::string_view to) const {
+  const auto rename = [&](std::string& text) {
+    for (std::size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
+      text.replace(at, from.size(), to);
+    }
+  };
+  std::vector<Part> parts = story_->parts;
+  for (Part& part : parts) {
+    rename(part.reason);
+    rename(part.hint);
+  }
+  return told(std::move(parts), file() == from ? std::string(to) : file());
 }
 
 Error Error::as(ErrorKind kind) const {

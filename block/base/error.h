@@ -6,7 +6,8 @@
 //   could not open 'a.qcow2': could not open its backing file 'b.raw': No such file or directory
 //
 // What a program may want to know of a failure beside its code is data, never to be found out from
-// the text: a hint at what may help, a kind, and the further failures of the same operation.
+// the text: a hint at what may help, a kind, the file it names, and the further failures of the
+// same operation.
 //
 // Ownership: an Error owns its text and is cheap to copy (shared, immutable).
 // Threads: distinct Error objects may be used from distinct threads.
@@ -58,10 +59,17 @@ class [[nodiscard]] Error {
   // The same for those who have a line for each failure and each hint; never empty.
   const std::vector<Part>& parts() const { return story_->parts; }
 
+  // The file that the text names as the one that failed; empty where it names none.
+  const std::string& file() const { return story_->file; }
+
   // The same error with "context: " in front of each failure.
   Error in(std::string_view context) const;
   // The same error with a hint at what may help, whole sentences in lines joined with '\n'.
   Error with_hint(std::string hint) const;
+  // The same error, whose text names this file.
+  Error naming(std::string file) const;
+  // The same error with a file called `to` wherever its text calls it `from`.
+  Error renamed(std::string_view from, std::string_view to) const;
   // The same error as one of this kind.
   Error as(ErrorKind kind) const;
   // The same error; the operation failed in another way as well. Code and kind remain.
@@ -69,11 +77,13 @@ class [[nodiscard]] Error {
 
  private:
   struct Story {
-    explicit Story(std::vector<Part> told);
+    Story(std::vector<Part> told, std::string named);
     const std::vector<Part> parts;
+    const std::string file;
     const std::string message;
   };
-  Error with_parts(std::vector<Part> parts) const;
+  Error with_parts(std::vector<Part> parts) const { return told(std::move(parts), file()); }
+  Error told(std::vector<Part> parts, std::string file) const;
 
   int code_;
   ErrorKind kind_ = ErrorKind::kOther;
@@ -116,6 +126,25 @@ template <class T, class... Args>
                                                    fmt::format_string<Args...> text,
                                                    Args&&... args) {
   return std::unexpected<Error>(failed.error().in(fmt::format(text, std::forward<Args>(args)...)));
+}
+
+// Failures whose text names `file`:
+// `return fail_naming(name, ENOENT, "Did not find '{}' below '{}'", base, name);`
+template <class... Args>
+[[nodiscard]] std::unexpected<Error> fail_naming(const std::string& file, int code,
+                                                 fmt::format_string<Args...> text, Args&&... args) {
+  return std::unexpected<Error>(
+      Error(code, fmt::format(text, std::forward<Args>(args)...)).naming(file));
+}
+
+// `return forward_naming(name, r, "{}: error while writing at byte {}", name, offset);`
+template <class T, class... Args>
+[[nodiscard]] std::unexpected<Error> forward_naming(const std::string& file,
+                                                    const Result<T>& failed,
+                                                    fmt::format_string<Args...> context,
+                                                    Args&&... args) {
+  return std::unexpected<Error>(
+      failed.error().in(fmt::format(context, std::forward<Args>(args)...)).naming(file));
 }
 
 }  // namespace platter

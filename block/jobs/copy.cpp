@@ -48,13 +48,14 @@ void CopyRun::count(const Piece& piece) {
 }
 
 std::unexpected<Error> CopyRun::read_failed(const Result<void>& read, std::uint64_t offset) const {
-  return forward_error(read, "{}: error while reading at byte {}",
-                       source_at(offset).node->filename(), offset);
+  const std::string& name = source_at(offset).node->filename();
+  return forward_naming(name, read, "{}: error while reading at byte {}", name, offset);
 }
 
 std::unexpected<Error> CopyRun::write_failed(const Result<void>& written,
                                              std::uint64_t offset) const {
-  return forward_error(written, "{}: error while writing at byte {}", target_.filename(), offset);
+  const std::string& name = target_.filename();
+  return forward_naming(name, written, "{}: error while writing at byte {}", name, offset);
 }
 
 void CopyRun::give_up(Error error) {
@@ -95,8 +96,9 @@ Task<Result<void>> CopyRun::look_up() {
     co_return {};
   }
   if (!extent) {
-    co_return forward_error(extent, "{}: error while reading block status at offset {}",
-                            source.node->filename(), within);
+    const std::string& name = source.node->filename();
+    co_return forward_naming(name, extent, "{}: error while reading block status at offset {}",
+                             name, within);
   }
   found_.length = std::min(extent->length, length);
   if (!copying) {

@@ -62,8 +62,9 @@ Task<bool> CopyRun::take_up(const Piece& piece, Bench& bench) {
     const TakeUpFlags flags{.hide_zeroes = source_at(piece.offset).base != nullptr};
     done = co_await target_.take_up(piece.offset, piece.length, flags);
     if (!done) {
-      done = forward_error(done, "{}: error while taking up data at byte {}", target_.filename(),
-                           piece.offset);
+      const std::string& name = target_.filename();
+      done = forward_naming(name, done, "{}: error while taking up data at byte {}", name,
+                            piece.offset);
     }
   } else {
     done = co_await keep_differences(piece, bench);

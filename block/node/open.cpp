@@ -204,11 +204,14 @@ Task<Result<void>> close_unattached(NodePtr node) {
 Task<Result<Edge>> open_node(OpenRequest request) {
   std::string name = request.filename;
   if (name.empty()) name = detail::bottom_filename(request.options);
-  const std::string context = fmt::format("Could not open '{}'", name);
   auto opened = co_await open_node_plain(std::move(request));
-  // The file's own driver may have said so already.
-  if (opened || opened.error().message().starts_with(context + ":")) co_return opened;
-  co_return forward_error(opened, "{}", context);
+  if (!opened) co_return std::unexpected(not_opened(name, opened.error()));
+  co_return opened;
+}
+
+Error not_opened(const std::string& name, const Error& why) {
+  if (why.file() == name && !name.empty()) return why;
+  return why.in(fmt::format("Could not open '{}'", name)).naming(name);
 }
 
 Task<Result<Edge>> open_node_plain(OpenRequest request) {

@@ -8,4 +8,8 @@ namespace platter {
 
 Task<Result<Edge>> open_node_plain(OpenRequest request);
 
+// What open_node() makes of such an error: "Could not open 'NAME': " is in front, unless the file's
+// own driver has said so already.
+Error not_opened(const std::string& name, const Error& why);
+
 }  // namespace platter

@@ -62,8 +62,9 @@ Task<Result<void>> commit_node(BlockNode& top, const ChainOptions& arguments) {
   }
   BlockNode* base = arguments.backing ? find_in_chain(top, *arguments.backing) : top.backing();
   if (base == nullptr) {
-    co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", *arguments.backing,
-                   arguments.filename);
+    co_return fail_naming(arguments.filename, ENOENT,
+                          "Did not find '{}' in the backing chain of '{}'", *arguments.backing,
+                          arguments.filename);
   }
   const OpenFlags old_flags = base->flags();
   OpenFlags flags = top.flags();
@@ -72,8 +73,9 @@ Task<Result<void>> commit_node(BlockNode& top, const ChainOptions& arguments) {
   PLATTER_CO_TRY(result);
   result = co_await copy_down(top, *base, arguments);
   if (Cancellation::ended(result)) {
-    result = fail(ECANCELED, "commit cancelled: '{}' holds all it did, '{}' a part of it",
-                  arguments.filename, base->filename());
+    result = fail_naming(arguments.filename, ECANCELED,
+                         "commit cancelled: '{}' holds all it did, '{}' a part of it",
+                         arguments.filename, base->filename());
   }
   const Result<void> restored = co_await change_base(top, *base, old_flags);
   if (result && !restored) result = restored;

@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "block/base/error.h"
+#include "block/node/open_plain.h"
 
 namespace platter::img {
 namespace {
@@ -42,14 +43,8 @@ int usage_error_text(std::string_view text) {
   return 1;
 }
 
-std::string about(const std::string& name, std::string_view text) {
-  const bool named = text.starts_with(name + ": ") || text.contains(fmt::format("'{}'", name));
-  return named ? std::string(text) : fmt::format("{}: {}", name, text);
-}
-
 Error about(const std::string& name, const Error& error) {
-  const bool named = about(name, error.message()) == error.message();
-  return named ? error : error.in(name);
+  return error.file() == name ? error : error.in(name).naming(name);
 }
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
@@ -158,16 +153,6 @@ std::optional<std::uint64_t> parse_bounded_number(std::string_view text, std::st
 
 namespace {
 
-// The error with the image called as the user called it: by its whole option string.
-Error renamed(const Error& error, const OpenSpec& spec) {
-  constexpr std::string_view kHead = "Could not open '";
-  const std::size_t end = error.message().find("': ");
-  if (!spec.image_opts || !error.message().starts_with(kHead) || end == std::string::npos)
-    return error;
-  return Error(error.code(),
-               fmt::format("{}{}{}", kHead, spec.filename, error.message().substr(end)));
-}
-
 // A raw image that nobody said is raw: what a guest writes into it may make it look like another.
 void warn_of_guess(BlockNode& node) {
   if (!node.probed() || node.driver_name() != "raw") return;
@@ -183,6 +168,13 @@ void warn_of_guess(BlockNode& node) {
 }  // namespace
 
 Task<Result<Edge>> open_image(OpenSpec spec) {
+  const std::string name = spec.filename;
+  Result<Edge> opened = co_await open_image_plain(std::move(spec));
+  if (!opened) co_return std::unexpected(not_opened(name, opened.error()));
+  co_return opened;
+}
+
+Task<Result<Edge>> open_image_plain(OpenSpec spec) {
   OpenRequest request;
   request.flags = spec.flags;
   if (!spec.cache.empty()) parse_cache(spec.cache, request.flags);
@@ -196,25 +188,24 @@ Task<Result<Edge>> open_image(OpenSpec spec) {
     const std::string_view text = spec.filename;
     const bool named = !text.empty() && !text.substr(0, text.find(',')).contains('=');
     Result<Options> options = Options::parse_keyval((named ? "file=" : "") + spec.filename);
-    if (!options) co_return forward_error(options, "Could not open '{}'", spec.filename);
+    PLATTER_CO_TRY(options);
     request.options = std::move(*options);
   } else {
     request.filename = spec.filename;
     if (spec.format) {
       // The node takes an empty name as "guess".
       if (find_driver(*spec.format) == nullptr) {
-        co_return fail(ENOENT, "Could not open '{}': Unknown driver '{}'", spec.filename,
-                       *spec.format);
+        co_return fail(ENOENT, "Unknown driver '{}'", *spec.format);
       }
       request.format = *spec.format;
     }
   }
   for (const auto& [key, value] : spec.more) request.options.set(key, value);
   if (!spec.image_opts && spec.filename.empty()) {
-    co_return fail(EINVAL, "Could not open '': The 'file' block driver requires a file name");
+    co_return fail(EINVAL, "The 'file' block driver requires a file name");
   }
-  Result<Edge> opened = co_await open_node(std::move(request));
-  if (!opened) co_return std::unexpected(renamed(opened.error(), spec));
+  Result<Edge> opened = co_await open_node_plain(std::move(request));
+  PLATTER_CO_TRY(opened);
   if (!read_only) warn_of_guess(**opened);
   co_return opened;
 }

@@ -100,6 +100,8 @@ struct OpenSpec {
 
 // An image for reading or, unless flags.read_only, for writing. Errors name the image.
 Task<Result<Edge>> open_image(OpenSpec spec);
+// The same for who names the image himself.
+Task<Result<Edge>> open_image_plain(OpenSpec spec);
 
 // Whether two names stand for one file of this machine, by whatever path.
 bool same_file(const std::string& a, const std::string& b);
@@ -107,12 +109,11 @@ bool same_file(const std::string& a, const std::string& b);
 // other path of that file, relative ones taken from the image above it; nullptr: there is none.
 BlockNode* find_in_chain(BlockNode& top, const std::string& name);
 
-// What is to be said of the image `name`: with the name in front, unless it is there already.
-std::string about(const std::string& name, std::string_view text);
+// What is to be said of the image `name`: with the name in front, unless the error names it.
 Error about(const std::string& name, const Error& error);
 template <class... Args>
 void report_about(const std::string& name, fmt::format_string<Args...> text, Args&&... args) {
-  report_text(about(name, fmt::format(text, std::forward<Args>(args)...)));
+  report("{}: {}", name, fmt::format(text, std::forward<Args>(args)...));
 }
 
 // "PROGRAM: reason" on standard error for each failure in it, its hint on lines of its own below.

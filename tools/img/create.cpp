@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "block/node/open_plain.h"
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
@@ -58,16 +59,15 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
   // Only its size is of interest here: another process may be writing it.
   spec.flags.no_io = true;
   spec.flags.force_share = true;
-  Result<Edge> opened = co_await open_image(std::move(spec));
+  constexpr std::string_view kContext = "Could not open backing image";
+  if (format && find_driver(*format) == nullptr) {
+    co_return fail(ENOENT, "{}: Unknown driver '{}'", kContext, *format);
+  }
+  Result<Edge> opened = co_await open_image_plain(std::move(spec));
   if (!opened) {
-    // The node names the file once more than is of use here.
-    std::string message = opened.error().message();
-    const std::string prefix = fmt::format("Could not open '{}': ", *full);
-    if (message.starts_with(prefix + "Could not open") ||
-        message.starts_with(prefix + "Unknown driver")) {
-      message.erase(0, prefix.size());
-    }
-    co_return fail(opened.error().code(), "Could not open backing image: {}", message);
+    // (One file's name is enough.)
+    const Error& why = opened.error();
+    co_return std::unexpected((why.file().empty() ? not_opened(*full, why) : why).in(kContext));
   }
   const std::uint64_t size = (*opened)->size();
   const std::string detected((*opened)->driver_name());

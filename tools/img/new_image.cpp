@@ -1,23 +1,10 @@
 #include "tools/img/new_image.h"
 
-#include <fmt/format.h>
-
 #include <cerrno>
-#include <iterator>
 
 #include "tools/img/cancel.h"
 
 namespace platter::img {
-namespace {
-
-void replace_all(std::string& text, const std::string& what, const std::string& by) {
-  for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size()) {
-    text.replace(at, what.size(), by);
-  }
-}
-
-}  // namespace
-
 Task<Result<void>> NewImage::create(std::string format, std::uint64_t size, Options options) {
   if (const std::string* backing = options.peek("backing_file")) backing_ = *backing;
   if (const std::string* data = options.peek("data_file")) {
@@ -60,26 +47,26 @@ Result<void> NewImage::publish() {
 Result<void> NewImage::finish(Result<void> outcome, std::string_view verb) {
   if (outcome) outcome = publish();
   if (outcome) return outcome;
-  std::string text = outcome.error().message();
+  Error error = outcome.error();
   const bool kept = file_.aside();
   for (const Replacement* one : {&file_, data_file_ ? &*data_file_ : &file_}) {
-    if (one->aside()) replace_all(text, one->path(), one->name());
+    if (one->aside()) error = error.renamed(one->path(), one->name());
   }
   if (data_file_) data_file_->remove();
   const bool gone = file_.remove();
-  const int code = outcome.error().code();
+  const int code = error.code();
   if (Cancellation::ended(outcome)) {
-    text = kept   ? fmt::format("{} cancelled: '{}' is as it was", verb, file_.name())
-           : gone ? fmt::format("{} cancelled: the incomplete '{}' has been removed", verb,
-                                file_.name())
-                  : fmt::format("{} cancelled: '{}' is incomplete", verb, file_.name());
-  } else if (kept && (code == ENOSPC || code == EDQUOT)) {
-    fmt::format_to(std::back_inserter(text),
-                   " ('{}' is as it was; removing it first would give its space)", file_.name());
+    if (kept) return fail(code, "{} cancelled: '{}' is as it was", verb, file_.name());
+    if (gone) {
+      return fail(code, "{} cancelled: the incomplete '{}' has been removed", verb, file_.name());
+    }
+    return fail(code, "{} cancelled: '{}' is incomplete", verb, file_.name());
   }
-  // Told as it was, where there is nothing to put otherwise: with its hint.
-  if (text == outcome.error().message()) return outcome;
-  return std::unexpected(Error(code, std::move(text)));
+  if (kept && (code == ENOSPC || code == EDQUOT)) {
+    return fail(code, "{} ('{}' is as it was; removing it first would give its space)",
+                error.message(), file_.name());
+  }
+  return std::unexpected(std::move(error));
 }
 
 }  // namespace platter::img

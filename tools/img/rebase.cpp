@@ -24,8 +24,9 @@ Task<Result<void>> keep_contents(BlockNode& top, BlockNode* after, bool in_chain
   options.cancelled = Cancellation::flag();
   const Result<void> kept = co_await copy(std::span(&source, 1), top, options);
   if (Cancellation::ended(kept)) {
-    co_return fail(ECANCELED, "rebase cancelled: '{}' reads as before, on its old backing file",
-                   top.filename());
+    co_return fail_naming(top.filename(), ECANCELED,
+                          "rebase cancelled: '{}' reads as before, on its old backing file",
+                          top.filename());
   }
   co_return kept;
 }

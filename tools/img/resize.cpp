@@ -123,10 +123,10 @@ int run_resize(int argc, char** argv) {
   }
   const Result<std::uint64_t> bytes = parse_size_64(size);
   if (!bytes) {
-    report_text(about(resize_arguments.filename,
-                      bytes.error().code() == ERANGE
-                          ? fmt::format("Value '{}' is out of range for parameter 'size'", size)
-                          : "Parameter 'size' expects a non-negative number below 2^64"));
+    report_about(resize_arguments.filename, "{}",
+                 bytes.error().code() == ERANGE
+                     ? fmt::format("Value '{}' is out of range for parameter 'size'", size)
+                     : "Parameter 'size' expects a non-negative number below 2^64");
     return 1;
   }
   resize_arguments.size = *bytes;

@@ -17,8 +17,9 @@ Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments, Pr
   if (const std::string base = arguments.backing.value_or(""); !base.empty()) {
     options.base = find_in_chain(top, base);
     if (options.base == nullptr) {
-      co_return fail(ENOENT, "Did not find '{}' in the backing chain of '{}'", base,
-                     arguments.filename);
+      co_return fail_naming(arguments.filename, ENOENT,
+                            "Did not find '{}' in the backing chain of '{}'", base,
+                            arguments.filename);
     }
   }
   const std::uint64_t size = top.size();
@@ -27,8 +28,9 @@ Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments, Pr
   options.cancelled = Cancellation::flag();
   const Result<void> streamed = co_await stream(top, options);
   if (Cancellation::ended(streamed)) {
-    co_return fail(ECANCELED, "stream cancelled: '{}' reads as before and keeps its backing file",
-                   arguments.filename);
+    co_return fail_naming(arguments.filename, ECANCELED,
+                          "stream cancelled: '{}' reads as before and keeps its backing file",
+                          arguments.filename);
   }
   if (streamed) progress.finish();
   co_return streamed;

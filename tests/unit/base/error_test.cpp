@@ -32,5 +32,27 @@ TEST(ErrorData, TheKindStays) {
   EXPECT_EQ(Error(EACCES, "no").kind(), ErrorKind::kOther);
 }
 
+TEST(ErrorData, TheFileThatTheTextNamesStays) {
+  const Error error = Error(EIO, "Could not close 'a'").naming("a");
+  EXPECT_EQ(Error(EIO, "Could not close 'a'").file(), "");
+  EXPECT_EQ(error.file(), "a");
+  EXPECT_EQ(error.message(), "Could not close 'a'");
+  EXPECT_EQ(error.in("x").with_hint("y").as(ErrorKind::kGivenUp).also(Error(EIO, "z")).file(), "a");
+  EXPECT_EQ(error.in("b").naming("b").file(), "b");
+}
+
+TEST(ErrorData, AFileMayBeCalledByAnotherName) {
+  const Error error = Error(EIO, "'/tmp/a': no room beside '/tmp/a'")
+                          .with_hint("Remove '/tmp/a'.")
+                          .naming("/tmp/a")
+                          .as(ErrorKind::kGivenUp)
+                          .also(Error(EIO, "'/tmp/a' stays"))
+                          .renamed("/tmp/a", "b");
+  EXPECT_EQ(error.message(), "'b': no room beside 'b': Remove 'b'; 'b' stays");
+  EXPECT_EQ(error.file(), "b");
+  EXPECT_EQ(error.kind(), ErrorKind::kGivenUp);
+  EXPECT_EQ(error.renamed("c", "d").file(), "b");
+}
+
 }  // namespace
 }  // namespace platter
