@@ -82,9 +82,10 @@ Task<Result<void>> write_tables(BlockNode& file, const CreatePlan& plan) {
                                  plan.l2_tables * g.l2_entries(), plan.data_offset,
                                  kCopied | (as_zeroes ? kZeroBit : 0),
                                  static_cast<unsigned>(g.l2_entry_size()));
-    co_await write_pointer_table(writer, g, header.l1_table_offset, plan.l2_tables, plan.l2_tables,
-                                 plan.l2_tables_offset, kCopied, 8);
   }
+  // An empty one too: what it leads to later must not fail for lack of space in it.
+  co_await write_pointer_table(writer, g, header.l1_table_offset, plan.l2_tables, header.l1_size,
+                               plan.l2_tables_offset, kCopied, 8);
   co_return co_await writer.finish();
 }
 

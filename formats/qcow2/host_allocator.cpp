@@ -16,7 +16,7 @@ void HostClusters::open() {
   unlinked_.clear();
   unlinked_clusters_ = 0;
   quarantined_.clear();
-  unwritten_end_ = packed_cursor = 0;
+  packed_cursor = 0;
   conflict_.reset();
   zero_from_ = kLastHostCluster;
   if (can_grow_) zero_from_ = core_.geometry.clusters_for(core_.file->size());
@@ -269,11 +269,6 @@ Task<Result<void>> HostClusters::scan(std::uint64_t slice) {
 std::uint64_t HostClusters::frontier() {
   MutexLock lock(core_.mutex());
   return frontier_;
-}
-
-bool HostClusters::frontier_reads_zero() {
-  MutexLock lock(core_.mutex());
-  return reads_zero(frontier_);
 }
 
 std::uint64_t HostClusters::block_count() {

@@ -169,15 +169,10 @@ class HostClusters {
   // Leaves in the map those clusters whose count is exactly one, once each.
   Task<Result<void>> keep_single(RefcountMap& map);
 
-  // The end of what tables were made in without writing them: the file must reach it before
-  // anything refers to them on disk. 0: nothing.
-  std::uint64_t unwritten_end() const PLATTER_REQUIRES(metadata_mutex) { return unwritten_end_; }
-  void note_unwritten(std::uint64_t end_byte) PLATTER_REQUIRES(metadata_mutex) {
-    unwritten_end_ = std::max(unwritten_end_, end_byte);
-  }
-  void written_to(std::uint64_t end_byte) PLATTER_REQUIRES(metadata_mutex) {
-    if (unwritten_end_ <= end_byte) unwritten_end_ = 0;
-  }
+  // Gives clusters that become tables their zeroes, also where they read as such already: what is
+  // written to a table later, when it is flushed, finds its space then, however full the disk.
+  Task<Result<void>> write_table_zeroes(std::uint64_t first, std::uint64_t count);
+
   // Where the packed bytes of compressed clusters continue; 0: nowhere.
   std::uint64_t packed_cursor PLATTER_GUARDED_BY(metadata_mutex) = 0;
 
@@ -219,10 +214,8 @@ class HostClusters {
   Task<Result<void>> grow_table(std::uint64_t least_entries);
   void place_blocks(std::uint64_t first_block, std::uint64_t blocks, std::uint64_t following)
       PLATTER_REQUIRES(metadata_mutex);
-  Task<Result<void>> write_zeroes_at(std::uint64_t first, std::uint64_t count);
   // These hold the mutex for a moment: try_reserve() moves zero_from_ without preparing_.
   std::uint64_t frontier() PLATTER_EXCLUDES(metadata_mutex);
-  bool frontier_reads_zero() PLATTER_EXCLUDES(metadata_mutex);
   std::uint64_t block_count() PLATTER_EXCLUDES(metadata_mutex);
   std::uint64_t block(std::uint64_t index) PLATTER_EXCLUDES(metadata_mutex);
   Task<void> reap_passed();
@@ -251,7 +244,6 @@ class HostClusters {
   std::uint64_t unlinked_clusters_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
   std::deque<ClusterRun> quarantined_ PLATTER_GUARDED_BY(metadata_mutex);
   unsigned reapers_ PLATTER_GUARDED_BY(metadata_mutex) = 0;  // and who has stopped them
-  std::uint64_t unwritten_end_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
   std::optional<Error> punch_error_ PLATTER_GUARDED_BY(metadata_mutex);
   std::optional<std::uint64_t> conflict_
       PLATTER_GUARDED_BY(metadata_mutex);  // metadata that counts as free

@@ -3,14 +3,28 @@
 #include <algorithm>
 
 #include "block/base/checked.h"
+#include "block/exec/buffer.h"
 #include "formats/qcow2/host_clusters.h"
 
 namespace platter::qcow2 {
+namespace {
 
-Task<Result<void>> HostClusters::write_zeroes_at(std::uint64_t first, std::uint64_t count) {
+constexpr std::size_t kZeroesAtOnce = std::size_t{1} << 20;
+
+}  // namespace
+
+// By writes, never by a resize: other requests' data may make the file longer at any moment, and a
+// resize would then cut that off.
+Task<Result<void>> HostClusters::write_table_zeroes(std::uint64_t first, std::uint64_t count) {
   const unsigned bits = core_.geometry.cluster_bits;
-  auto written = co_await core_.file->write_zeroes(first << bits, count << bits);
-  co_return written;
+  const std::uint64_t end = (first + count) << bits;
+  const Buffer zeroes = Buffer::zeroed(std::min<std::size_t>(count << bits, kZeroesAtOnce));
+  for (std::uint64_t at = first << bits; at < end; at += zeroes.size()) {
+    const std::size_t length = std::min<std::uint64_t>(zeroes.size(), end - at);
+    auto written = co_await core_.file->write(at, IoVec(zeroes.span(0, length)));
+    PLATTER_CO_TRY(written);
+  }
+  co_return {};
 }
 
 // The clusters from the frontier on become refcount blocks, from `first_block` on, and what follows
@@ -38,7 +52,6 @@ void HostClusters::place_blocks(std::uint64_t first_block, std::uint64_t blocks,
   }
   core_.metadata.add(first << bits, (end - first) << bits);
   frontier_ = end;
-  note_unwritten(end << bits);
 }
 
 // Blocks for the region of the frontier, which has none, and for `following` clusters behind the
@@ -66,10 +79,8 @@ Task<Result<void>> HostClusters::make_blocks(std::uint64_t following) {
     frontier_ = i << g.refblock_bits();
     co_return {};
   }
-  if (!frontier_reads_zero()) {
-    auto written = co_await write_zeroes_at(first, blocks);
-    PLATTER_CO_TRY(written);
-  }
+  auto written = co_await write_table_zeroes(first, blocks);
+  PLATTER_CO_TRY(written);
   MutexLock lock(core_.mutex());
   if (core_.metadata.overlaps(first << g.cluster_bits, blocks << g.cluster_bits)) {
     conflict_ = first;
@@ -104,10 +115,8 @@ Task<Result<void>> HostClusters::grow_table(std::uint64_t least_entries) {
     }
   }
   if (first + blocks + table_clusters > limit()) co_return fail_errno(ENOSPC);
-  if (!frontier_reads_zero()) {
-    auto written = co_await write_zeroes_at(first, blocks);
-    PLATTER_CO_TRY(written);
-  }
+  auto written = co_await write_table_zeroes(first, blocks + table_clusters);
+  PLATTER_CO_TRY(written);
   MutexLock lock(core_.mutex());
   const unsigned bits = g.cluster_bits;
   if (core_.metadata.overlaps(first << bits, (blocks + table_clusters) << bits)) {

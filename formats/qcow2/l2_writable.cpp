@@ -89,13 +89,11 @@ Task<Result<void>> L2Tables::make_table(std::uint64_t i, std::uint64_t old_entry
     if (!g.external_data) clear_copied(g, table.span());
     auto copied = co_await core_.file->write(host, table.iov());
     PLATTER_CO_TRY(copied);
-  } else if (!reservation->reads_zero()) {
-    auto zeroed = co_await core_.file->write_zeroes(host, g.cluster_size());
+  } else {
+    auto zeroed = co_await clusters_.write_table_zeroes(g.cluster_index(host), 1);
     PLATTER_CO_TRY(zeroed);
   }
   MutexLock lock(core_.mutex());
-  if (old_table == 0 && reservation->reads_zero())
-    clusters_.note_unwritten(host + g.cluster_size());
   reservation->link();
   core_.metadata.add(host, g.cluster_size());
   const std::uint64_t first_slice = i * slices_per_table();

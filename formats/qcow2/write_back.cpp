@@ -67,7 +67,6 @@ struct WriteBack::Batch {
   bool references = false;  // there were slices or pieces of L1
   bool lazy = false;
   std::uint64_t l1_offset = 0;
-  std::uint64_t end = 0;  // of what the file must have
   Refcounts::Place place;
 };
 
@@ -85,7 +84,6 @@ WriteBack::Batch WriteBack::take() {
   batch.references = !batch.slices.empty() || !batch.l1.empty();
   batch.l1_offset = tables_.l1_table_offset();
   batch.unlinked = clusters_.take_unlinked();
-  batch.end = clusters_.unwritten_end();
   return batch;
 }
 
@@ -94,7 +92,6 @@ void WriteBack::end(Batch batch, bool written) {
   unwritten_ = {};
   if (written) {
     clusters_.settled(std::move(batch.unlinked));
-    clusters_.written_to(batch.end);
     return;
   }
   const bool undone = barrier_error_.has_value();
@@ -112,7 +109,6 @@ Task<Result<void>> WriteBack::write_all(bool flush_always) {
   if (core_.poisoned.load()) co_return core_.given_up();
   Batch batch = take();
   auto result = co_await prepare_header(batch);
-  if (result) result = co_await lengthen_file(batch.end);
   if (result) result = co_await write_counts(batch);
   if (result && (batch.references || !batch.table.empty())) result = co_await barrier();
   if (result) result = co_await write_count_table(batch);
@@ -142,16 +138,6 @@ Task<Result<void>> WriteBack::prepare_header(const Batch& batch) {
     }
   }
   co_return result;
-}
-
-// By a write, never by a resize: other requests' data may make the file longer than `end` at any
-// moment, and a resize would then cut that off. Nobody else writes to this place, it is the end of
-// a table, which only a write-back touches.
-Task<Result<void>> WriteBack::lengthen_file(std::uint64_t end) {
-  if (end <= core_.file->size()) co_return {};
-  const Buffer zeroes = Buffer::zeroed(kSector);
-  auto written = co_await core_.file->write(end - zeroes.size(), zeroes.iov());
-  co_return written;
 }
 
 Task<Result<void>> WriteBack::write_counts(Batch& batch) {

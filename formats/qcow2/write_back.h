@@ -71,7 +71,6 @@ class WriteBack {
   // Its steps, in this order.
   Batch take();
   Task<Result<void>> prepare_header(const Batch& batch);
-  Task<Result<void>> lengthen_file(std::uint64_t end);
   Task<Result<void>> write_counts(Batch& batch);
   Task<Result<void>> write_count_table(Batch& batch);
   Task<Result<void>> move_count_table(const Batch& batch);

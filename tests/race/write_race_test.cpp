@@ -224,36 +224,38 @@ TEST(C8, WhatIsDirtyStaysVisibleWhenItCannotBeWritten) {
   run([&] { return evict_dirty(image); });
 }
 
-// A write-back makes the file reach the end of a new table while a guest's data, further behind,
+// A request makes the file long enough for a new table while another one's data, further behind,
 // makes it longer still.
 Task<void> growth_beside_a_write(const MemoryImage& image) {
+  constexpr std::uint64_t kCovered = 32 << 10;  // by one table
   auto opened = co_await open_watched(image);
   CO_OK(opened);
   BlockNode& node = *opened->node;
   FaultPoints& points = *opened->points;
-  points.suspend_operation("data", fault_op::kWrite);
-  auto data = bytes(kWriteCluster, 5);
-  auto writing = node.write(0, iov(data));
-  EXPECT_TRUE(points.is_suspended("data")) << "the table is there, the data is not";
-  points.suspend_operation("growth", fault_op::kWrite | fault_op::kResize);
-  auto flushing = node.flush();
-  EXPECT_TRUE(points.is_suspended("growth"));
-  auto data_goes_on = points.resume("data");
-  CO_OK(data_goes_on);
-  auto written = co_await writing;
-  CO_OK(written);
+  auto first = co_await fill(node, 0, 512, 1);
+  CO_OK(first);
+  points.suspend_operation("growth", fault_op::kWrite | fault_op::kWriteZeroes | fault_op::kResize);
+  auto data = bytes(512, 5);
+  auto writing = node.write(kCovered, iov(data));
+  EXPECT_TRUE(points.is_suspended("growth")) << "the table's place is there, the table is not";
+  auto behind = co_await fill(node, 512, 512, 2);
+  CO_OK(behind);
   auto growth_goes_on = points.resume("growth");
   CO_OK(growth_goes_on);
-  auto flushed = co_await flushing;
+  auto written = co_await writing;
+  CO_OK(written);
+  auto flushed = co_await node.flush();
   CO_OK(flushed);
-  const bool there = co_await reads_as(node, 0, kWriteCluster, 5);
+  const bool there = co_await reads_as(node, 512, 512, 2);
   EXPECT_TRUE(there) << "the file was cut behind the table";
+  const bool here = co_await reads_as(node, kCovered, 512, 5);
+  EXPECT_TRUE(here);
   auto closed = co_await opened->node.detach();
   CO_OK(closed);
 }
 
 TEST(Growth, OfTheFileForATableNeverCutsDataOff) {
-  MemoryImage image("growth", 1 << 20, "");
+  MemoryImage image("growth", 1 << 20, "cluster_size=512");
   run([&] { return growth_beside_a_write(image); });
 }
 
