@@ -79,6 +79,7 @@ std::string to_text(const ImageInfo& info) {
   return out;
 }
 
+// Refers to `info`, whose snapshots become JSON when they are written.
 Json to_json(const ImageInfo& info) {
   Json object;
   object.set("filename", info.filename);
@@ -96,10 +97,9 @@ Json to_json(const ImageInfo& info) {
     if (!info.backing_format.empty()) object.set("backing-filename-format", info.backing_format);
   }
   if (!info.snapshots.empty()) {
-    Json::Array snapshots;
-    for (const SnapshotInfo& snapshot : info.snapshots)
-      snapshots.push_back(snapshot_json(snapshot));
-    object.set("snapshots", std::move(snapshots));
+    object.set("snapshots", Json::Sequence{info.snapshots.size(), [&info](std::size_t i) {
+                                             return snapshot_json(info.snapshots[i]);
+                                           }});
   }
   if (!info.details.specific.empty()) {
     Json specific;
@@ -108,6 +108,11 @@ Json to_json(const ImageInfo& info) {
     object.set("format-specific", std::move(specific));
   }
   return object;
+}
+
+void print_json(const Json& json) {
+  json.write_pretty(print);
+  print("\n");
 }
 
 struct InfoArguments {
@@ -222,9 +227,9 @@ Task<int> show(InfoArguments arguments) {
   } else if (arguments.chain) {
     Json::Array array;
     for (const ImageInfo& info : *infos) array.push_back(to_json(info));
-    print(Json(std::move(array)).pretty() + "\n");
+    print_json(Json(std::move(array)));
   } else {
-    print(to_json(infos->front()).pretty() + "\n");
+    print_json(to_json(infos->front()));
   }
   co_return 0;
 }

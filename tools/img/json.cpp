@@ -111,10 +111,35 @@ void Json::set(std::string name, Json value) {
   std::get<Object>(value_).emplace_back(std::move(name), std::move(value));
 }
 
-void Json::write(std::string& out, bool pretty, unsigned depth) const {
+struct Json::Output {
+  std::string text;
+  bool pretty = false;
+  const std::function<void(std::string_view)>* take = nullptr;  // what has become long
+
+  void hand_on(std::size_t at_least) {
+    if (take == nullptr || text.size() < at_least) return;
+    (*take)(text);
+    text.clear();
+  }
+};
+
+void Json::write(Output& output, unsigned depth) const {
+  constexpr std::size_t kPiece = 64 << 10;  // bytes
+  output.hand_on(kPiece);
+  std::string& out = output.text;
+  const bool pretty = output.pretty;
   const auto separator = [&](bool first) {
     if (!first) out += pretty ? "," : ", ";
     if (pretty) new_line(out, depth + 1);
+  };
+  const auto elements = [&](std::size_t size, const auto& write_one) {
+    out += '[';
+    for (std::size_t i = 0; i < size; ++i) {
+      separator(i == 0);
+      write_one(i);
+    }
+    if (pretty) new_line(out, depth);
+    out += ']';
   };
   if (const bool* flag = std::get_if<bool>(&value_)) {
     out += *flag ? "true" : "false";
@@ -123,13 +148,9 @@ void Json::write(std::string& out, bool pretty, unsigned depth) const {
   } else if (const std::string* text = std::get_if<std::string>(&value_)) {
     out += json_quoted(*text);
   } else if (const Array* array = std::get_if<Array>(&value_)) {
-    out += '[';
-    for (std::size_t i = 0; i < array->size(); ++i) {
-      separator(i == 0);
-      (*array)[i].write(out, pretty, depth + 1);
-    }
-    if (pretty) new_line(out, depth);
-    out += ']';
+    elements(array->size(), [&](std::size_t i) { (*array)[i].write(output, depth + 1); });
+  } else if (const Sequence* sequence = std::get_if<Sequence>(&value_)) {
+    elements(sequence->size, [&](std::size_t i) { sequence->at(i).write(output, depth + 1); });
   } else {
     std::vector<const Object::value_type*> members;
     for (const Object::value_type& member : std::get<Object>(value_)) members.push_back(&member);
@@ -142,7 +163,7 @@ void Json::write(std::string& out, bool pretty, unsigned depth) const {
     for (std::size_t i = 0; i < members.size(); ++i) {
       separator(i == 0);
       out += json_quoted(members[i]->first) + ": ";
-      members[i]->second.write(out, pretty, depth + 1);
+      members[i]->second.write(output, depth + 1);
     }
     if (pretty) new_line(out, depth);
     out += '}';
@@ -150,15 +171,24 @@ void Json::write(std::string& out, bool pretty, unsigned depth) const {
 }
 
 std::string Json::pretty() const {
-  std::string out;
-  write(out, true, 0);
-  return out;
+  Output out;
+  out.pretty = true;
+  write(out, 0);
+  return std::move(out.text);
 }
 
 std::string Json::compact() const {
-  std::string out;
-  write(out, false, 0);
-  return out;
+  Output out;
+  write(out, 0);
+  return std::move(out.text);
+}
+
+void Json::write_pretty(const std::function<void(std::string_view)>& take) const {
+  Output out;
+  out.pretty = true;
+  out.take = &take;
+  write(out, 0);
+  out.hand_on(1);
 }
 
 }  // namespace platter::img

@@ -4,7 +4,9 @@
 // Threads: values.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,6 +19,11 @@ class Json {
  public:
   using Array = std::vector<Json>;
   using Object = std::vector<std::pair<std::string, Json>>;
+  // A long array, whose elements are made one by one as it is written.
+  struct Sequence {
+    std::size_t size = 0;
+    std::function<Json(std::size_t)> at;
+  };
 
   Json() : value_(Object{}) {}
   Json(bool value) : value_(value) {}
@@ -26,6 +33,7 @@ class Json {
   Json(const char* value) : value_(std::string(value)) {}
   Json(Array value) : value_(std::move(value)) {}
   Json(Object value) : value_(std::move(value)) {}
+  Json(Sequence value) : value_(std::move(value)) {}
 
   // Adds a member to an object.
   void set(std::string name, Json value);
@@ -34,11 +42,14 @@ class Json {
   std::string pretty() const;
   // One line, with blanks after ':' and ','.
   std::string compact() const;
+  // What pretty() gives, handed on in pieces as it comes into being.
+  void write_pretty(const std::function<void(std::string_view)>& take) const;
 
  private:
-  void write(std::string& out, bool pretty, unsigned depth) const;
+  struct Output;
+  void write(Output& out, unsigned depth) const;
 
-  std::variant<bool, std::uint64_t, std::string, Array, Object> value_;
+  std::variant<bool, std::uint64_t, std::string, Array, Object, Sequence> value_;
 };
 
 // Where QEMU's dictionaries keep a name: members come out in ascending order of it.

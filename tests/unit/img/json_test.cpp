@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace platter::img {
 namespace {
 
@@ -33,6 +35,44 @@ TEST(Json, EmptyObjectAndArrayKeepTheirLines) {
   EXPECT_EQ(Json().pretty(), "{\n}");
   EXPECT_EQ(Json(Json::Array{}).pretty(), "[\n]");
   EXPECT_EQ(Json().compact(), "{}");
+}
+
+TEST(Json, ASequenceReadsAsAnArrayAndIsMadeAsItIsWritten) {
+  constexpr std::size_t kMany = 10000;
+  const auto one = [](std::size_t i) {
+    Json object;
+    object.set("number", std::uint64_t{i});
+    object.set("text", std::string(100, 'x'));
+    return object;
+  };
+  Json::Array array;
+  for (std::size_t i = 0; i < kMany; ++i) array.push_back(one(i));
+  Json all;
+  all.set("all", std::move(array));
+  const std::string expected = all.pretty();
+  std::size_t made = 0;
+  std::string text;
+  std::size_t longest = 0;
+  std::size_t made_before_the_first_piece = 0;
+  Json lazy;
+  lazy.set("all", Json::Sequence{kMany, [&](std::size_t i) {
+                                   ++made;
+                                   return one(i);
+                                 }});
+  EXPECT_EQ(made, 0u);
+  lazy.write_pretty([&](std::string_view piece) {
+    if (text.empty()) made_before_the_first_piece = made;
+    text += piece;
+    longest = std::max(longest, piece.size());
+  });
+  EXPECT_EQ(text, expected);
+  EXPECT_EQ(made, kMany);
+  EXPECT_LT(made_before_the_first_piece, kMany / 10);
+  EXPECT_LT(longest, expected.size() / 10);
+  EXPECT_EQ(lazy.pretty(), expected);
+  Json none;
+  none.set("all", Json::Sequence{});
+  EXPECT_EQ(none.compact(), R"({"all": []})");
 }
 
 TEST(Json, EscapesControlsQuotesAndAllThatIsNotAscii) {
