@@ -1,5 +1,5 @@
-// Taking, removing and applying internal snapshots. Requests go on while one is taken or removed;
-// one is applied inside Qcow2Driver::exclusively().
+// Taking, removing, renaming and applying internal snapshots. Requests go on meanwhile, but one is
+// applied inside Qcow2Driver::exclusively().
 #include <algorithm>
 #include <charconv>
 #include <cstring>
@@ -24,6 +24,10 @@ namespace {
 
 // Bytes of L2 tables.
 constexpr std::uint64_t kRegainedAtOnce = std::uint64_t{4} << 20;
+// QEMU shows, and finds again, no longer names.
+constexpr std::size_t kMaxNewNameBytes = 255;
+
+std::uint64_t l1_bytes(const Snapshot& snapshot) { return std::uint64_t{snapshot.l1_size} * 8; }
 
 }  // namespace
 
@@ -288,37 +292,51 @@ Task<Result<void>> Snapshots::remove(std::string id_or_name) {
 }
 
 Task<Result<void>> Snapshots::remove_now(std::string id_or_name) {
-  Core& core = driver_.core_;
-  const Geometry& g = core.geometry;
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);
-  const Snapshot snapshot = snapshots_[*which];
+  std::vector<Snapshot> left = snapshots_;
+  std::vector<Snapshot> gone{std::move(left[*which])};
+  left.erase(left.begin() + static_cast<std::ptrdiff_t>(*which));
+  auto done = co_await replace_table(std::move(left), std::move(gone));
+  co_return done;
+}
+
+Task<Result<void>> Snapshots::count_gone(const Snapshot& snapshot, RefcountMap& references) {
+  Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
   const Result<void> valid = validate_snapshot_l1(snapshot, core.header, core.file->size());
   PLATTER_CO_TRY(valid);
   auto l1 = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
   PLATTER_CO_TRY(l1);
-  std::vector<Snapshot> rest = snapshots_;
-  rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(*which));
+  auto counted = co_await count_references(core, driver_.refcounts_, *l1, references);
+  PLATTER_CO_TRY(counted);
+  co_return count_clusters(core, driver_.refcounts_, references,
+                           g.cluster_index(snapshot.l1_table_offset),
+                           g.clusters_for(l1_bytes(snapshot)));
+}
+
+Task<Result<void>> Snapshots::replace_table(std::vector<Snapshot> left,
+                                            std::vector<Snapshot> gone) {
+  Core& core = driver_.core_;
+  const Geometry& g = core.geometry;
   NewTables tables;
-  auto step = co_await place_table(std::move(rest), tables);
+  auto step = co_await place_table(std::move(left), tables);
   PLATTER_CO_TRY(step);
-  // What would be wrong with the counts is found before anything is changed.
-  RefcountMap references(0);
-  step = co_await count_references(core, driver_.refcounts_, *l1, references);
-  PLATTER_CO_TRY(step);
-  const std::uint64_t l1_bytes = std::uint64_t{snapshot.l1_size} * 8;
   const std::uint64_t old_offset = core.header.snapshots_offset;
   const std::uint64_t old_bytes = bytes_;
-  step = count_clusters(core, driver_.refcounts_, references,
-                        g.cluster_index(snapshot.l1_table_offset), g.clusters_for(l1_bytes));
-  PLATTER_CO_TRY(step);
+  // What would be wrong with the counts is found before anything is changed.
+  RefcountMap references(0);
+  for (const Snapshot& snapshot : gone) {
+    step = co_await count_gone(snapshot, references);
+    PLATTER_CO_TRY(step);
+  }
   step = count_clusters(core, driver_.refcounts_, references, g.cluster_index(old_offset),
                         g.clusters_for(old_bytes));
   PLATTER_CO_TRY(step);
   step = co_await driver_.clusters_.may_lower(references);
   PLATTER_CO_TRY(step);
 
-  step = co_await driver_.begin_changing_counts();
+  if (!gone.empty()) step = co_await driver_.begin_changing_counts();
   if (step) step = co_await write_table(tables);
   if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   if (step) step = co_await switch_table(tables);
@@ -331,14 +349,48 @@ Task<Result<void>> Snapshots::remove_now(std::string id_or_name) {
   {
     MutexLock lock(core.mutex());
     core.metadata.remove(old_offset, old_bytes);
-    core.metadata.remove(snapshot.l1_table_offset, l1_bytes);
+    for (const Snapshot& snapshot : gone)
+      core.metadata.remove(snapshot.l1_table_offset, l1_bytes(snapshot));
   }
-  // Nothing on disk names the snapshot any more.
+  // Nothing on disk names what is gone any more.
   step = co_await driver_.clusters_.lower(references, Discard::kSnapshot);
-  auto regained = co_await regain(references);
-  if (step) step = std::move(regained);
-  if (!step) driver_.needs_repair_ = true;
+  // (An old table alone says nothing about what is the disk's alone.)
+  if (!gone.empty()) {
+    auto regained = co_await regain(references);
+    if (step) step = std::move(regained);
+    if (!step) driver_.needs_repair_ = true;
+  }
   co_return step;
+}
+
+// Renaming ---------------------------------------------------------------------------------------
+
+Task<Result<void>> Snapshots::rename(std::string id_or_name, std::string new_name) {
+  if (driver_.core_.data_file) co_return no_data_file();
+  if (new_name.empty()) co_return fail(EINVAL, "the new name is empty");
+  if (new_name.size() > kMaxNewNameBytes) {
+    co_return fail(ENAMETOOLONG, "the new name has {} bytes, {} is the limit", new_name.size(),
+                   kMaxNewNameBytes);
+  }
+  const auto work = [this, &id_or_name, &new_name] { return rename_now(id_or_name, new_name); };
+  const std::function<Task<Result<void>>()> named(work);
+  auto done = co_await driver_.alongside(named);
+  co_return done;
+}
+
+Task<Result<void>> Snapshots::rename_now(std::string id_or_name, std::string new_name) {
+  const Result<std::size_t> which = find(id_or_name);
+  PLATTER_CO_TRY(which);
+  std::vector<Snapshot> left;
+  std::vector<Snapshot> gone;
+  for (std::size_t i = 0; i < snapshots_.size(); ++i) {
+    const bool replaced = i != *which && snapshots_[i].name == new_name;
+    (replaced ? gone : left).push_back(snapshots_[i]);
+    if (i == *which) left.back().name = new_name;
+  }
+  if (gone.empty() && snapshots_[*which].name == new_name) co_return {};
+  auto done = co_await replace_table(std::move(left), std::move(gone));
+  co_return done;
 }
 
 // Applying ---------------------------------------------------------------------------------------

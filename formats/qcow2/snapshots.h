@@ -42,6 +42,7 @@ class Snapshots final : public SnapshotAbility {
                             std::uint32_t date_nanoseconds) override;
   Task<Result<void>> apply(std::string id_or_name) override;
   Task<Result<void>> remove(std::string id_or_name) override;
+  Task<Result<void>> rename(std::string id_or_name, std::string new_name) override;
   Task<Result<void>> load(std::string id_or_name) override;
 
   const std::vector<Snapshot>& table() const { return snapshots_; }
@@ -52,6 +53,11 @@ class Snapshots final : public SnapshotAbility {
   // snapshot_ops.cpp. Requests run, but for apply_now().
   Task<Result<void>> create_now(Snapshot snapshot);
   Task<Result<void>> remove_now(std::string id_or_name);
+  Task<Result<void>> rename_now(std::string id_or_name, std::string new_name);
+  // What has the table's place: `left`, without those that are `gone`, whose references go back.
+  Task<Result<void>> replace_table(std::vector<Snapshot> left, std::vector<Snapshot> gone);
+  // The references of a snapshot that goes: those of its tables, and to its L1 table.
+  Task<Result<void>> count_gone(const Snapshot& snapshot, RefcountMap& references);
   Task<Result<void>> apply_now(std::string id_or_name);
   // Tables at new places, which the header is then made to name.
   struct NewTables;

@@ -117,6 +117,29 @@ Task<Result<void>> Guest::remove(std::string name) {
   co_return done;
 }
 
+Task<Result<void>> Guest::rename(std::string name, std::string new_name) {
+  const std::size_t begin = now();
+  auto done = co_await node_->driver().snapshots()->rename(name, new_name);
+  const std::size_t end = end_of(done);
+  std::optional<SnapshotRecord> renamed;
+  for (SnapshotRecord& record : history_.snapshots()) {
+    if ((record.name != name && record.name != new_name) || record.removed_begin != kNever)
+      continue;
+    if (record.name == name) {
+      renamed = record;
+      renamed->name = new_name;
+      renamed->renamed_from = name;
+      renamed->created_begin = begin;
+      renamed->created_end = end;
+    }
+    record.removed_begin = begin;
+    record.removed_end = end;
+  }
+  if (renamed) history_.snapshots().push_back(std::move(*renamed));
+  if (done) history_.note_flush(begin, end);
+  co_return done;
+}
+
 Task<Result<void>> Guest::resize(std::uint64_t size, Preallocation preallocation) {
   const std::uint64_t old_size = node_->size();
   const std::size_t begin = now();

@@ -34,6 +34,7 @@ class Guest {
   Task<Result<void>> snapshot(std::string name);
   Task<Result<void>> apply(std::string name);
   Task<Result<void>> remove(std::string name);
+  Task<Result<void>> rename(std::string name, std::string new_name);
   Task<Result<void>> resize(std::uint64_t size, Preallocation preallocation = Preallocation::kOff);
   // Amends key slots, by options of `amend`; after that `opened` opens the image and `refused` does
   // not (ids of secrets, or null).

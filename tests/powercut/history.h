@@ -38,6 +38,9 @@ struct SnapshotRecord {
   std::size_t removed_end = kNever;
   std::map<std::uint64_t, Stamp> stamps;  // by sector; others as they were at first
   std::uint64_t size = 0;
+  // What was renamed to become this one. Until that is done the old name is there, or the new one
+  // and what it stands for.
+  std::string renamed_from{};
 };
 
 // What a change of key slots does to a passphrase. At first only the old one opens the image.

@@ -1,6 +1,7 @@
 // Whether an image is as a cut may leave it.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "block/crypto/secret.h"
@@ -78,8 +79,29 @@ std::string snapshot_list_wrong(BlockNode& node, const History& history, std::si
     if (one.created_end <= cut && one.created_end != kNever && one.removed_begin >= cut &&
         !present.contains(one.name))
       return fmt::format("snapshot '{}' is gone", one.name);
+    const bool renamed = !one.renamed_from.empty() && one.created_begin < cut;
+    if (renamed && one.removed_begin >= cut && !present.contains(one.renamed_from) &&
+        !present.contains(one.name))
+      return fmt::format("snapshot '{}' is lost, on its way to become '{}'", one.renamed_from,
+                         one.name);
   }
   return {};
+}
+
+// Whether what was done to snapshots' names allows `one` to be there beside `names`. (Of one that
+// is renamed in place of another, one is there and never both, nor none.)
+bool fits_names(const SnapshotRecord& one, const History& history,
+                const std::vector<std::string>& names) {
+  const auto there = [&names](const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  if (!one.renamed_from.empty() && there(one.renamed_from)) return false;
+  for (const SnapshotRecord& other : history.snapshots()) {
+    const bool in_its_place = !other.renamed_from.empty() && other.name == one.name &&
+                              other.created_begin == one.removed_begin;
+    if (in_its_place && !there(other.renamed_from)) return false;
+  }
+  return true;
 }
 
 // What was there when the recording began.
@@ -151,6 +173,7 @@ Task<std::string> snapshots_wrong(const std::string& options, const History& his
     bool matches = false;
     for (const SnapshotRecord& one : history.snapshots()) {
       if (one.name != name || (one.created_begin >= cut && one.created_end != 0)) continue;
+      if (!fits_names(one, history, names)) continue;
       bool same = true;
       for (const auto& [sector, stamp] : *stamps) {
         const auto known = one.stamps.find(sector);

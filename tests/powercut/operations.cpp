@@ -75,6 +75,7 @@ const Operation kOperations[] = {
      .prepare = fill_snap_and_change,
      .act = remove_while_writing,
      .flags_may_lag = true},
+    {.name = "SnapshotRename", .prepare = fill_two_snapshots, .act = rename, .flags_may_lag = true},
     {.name = "SeveralSnapshots",
      .prepare = fill_snap_and_change,
      .act = several_snapshots,

@@ -207,6 +207,16 @@ Done remove(Guest& g) {
   TRY_STEP(g.flush());
   co_return {};
 }
+Done rename(Guest& g) {
+  TRY_STEP(g.rename("first", "third"));
+  TRY_STEP(g.write(40 * g.cluster(), kSector));
+  // In place of the one that was the first.
+  TRY_STEP(g.rename("second", "third"));
+  TRY_STEP(g.write(60 * g.cluster(), 4 * g.cluster()));
+  TRY_STEP(g.write(8 * g.cluster(), kSector));
+  TRY_STEP(g.flush());
+  co_return {};
+}
 Done several_snapshots(Guest& g) {
   const std::uint64_t c = g.cluster();
   TRY_STEP(g.snapshot("second"));

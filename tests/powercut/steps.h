@@ -35,6 +35,7 @@ Done snap_again(Guest& g);
 Done fill_snap_and_change(Guest& g);
 Done apply(Guest& g);
 Done remove(Guest& g);
+Done rename(Guest& g);
 Done several_snapshots(Guest& g);
 Done grow(Guest& g);
 Done grow_preallocated(Guest& g);

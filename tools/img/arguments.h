@@ -51,6 +51,7 @@ enum LongOnly : int {
   kEnable,
   kDisable,
   kMerge,
+  kTo,
 };
 
 struct Option {

@@ -23,7 +23,7 @@ Command syntax:
   measure [--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-l snapshot_param] filename]
   rebase [--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename
   resize [--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size
-  snapshot [--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename
+  snapshot [--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot | -r snapshot --to name] filename
   stream [--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-p] filename
 
 Parameters:
@@ -48,7 +48,7 @@ Parameters:
   -C            convert: let the host copy without passing the data through this process
   -S            convert: number of zero bytes that become a hole (default 4k); 0: none do
   -r            check: repair ('leaks' or 'all'); convert, commit, stream: bytes per second
-                at most
+                at most; snapshot: rename, in place of a snapshot that has the new name
   -s            compare: differ also in size and allocation
   -d            commit: do not empty the image afterwards
   -b            commit, stream: the image of the backing chain to go down to

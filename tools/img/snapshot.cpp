@@ -1,4 +1,4 @@
-// snapshot: lists, makes, applies and deletes internal snapshots.
+// snapshot: lists, makes, applies, renames and deletes internal snapshots.
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -15,8 +15,9 @@ namespace {
 struct SnapshotArguments {
   CommonOptions common;
   std::string filename;
-  int action = 0;  // 'l', 'a', 'c', 'd'; 0: none
+  int action = 0;  // 'l', 'a', 'c', 'd', 'r'; 0: none
   std::string name;
+  std::optional<std::string> new_name;  // of 'r'
 };
 
 Task<int> create_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
@@ -70,6 +71,17 @@ Task<int> remove_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
   co_return 1;
 }
 
+Task<int> rename_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
+  SnapshotAbility* snapshots = node.driver().snapshots();
+  Result<void> renamed = fail(ENOTSUP, "Block driver does not support snapshots");
+  if (snapshots != nullptr)
+    renamed = co_await snapshots->rename(arguments.name, *arguments.new_name);
+  if (renamed) co_return 0;
+  report_about(arguments.filename, "Could not rename snapshot '{}' to '{}': {}", arguments.name,
+               *arguments.new_name, renamed.error().message());
+  co_return 1;
+}
+
 Task<int> act(SnapshotArguments arguments) {
   OpenSpec spec;
   spec.filename = arguments.filename;
@@ -100,6 +112,9 @@ Task<int> act(SnapshotArguments arguments) {
       break;
     case 'd':
       status = co_await remove_snapshot(**image, arguments);
+      break;
+    case 'r':
+      status = co_await rename_snapshot(**image, arguments);
       break;
     default:
       break;
@@ -164,6 +179,8 @@ int run_snapshot(int argc, char** argv) {
                                     {'a', nullptr, true},
                                     {'c', nullptr, true},
                                     {'d', nullptr, true},
+                                    {'r', "rename", true},
+                                    {kTo, "to", true},
                                     {'q', nullptr},
                                     {'U', "force-share"},
                                     {kObject, "object", true},
@@ -179,9 +196,15 @@ int run_snapshot(int argc, char** argv) {
       case 'a':
       case 'c':
       case 'd':
+      case 'r':
+        if (snapshot.action == 'r' || (snapshot.action != 0 && option->id == 'r'))
+          return usage_error("Cannot mix '-l', '-a', '-c', '-d', '-r'");
         if (snapshot.action != 0) return usage_error("Cannot mix '-l', '-a', '-c', '-d'");
         snapshot.action = option->id;
         snapshot.name = option->value;
+        break;
+      case kTo:
+        snapshot.new_name = option->value;
         break;
       default:
         break;
@@ -190,6 +213,9 @@ int run_snapshot(int argc, char** argv) {
   if (arguments.failed()) return 1;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
+  if (snapshot.action == 'r' && !snapshot.new_name)
+    return usage_error("'-r' expects a new name: '--to NAME'");
+  if (snapshot.action != 'r' && snapshot.new_name) return usage_error("'--to' goes with '-r'");
   snapshot.filename = rest[0];
   // It cannot stop half-way: a signal waits for its end.
   const Cancellation put_off;
