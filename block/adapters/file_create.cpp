@@ -22,7 +22,8 @@ constexpr auto kLargestSize = static_cast<std::uint64_t>(std::numeric_limits<off
 
 // 0 or a positive errno.
 int write_zeroes_to(int fd, std::uint64_t offset, std::uint64_t end,
-                    const std::atomic<bool>* cancelled) {
+                    const std::atomic<bool>* cancelled, const ResizeProgress* progress) {
+  const std::uint64_t start = offset;
   constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
   const Buffer zeroes = Buffer::zeroed(kChunk);
   while (offset < end) {
@@ -32,12 +33,14 @@ int write_zeroes_to(int fd, std::uint64_t offset, std::uint64_t end,
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return errno;
     offset += static_cast<std::uint64_t>(n);
+    if (progress) (*progress)(offset - start, end - start);
   }
   return 0;
 }
 
-int allocate_to(int fd, std::uint64_t offset, std::uint64_t end,
-                const std::atomic<bool>* cancelled) {
+int allocate_to(int fd, std::uint64_t offset, std::uint64_t end, const std::atomic<bool>* cancelled,
+                const ResizeProgress* progress) {
+  const std::uint64_t start = offset;
   constexpr std::uint64_t kChunk = std::uint64_t{1} << 30;
   while (offset < end) {
     if (is_set(cancelled)) return ECANCELED;
@@ -47,14 +50,15 @@ int allocate_to(int fd, std::uint64_t offset, std::uint64_t end,
     if (r == EINTR) continue;
     if (r != 0) return r;
     offset += length;
+    if (progress) (*progress)(offset - start, end - start);
   }
   return 0;
 }
 
 Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_size, bool full,
-                             const std::atomic<bool>* cancelled) {
-  int error = full ? write_zeroes_to(fd, old_size, new_size, cancelled)
-                   : allocate_to(fd, old_size, new_size, cancelled);
+                             const std::atomic<bool>* cancelled, const ResizeProgress* progress) {
+  int error = full ? write_zeroes_to(fd, old_size, new_size, cancelled, progress)
+                   : allocate_to(fd, old_size, new_size, cancelled, progress);
   const char* what = full ? "Could not write zeros for preallocation"
                           : "Could not preallocate data for the new file";
   if (error == 0 && full && ::fsync(fd) != 0) {
@@ -70,7 +74,8 @@ Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_s
 }  // namespace
 
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
-                           Preallocation preallocation, const std::atomic<bool>* cancelled) {
+                           Preallocation preallocation, const std::atomic<bool>* cancelled,
+                           const ResizeProgress* progress) {
   if (new_size > kLargestSize) return fail_errno(EFBIG, "Failed to resize file");
   if (preallocation != Preallocation::kOff && new_size < old_size) {
     return fail(EINVAL, "Cannot use preallocation for shrinking files");
@@ -79,8 +84,8 @@ Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_siz
     return fail(ENOTSUP, "Unsupported preallocation mode: metadata");
   }
   if (preallocation != Preallocation::kOff && new_size > old_size) {
-    return grow_with_space(fd, old_size, new_size, preallocation == Preallocation::kFull,
-                           cancelled);
+    return grow_with_space(fd, old_size, new_size, preallocation == Preallocation::kFull, cancelled,
+                           progress);
   }
   if (::ftruncate(fd, static_cast<off_t>(new_size)) != 0) {
     return fail_errno(errno, "Failed to resize file");

@@ -19,7 +19,8 @@ namespace platter {
 // Sets the size of a regular file; new space reads as zeroes. Bytes. Off, falloc and full. Once
 // `cancelled` (nullptr: never) is true, the file gets its old size back: ECANCELED.
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
-                           Preallocation preallocation, const std::atomic<bool>* cancelled);
+                           Preallocation preallocation, const std::atomic<bool>* cancelled,
+                           const ResizeProgress* progress = nullptr);
 
 class FileCreation {
  public:

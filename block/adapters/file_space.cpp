@@ -148,7 +148,7 @@ Task<Result<void>> FileDriver::do_resize(ResizeRequest request) {
   const std::uint64_t old_size = size();
   auto work = [&] {
     return set_file_size(fd_.get(), old_size, request.size, request.preallocation,
-                         request.cancelled);
+                         request.cancelled, request.progress);
   };
   Result<void> done = co_await run_on(WorkerPool::blocking(), work);
   if (done) size_.store(request.size, std::memory_order_release);

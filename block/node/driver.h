@@ -43,7 +43,7 @@ struct WriteFlags {
 };
 struct ZeroFlags {
   bool fua = false;
-  bool may_unmap = false;    // space may be given back
+  bool may_unmap = false;  // space may be given back
   bool no_fallback = false;  // fail with ENOTSUP rather than write a buffer of zeroes
 };
 
@@ -61,6 +61,8 @@ struct TakeUpFlags {
 enum class Preallocation : std::uint8_t { kOff, kMetadata, kFalloc, kFull };
 Result<Preallocation> parse_preallocation(std::string_view text);
 
+using ResizeProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
 struct ResizeRequest {
   std::uint64_t size = 0;  // bytes
   Preallocation preallocation = Preallocation::kOff;
@@ -68,6 +70,9 @@ struct ResizeRequest {
   bool zero_new = false;  // the new range must read as zeroes, whatever the backing node holds
   // Looked at while space is made: once true, what was made is given back and ECANCELED returned.
   const std::atomic<bool>* cancelled = nullptr;
+  // Told now and then, on any thread, how much of how much has been done, in units of the driver's
+  // choice. A shrink that is cancelled has taken away a part of what lies behind the new end.
+  const ResizeProgress* progress = nullptr;
 };
 
 // What a reopen may change (see graph.h).

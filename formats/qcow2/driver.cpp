@@ -186,11 +186,13 @@ Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t l
   co_return relieved;
 }
 
+bool Qcow2Driver::too_much_unsettled() {
+  MutexLock lock(core_.mutex());
+  return clusters_.unlinked_clusters() << core_.geometry.cluster_bits >= kMaxUnsettled;
+}
+
 Task<Result<void>> Qcow2Driver::relieve() {
-  {
-    MutexLock lock(core_.mutex());
-    if (clusters_.unlinked_clusters() << core_.geometry.cluster_bits < kMaxUnsettled) co_return {};
-  }
+  if (!too_much_unsettled()) co_return {};
   {
     auto ticket = co_await admit();
     auto committed = co_await write_back_.commit(WriteBack::Flush::kIfNeeded);

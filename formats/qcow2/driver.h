@@ -157,6 +157,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();
+  bool too_much_unsettled();
   // Gives up what the caches hold and nobody used since the last time. On the thread of chores,
   // whatever requests and operations do meanwhile: the caches' mutex is all that it needs.
   void shed_unused();
@@ -194,8 +195,9 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps);
   Task<Result<void>> take_back_space(std::uint64_t from, std::uint64_t to);
   Task<Result<void>> clear_tail(std::uint64_t from);
-  Task<Result<void>> preallocate(std::uint64_t offset, std::uint64_t end, Preallocation mode,
-                                 const std::atomic<bool>* cancelled);
+  // What lies behind the new end is the disk's no more.
+  Task<Result<void>> take_away(const ResizeRequest& request);
+  Task<Result<void>> preallocate(const ResizeRequest& request, Preallocation mode);
   Task<Result<void>> cut_file();
 
   Core core_;

@@ -5,6 +5,11 @@
 #include "formats/qcow2/driver.h"
 
 namespace platter::qcow2 {
+namespace {
+
+constexpr std::uint64_t kLeastTakenAway = std::uint64_t{1} << 30;  // bytes of the disk
+
+}  // namespace
 
 Task<Result<void>> Qcow2Driver::do_resize(ResizeRequest request) {
   if (request.size % kSector != 0)
@@ -29,12 +34,11 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   auto staged = co_await bitmaps_.begin_resize(request.size, bitmaps);
   PLATTER_CO_TRY(staged);
   if (request.size < old_size) {
-    const std::uint64_t first = align_up(request.size, g.cluster_size());
-    const std::uint64_t end = align_up(old_size, g.cluster_size());
-    if (first < end) {
-      auto discarded = co_await writer_.discard(first, end - first, Discard::kAlways, true);
-      PLATTER_CO_TRY(discarded);
-    }
+    // Should it end half-way, this range has changed.
+    auto announced = co_await announce_change(request.size, old_size - request.size);
+    PLATTER_CO_TRY(announced);
+    auto taken = co_await take_away(request);
+    PLATTER_CO_TRY(taken);
     if (needed < tables_.l1_size()) {
       PLATTER_FAULT(*core_.file, FaultEvent::kL1ShrinkWriteTable);
       shrink_l1(needed);
@@ -66,6 +70,30 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   co_return grown;
 }
 
+// Pieces, so that there is something to count, and a point at which it can end. What a piece has
+// unlinked is freed before there is too much of it.
+Task<Result<void>> Qcow2Driver::take_away(const ResizeRequest& request) {
+  constexpr std::uint64_t kPieces = 256;
+  const Geometry& g = core_.geometry;
+  const std::uint64_t first = align_up(request.size, g.cluster_size());
+  const std::uint64_t end = align_up(size(), g.cluster_size());
+  const std::uint64_t piece =
+      align_up(std::max((end - std::min(first, end)) / kPieces, kLeastTakenAway), g.cluster_size());
+  for (std::uint64_t at = first; at < end;) {
+    if (is_set(request.cancelled)) co_return fail(ECANCELED, "cancelled");
+    const std::uint64_t length = std::min(piece, end - at);
+    auto discarded = co_await writer_.discard(at, length, Discard::kAlways, true);
+    PLATTER_CO_TRY(discarded);
+    if (too_much_unsettled()) {
+      auto settled = co_await settle();
+      PLATTER_CO_TRY(settled);
+    }
+    at += length;
+    if (request.progress) (*request.progress)(at - first, end - first);
+  }
+  co_return {};
+}
+
 Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps) {
   const std::uint64_t old_size = size();
   auto cleared = co_await clear_tail(old_size);
@@ -78,7 +106,7 @@ Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::C
           ? Preallocation::kMetadata
           : request.preallocation;
   if (mode != Preallocation::kOff) {
-    auto preallocated = co_await preallocate(old_size, request.size, mode, request.cancelled);
+    auto preallocated = co_await preallocate(request, mode);
     PLATTER_CO_TRY(preallocated);
   }
   auto settled = co_await settle();
@@ -187,6 +215,7 @@ Task<Result<void>> Qcow2Driver::resize_data_file(const ResizeRequest& request) {
   ResizeRequest exactly{.size = request.size, .exact = true, .cancelled = request.cancelled};
   if (request.preallocation != Preallocation::kMetadata) {
     exactly.preallocation = request.preallocation;
+    exactly.progress = request.progress;
   }
   auto resized = co_await core_.data_file->resize(exactly);
   if (!resized) co_return forward_error(resized, "Could not resize the external data file");
@@ -211,10 +240,11 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
   co_return {};
 }
 
-Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t end,
-                                            Preallocation mode,
-                                            const std::atomic<bool>* cancelled) {
+Task<Result<void>> Qcow2Driver::preallocate(const ResizeRequest& request, Preallocation mode) {
   const Geometry& g = core_.geometry;
+  std::uint64_t offset = size();
+  std::uint64_t end = request.size;
+  const std::atomic<bool>* const cancelled = request.cancelled;
   BlockNode& data = core_.data_node();
   // The cluster at the disk's old end keeps what it holds.
   if (const std::uint64_t whole = align_up(offset, g.cluster_size()); whole != offset) {
@@ -229,6 +259,14 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
     if (is_set(cancelled)) co_return fail(ECANCELED, "cancelled");
     auto plan = co_await plan_write(offset, end - offset);
     PLATTER_CO_TRY(plan);
+    // One plan may be most of the disk.
+    const std::uint64_t planned = offset - first;
+    const std::uint64_t length = plan->length;
+    const ResizeProgress part = [&](std::uint64_t done, std::uint64_t total) {
+      const double share = static_cast<double>(done) / static_cast<double>(total);
+      (*request.progress)(planned + static_cast<std::uint64_t>(share * static_cast<double>(length)),
+                          end - first);
+    };
     offset += plan->length;
     if (plan->in_place) continue;
     const std::uint64_t host = plan->host_offset;
@@ -248,7 +286,8 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
       ResizeRequest extend{
           .size = host + plan->length,
           .preallocation = mode == Preallocation::kMetadata ? Preallocation::kOff : mode,
-          .cancelled = cancelled};
+          .cancelled = cancelled,
+          .progress = request.progress ? &part : nullptr};
       auto extended = co_await data.resize(extend);
       if (!extended) {
         abandon(*plan);
@@ -256,6 +295,7 @@ Task<Result<void>> Qcow2Driver::preallocate(std::uint64_t offset, std::uint64_t 
       }
     }
     writer_.publish_space(*plan);
+    if (request.progress) (*request.progress)(offset - first, end - first);
   }
   if (transforms() && first < end) {
     // What lies there does not decrypt to zeroes.

@@ -7,6 +7,7 @@
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
+#include "tools/img/progress.h"
 
 namespace platter::img {
 namespace {
@@ -59,9 +60,17 @@ Task<int> resize_node(BlockNode& node, const ResizeArguments& arguments) {
   request.size = size;
   request.preallocation = arguments.preallocation;
   request.cancelled = Cancellation::flag();
+  Progress progress(arguments.common.progress && !arguments.common.quiet);
+  progress.start();
+  const ResizeProgress told = [&progress](std::uint64_t done, std::uint64_t total) {
+    progress.update(done, total);
+  };
+  request.progress = &told;
   const Result<void> resized = co_await node.resize(request);
+  if (resized) progress.finish();
   if (Cancellation::ended(resized)) {
-    report("resize cancelled: '{}' keeps its size", arguments.filename);
+    report("resize cancelled: '{}' keeps its size{}", arguments.filename,
+           size < current ? ", and not all of what lies behind the new end" : "");
     co_return Cancellation::status();
   }
   if (!resized) co_return report_failure(arguments.filename, resized);
@@ -88,6 +97,7 @@ Task<int> resize(ResizeArguments arguments) {
 int run_resize(int argc, char** argv) {
   static constexpr Flag kFlags[] = {{'h', "help"},
                                     {'f', nullptr, true},
+                                    {'p', nullptr},
                                     {'q', nullptr},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"},

@@ -21,6 +21,7 @@ import option_cases  # noqa: E402
 import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 import rename_cases  # noqa: E402
+import resize_cases  # noqa: E402
 import stream_cases  # noqa: E402
 import truncation_cases  # noqa: E402
 
@@ -29,7 +30,7 @@ os.environ["LC_ALL"] = "C.UTF-8"
 PARTS = {
     "raw": [raw_cases],
     "options": [option_cases],
-    "qcow2": [qcow2_cases, rename_cases],
+    "qcow2": [qcow2_cases, rename_cases, resize_cases],
     "amend": [amend_cases, bench_cases, bitmap_cases, stream_cases],
     "encryption": [encryption_cases, key_slot_cases, encrypted_chain_cases],
     "truncation": [truncation_cases],
