@@ -44,7 +44,9 @@ struct WriteFlags {
 struct ZeroFlags {
   bool fua = false;
   bool may_unmap = false;  // space may be given back
-  bool no_fallback = false;  // fail with ENOTSUP rather than write a buffer of zeroes
+  // Fail with ENOTSUP rather than write a buffer of zeroes. What can be known beforehand is refused
+  // before anything has changed.
+  bool no_fallback = false;
 };
 
 // What a copy between two ranges may do.

@@ -106,6 +106,9 @@ class MappedDriver : public Driver {
   virtual std::uint64_t zero_unit() const = 0;
   virtual Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
                                         bool may_unmap) = 0;
+  // The error that zero_units() would give as things are; changes nothing.
+  virtual Task<Result<void>> may_zero_units(std::uint64_t offset, std::uint64_t length,
+                                            bool may_unmap);
 
   // Makes those of these whole units (the last one may be cut off by the end of the disk) that show
   // the backing node read as zeroes, and leaves the others as they are, at one moment for each.
@@ -210,6 +213,10 @@ class MappedDriver : public Driver {
   Task<Result<void>> zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
   Task<Result<void>> zero_part(std::uint64_t offset, std::uint64_t length, bool may_write);
   Task<Result<void>> hide_around(std::uint64_t offset, std::uint64_t length);
+  // Whether [from, to) can be hidden with its unit, because the rest of that reads as zeroes.
+  Task<Result<bool>> can_hide_around(std::uint64_t from, std::uint64_t to);
+  Task<Result<void>> may_zero_part(std::uint64_t offset, std::uint64_t length);
+  static std::unexpected<Error> refuse_part();
   Task<Result<bool>> not_data(std::uint64_t offset, std::uint64_t length);
   // mapped_take_up.cpp
   Task<Result<std::uint64_t>> take_up_some(std::uint64_t offset, std::uint64_t length,

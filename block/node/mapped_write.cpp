@@ -178,20 +178,30 @@ Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t l
   const std::uint64_t first = align_up(offset, unit);
   // The disk's last unit is whole when the range reaches the disk's end.
   const std::uint64_t last = end >= size() ? end : align_down(end, unit);
-  if (first >= last) {
-    auto part = co_await zero_part(offset, length, !flags.no_fallback);
-    co_return part;
-  }
-  // The middle first: where it fails with ENOTSUP nothing has been written. Where nothing may be
-  // written, it is the head that fails.
   const bool may_write = !flags.no_fallback;
-  const auto middle = [&] { return zero_units(first, last - first, flags.may_unmap); };
+  if (first >= last) {
+    Result<void> done;
+    if (!may_write) done = co_await may_zero_part(offset, length);
+    if (done) done = co_await zero_part(offset, length, may_write);
+    co_return done;
+  }
+  const std::uint64_t middle = last - first;
   Result<void> done;
-  if (may_write) done = co_await middle();
+  if (!may_write) {
+    // Who is refused finds everything as it was, unless somebody else writes there meanwhile.
+    if (offset < first) done = co_await may_zero_part(offset, first - offset);
+    if (done && last < end) done = co_await may_zero_part(last, end - last);
+    if (done) done = co_await may_zero_units(first, middle, flags.may_unmap);
+  }
+  // The middle first: where it fails with ENOTSUP nothing has been written.
+  if (done) done = co_await zero_units(first, middle, flags.may_unmap);
   if (done && offset < first) done = co_await zero_part(offset, first - offset, may_write);
-  if (done && !may_write) done = co_await middle();
   if (done && last < end) done = co_await zero_part(last, end - last, may_write);
   co_return done;
+}
+
+Task<Result<void>> MappedDriver::may_zero_units(std::uint64_t, std::uint64_t, bool) {
+  co_return {};
 }
 
 // Whether no node of the chain has anything but zeroes there, as far as maps tell.
@@ -221,23 +231,58 @@ Task<Result<bool>> MappedDriver::not_data(std::uint64_t offset, std::uint64_t le
 // Where a part of a unit that has no data is to be zero and the rest is already, the whole unit
 // becomes one that is known to be zero, which costs no space.
 Task<Result<void>> MappedDriver::hide_around(std::uint64_t offset, std::uint64_t length) {
-  if (!can_hide_units()) co_return {};
   const std::uint64_t unit = zero_unit();
   const std::uint64_t end = offset + length;
   for (std::uint64_t at = align_down(offset, unit); at < end; at += unit) {
     const std::uint64_t unit_end = std::min(at + unit, size());
-    const std::uint64_t from = std::max(at, offset);
-    const std::uint64_t to = std::min(unit_end, end);
-    auto rest = co_await not_data(at, from - at);
-    PLATTER_CO_TRY(rest);
-    if (*rest) {
-      rest = co_await not_data(to, unit_end - to);
-      PLATTER_CO_TRY(rest);
-    }
-    if (!*rest) continue;
+    auto can = co_await can_hide_around(std::max(at, offset), std::min(unit_end, end));
+    PLATTER_CO_TRY(can);
+    if (!*can) continue;
     // Should somebody have written to the unit meanwhile, it stays as it is.
     auto hidden = co_await hide_units(at, unit_end - at);
     PLATTER_CO_TRY(hidden);
+  }
+  co_return {};
+}
+
+Task<Result<bool>> MappedDriver::can_hide_around(std::uint64_t from, std::uint64_t to) {
+  if (!can_hide_units()) co_return false;
+  const std::uint64_t unit = zero_unit();
+  const std::uint64_t start = align_down(from, unit);
+  auto rest = co_await not_data(start, from - start);
+  if (rest && *rest) {
+    const std::uint64_t unit_end = std::max(to, std::min(start + unit, size()));
+    rest = co_await not_data(to, unit_end - to);
+  }
+  co_return rest;
+}
+
+std::unexpected<Error> MappedDriver::refuse_part() {
+  return fail(ENOTSUP, "cannot zero part of a cluster without writing it");
+}
+
+// What zero_part() would say that may not write.
+Task<Result<void>> MappedDriver::may_zero_part(std::uint64_t offset, std::uint64_t length) {
+  const std::uint64_t unit = zero_unit();
+  const std::uint64_t end = offset + length;
+  while (offset < end) {
+    const std::uint64_t unit_end = std::min(align_down(offset, unit) + unit, end);
+    auto hides = co_await can_hide_around(offset, unit_end);
+    PLATTER_CO_TRY(hides);
+    while (offset < unit_end) {
+      Piece piece;
+      Walk walk{this, unit_end - offset, {}};
+      if (!walk_on(walk, offset, piece)) {
+        auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
+        PLATTER_CO_TRY(loaded);
+      }
+      const bool zero = piece.mapping.kind == Mapping::Kind::kZero &&
+                        (!transforms() || piece.mapping.length % DataTransform::kUnit == 0 ||
+                         offset + piece.mapping.length == end);
+      const bool from_below = piece.mapping.kind == Mapping::Kind::kBacking || piece.owner != this;
+      if (!zero && !(*hides && from_below)) co_return refuse_part();
+      offset += piece.mapping.length;
+    }
   }
   co_return {};
 }
@@ -262,7 +307,7 @@ Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t l
             ? length
             : piece.mapping.length;
     if (!all_zero || step != piece.mapping.length) {
-      if (!may_write) co_return fail(ENOTSUP, "cannot zero part of a cluster without writing it");
+      if (!may_write) co_return refuse_part();
       const Buffer zeroes = Buffer::zeroed(step);
       auto written = co_await write_inside(offset, zeroes.iov());
       PLATTER_CO_TRY(written);

@@ -61,6 +61,9 @@ Task<Result<void>> BlockNode::zero_any(std::uint64_t offset, std::uint64_t lengt
                                        ZeroFlags flags) {
   const std::uint64_t unit = limits_.zeroes_alignment;
   const std::uint64_t end = offset + length;
+  // Parts of blocks are written: a refusal comes before anything has been zeroed.
+  if (flags.no_fallback && ((offset | end) & (limits_.request_alignment - 1)) != 0)
+    co_return fail_errno(ENOTSUP);
   while (offset < end) {
     // Not align_up: a zeroes_alignment need not be a power of two (a stripe).
     const std::uint64_t into = offset % unit;
@@ -78,8 +81,6 @@ Task<Result<void>> BlockNode::zero_aligned(std::uint64_t offset, std::uint64_t l
   if (((offset | length) & (limits_.request_alignment - 1)) == 0) {
     auto zeroed = co_await call_zeroes(offset, length, flags);
     if (zeroed || zeroed.error().code() != ENOTSUP || flags.no_fallback) co_return zeroed;
-  } else if (flags.no_fallback) {
-    co_return fail_errno(ENOTSUP);
   }
   auto written = co_await zero_by_buffer(offset, length, flags);
   co_return written;

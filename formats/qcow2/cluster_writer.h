@@ -46,6 +46,8 @@ class ClusterWriter {
   // Whole units (the last one may be cut off by the end of the disk) read as zeroes from now on.
   // ENOTSUP: cannot without writing them.
   Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, bool may_unmap);
+  // Whether that can be done as things are; changes nothing.
+  Task<Result<void>> may_zero(std::uint64_t offset, std::uint64_t length, bool may_unmap);
   // Whole units (the last one as above) that show the backing node read as zeroes from now on; the
   // others stay as they are. Not in version 2, nor over a raw external data file.
   Task<Result<void>> hide(std::uint64_t offset, std::uint64_t length);
@@ -103,6 +105,12 @@ class ClusterWriter {
 
   enum class Change : std::uint8_t { kZero, kZeroUnmap, kHide, kDiscard, kDiscardFully };
   Task<Result<void>> change(std::uint64_t offset, std::uint64_t length, Change change, Discard why);
+  // Up to where entries are changed at once: in one slice, and not too many.
+  std::uint64_t step_end(std::uint64_t offset, std::uint64_t end) const;
+  // Whether nothing needs to change as far as the L2 table goes that there is none of at `offset`.
+  bool passes_over(std::uint64_t offset, Change change) const;
+  // Whether an entry would change; the error, where one cannot.
+  Task<Result<bool>> would_change(std::uint64_t offset, std::uint64_t end, Change change);
   // What the units `which` of a cluster become; false: it cannot be done.
   bool changed(ClusterUnits& units, UnitMask which, std::uint64_t guest, Change change) const;
   // The same for the entry of the cluster that `from` is in, of which [from, end) is meant.

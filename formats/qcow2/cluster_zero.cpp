@@ -108,56 +108,67 @@ Task<Result<void>> ClusterWriter::pass_on(std::uint64_t offset, std::uint64_t en
   co_return zeroed;
 }
 
+std::uint64_t ClusterWriter::step_end(std::uint64_t offset, std::uint64_t end) const {
+  const Geometry& g = core_.geometry;
+  const std::uint64_t slice = tables_.slice_coverage();
+  return std::min({end, align_down(offset, slice) + slice,
+                   g.cluster_start(offset) + (kZeroStep << g.cluster_bits)});
+}
+
+// Where there is no table, there is nothing to take away, and nothing to hide unless a backing node
+// shows through.
+bool ClusterWriter::passes_over(std::uint64_t offset, Change change) const {
+  const Geometry& g = core_.geometry;
+  if (l1_offset(tables_.l1(g.l1_index(offset))) != 0) return false;
+  const BlockNode* backing = core_.backing();
+  const bool zeroes = change == Change::kZero || change == Change::kZeroUnmap;
+  const bool makes_entries = change == Change::kHide || (zeroes && g.version >= 3);
+  return !makes_entries && (change == Change::kDiscardFully || !backing ||
+                            (change != Change::kDiscard && offset >= backing->size()));
+}
+
+Task<Result<bool>> ClusterWriter::would_change(std::uint64_t offset, std::uint64_t end,
+                                               Change change) {
+  const Geometry& g = core_.geometry;
+  auto look = co_await tables_.cache().load(tables_.slice_of(offset));
+  PLATTER_CO_TRY(look);
+  for (std::uint64_t at = offset; at < end; at = g.cluster_start(at) + g.cluster_size()) {
+    const L2Entry entry = *look ? tables_.entry(*look->get(), tables_.entry_of(at)) : L2Entry{0, 0};
+    const std::optional<L2Entry> now = changed_entry(entry, at, end, change);
+    if (now && *now != entry) co_return true;
+    if (now) continue;
+    auto mapping = co_await tables_.lookup(at, 1, false);  // says what is wrong, if so
+    PLATTER_CO_TRY(mapping);
+    co_return fail(ENOTSUP, "{}",
+                   mapping->kind == Mapping::Kind::kCompressed
+                       ? "part of a compressed cluster cannot be taken away"
+                       : "version 2 has no zero clusters");
+  }
+  co_return false;
+}
+
 Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t length, Change change,
                                          Discard why) {
   const Geometry& g = core_.geometry;
   const std::uint64_t end = offset + length;
   while (offset < end) {
     if (core_.poisoned.load()) co_return core_.given_up();
-    const std::uint64_t l1_index = g.l1_index(offset);
-    const std::uint64_t slice_end =
-        align_down(offset, tables_.slice_coverage()) + tables_.slice_coverage();
-    const std::uint64_t step_end =
-        std::min({end, slice_end, g.cluster_start(offset) + (kZeroStep << g.cluster_bits)});
-    const std::uint64_t clusters = g.clusters_for(g.in_cluster(offset) + step_end - offset);
-    // Where there is no table, there is nothing to take away, and nothing to hide unless a backing
-    // node shows through.
-    const BlockNode* backing = core_.backing();
-    const bool zeroes = change == Change::kZero || change == Change::kZeroUnmap;
-    const bool makes_entries = change == Change::kHide || (zeroes && g.version >= 3);
-    if (l1_offset(tables_.l1(l1_index)) == 0 && !makes_entries &&
-        (change == Change::kDiscardFully || !backing ||
-         (change != Change::kDiscard && offset >= backing->size()))) {
-      offset = std::min(end, (l1_index + 1) * g.l2_coverage());
+    if (passes_over(offset, change)) {
+      offset = std::min(end, (g.l1_index(offset) + 1) * g.l2_coverage());
       continue;
     }
+    const std::uint64_t step = step_end(offset, end);
+    const std::uint64_t clusters = g.clusters_for(g.in_cluster(offset) + step - offset);
     // Look first: a range that is as it should be needs no table of its own.
-    auto look = co_await tables_.cache().load(tables_.slice_of(offset));
-    PLATTER_CO_TRY(look);
-    bool changes = !*look;
-    if (*look) {
-      for (std::uint64_t at = offset; at < step_end && !changes;
-           at = g.cluster_start(at) + g.cluster_size()) {
-        const L2Entry entry = tables_.entry(*look->get(), tables_.entry_of(at));
-        const std::optional<L2Entry> now = changed_entry(entry, at, step_end, change);
-        if (!now) {
-          auto mapping = co_await tables_.lookup(at, 1, false);  // says what is wrong, if so
-          PLATTER_CO_TRY(mapping);
-          co_return fail(ENOTSUP, "{}",
-                         mapping->kind == Mapping::Kind::kCompressed
-                             ? "part of a compressed cluster cannot be taken away"
-                             : "version 2 has no zero clusters");
-        }
-        changes = *now != entry;
-      }
-    }
+    auto changes = co_await would_change(offset, step, change);
+    PLATTER_CO_TRY(changes);
     bool claimed_any = false;
     {
       MutexLock lock(core_.mutex());
       claimed_any = claimed(g.cluster_index(offset), clusters) != nullptr;
     }
-    if (!changes && !claimed_any) {
-      offset = step_end;
+    if (!*changes && !claimed_any) {
+      offset = step;
       continue;
     }
     auto pin = co_await tables_.make_writable(offset);
@@ -170,7 +181,7 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     TableCache::Slice* slice = tables_.writable_slice(offset);
     if (!slice) continue;
     if (!passes_on(change, why)) {
-      offset = apply(*slice, offset, step_end, change, why);
+      offset = apply(*slice, offset, step, change, why);
       continue;
     }
     auto made = std::make_unique<Claim>();
@@ -180,9 +191,9 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
     claim.slice = TableCache::Pin(slice);
     claims_.emplace(claim.first, std::move(made));
     lock.unlock();
-    auto passed = co_await pass_on(offset, step_end, change);
+    auto passed = co_await pass_on(offset, step, change);
     lock.lock();
-    if (passed) offset = apply(*slice, offset, step_end, change, why);
+    if (passed) offset = apply(*slice, offset, step, change, why);
     finish(claim);
     lock.unlock();
     PLATTER_CO_TRY(passed);
@@ -192,6 +203,26 @@ Task<Result<void>> ClusterWriter::change(std::uint64_t offset, std::uint64_t len
 
 Task<Result<void>> ClusterWriter::zero(std::uint64_t offset, std::uint64_t length, bool may_unmap) {
   return change(offset, length, may_unmap ? Change::kZeroUnmap : Change::kZero, Discard::kRequest);
+}
+
+Task<Result<void>> ClusterWriter::may_zero(std::uint64_t offset, std::uint64_t length,
+                                           bool may_unmap) {
+  const Change change = may_unmap ? Change::kZeroUnmap : Change::kZero;
+  const Geometry& g = core_.geometry;
+  const std::uint64_t end = offset + length;
+  const std::uint64_t last = g.cluster_start(end - 1);
+  while (offset < end) {
+    if (passes_over(offset, change)) {
+      offset = std::min(end, (g.l1_index(offset) + 1) * g.l2_coverage());
+      continue;
+    }
+    const std::uint64_t next = std::min(end, g.cluster_start(offset) + g.cluster_size());
+    auto can = co_await would_change(offset, next, change);
+    PLATTER_CO_TRY(can);
+    // Whole clusters can always be zero where there are zero bits.
+    offset = g.version >= 3 ? std::max(next, last) : next;
+  }
+  co_return {};
 }
 
 Task<Result<void>> ClusterWriter::hide(std::uint64_t offset, std::uint64_t length) {

@@ -113,6 +113,11 @@ Task<Result<void>> Qcow2Driver::zero_units(std::uint64_t offset, std::uint64_t l
   return writer_.zero(offset, length, may_unmap);
 }
 
+Task<Result<void>> Qcow2Driver::may_zero_units(std::uint64_t offset, std::uint64_t length,
+                                               bool may_unmap) {
+  return writer_.may_zero(offset, length, may_unmap);
+}
+
 bool Qcow2Driver::can_hide_units() const {
   // Version 2 has no zero clusters, and a raw data file says by itself what the disk reads as.
   return core_.geometry.version >= 3 && !core_.header.data_file_raw();

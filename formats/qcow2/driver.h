@@ -115,6 +115,8 @@ class Qcow2Driver final : public MappedDriver,
   std::uint64_t zero_unit() const override { return unit_size(core_.geometry); }
   Task<Result<void>> zero_units(std::uint64_t offset, std::uint64_t length,
                                 bool may_unmap) override;
+  Task<Result<void>> may_zero_units(std::uint64_t offset, std::uint64_t length,
+                                    bool may_unmap) override;
   bool can_hide_units() const override;
   Task<Result<void>> hide_units(std::uint64_t offset, std::uint64_t length) override;
   bool may_have_holes() override;
