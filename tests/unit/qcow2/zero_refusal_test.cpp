@@ -1,5 +1,6 @@
 // Zeroes that must not be written as data (no_fallback): who is refused finds everything as it was.
 #include <cerrno>
+#include <type_traits>
 
 #include "formats/qcow2/driver.h"
 #include "unit/qcow2/engine_support.h"
@@ -13,6 +14,7 @@ struct Range {
   std::uint64_t offset;
   std::uint64_t length;
 };
+static_assert(std::is_trivially_destructible_v<Range>);
 
 std::vector<std::byte> file_of(const MemoryImage& image) {
   std::vector<std::byte> bytes(image.disk().size());
@@ -104,9 +106,9 @@ Task<void> refuse_in_the_middle(const MemoryImage& image) {
   auto data = pattern(4096, 1);
   written = co_await node.write(4096, iov(data));
   CO_OK(written);
-  bool done = co_await try_to_zero(image, node, {4096, 2 * 4096}, true);
+  bool done = co_await try_to_zero(image, node, Range{4096, 2 * 4096}, true);
   EXPECT_FALSE(done);
-  done = co_await try_to_zero(image, node, {8 * 4096, 4 * 4096}, true);
+  done = co_await try_to_zero(image, node, Range{8 * 4096, 4 * 4096}, true);
   EXPECT_FALSE(done);
   auto closed = co_await opened->detach();
   CO_OK(closed);
@@ -167,7 +169,7 @@ Task<void> any_range(const MemoryImage& image, std::uint64_t cluster, unsigned s
     const std::uint64_t offset = random() % size / grain * grain;
     const std::uint64_t length =
         std::min(size - offset, (random() % (4 * cluster) / grain + 1) * grain);
-    bool done = co_await try_to_zero(image, node, {offset, length}, random() % 2 == 0);
+    bool done = co_await try_to_zero(image, node, Range{offset, length}, random() % 2 == 0);
     ++(done ? tally.done : tally.refused);
   }
   auto closed = co_await opened->detach();
