@@ -78,11 +78,7 @@ int print_amend_options(const std::string& format) {
 }
 
 Task<int> amend(AmendArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
-  spec.cache = arguments.common.cache;
+  OpenSpec spec = arguments.common.spec(arguments.filename);
   spec.flags.read_only = false;
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
@@ -129,14 +125,12 @@ int run_amend(int argc, char** argv) {
                                     {kImageOpts, "image-opts"}};
   AmendArguments amend_arguments;
   CommonOptions& common = amend_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (option->id == 'h') return print_help();
-    if (common.take(*option).failed) return 1;
     amend_arguments.force = amend_arguments.force || option->id == kForce;
     if (option->id == 'o' && !add_create_options(amend_arguments.options, option->value)) return 1;
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return *status;
   if (!amend_arguments.options) return usage_error("Must specify options (-o)");
   if (common.format && asks_for_help(*amend_arguments.options)) {
     return finish_output(print_amend_options(*common.format));

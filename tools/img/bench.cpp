@@ -165,19 +165,12 @@ Task<bool> time_requests(BlockNode& image, BenchArguments arguments) {
 }
 
 Task<int> bench(BenchArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
+  OpenSpec spec = arguments.common.spec(arguments.filename);
   spec.flags.read_only = !arguments.write;
-  spec.flags.force_share = arguments.common.force_share;
-  spec.cache = arguments.common.cache;
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
   const bool sent = co_await time_requests(**image, arguments);
-  const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(arguments.filename, closed);
-  co_return sent ? 0 : 1;
+  co_return co_await close_image(*image, arguments.filename, sent ? 0 : 1);
 }
 
 // Takes one option. False: it will not do, which has been reported.

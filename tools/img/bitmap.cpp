@@ -85,10 +85,7 @@ Task<Result<void>> act(BlockNode& node, BlockNode& source, Action action,
 }
 
 Task<int> run(BitmapArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
+  OpenSpec spec = arguments.common.spec(arguments.filename);
   spec.flags.read_only = false;
   spec.flags.no_backing = true;
   Result<Edge> image = co_await open_image(std::move(spec));
@@ -159,12 +156,9 @@ int run_bitmap(int argc, char** argv) {
                                     {kImageOpts, "image-opts"}};
   BitmapArguments bitmap;
   CommonOptions& common = bitmap.common;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h':
-        return print_help();
       case 'b':
         bitmap.source_file = option->value;
         break;
@@ -189,7 +183,7 @@ int run_bitmap(int argc, char** argv) {
         break;
     }
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return *status;
   if (const char* complaint = complaint_about(bitmap)) {
     report_text(complaint);
     return 1;

@@ -1,18 +1,16 @@
 #include "tools/img/chain_verb.h"
 
 #include "tools/img/cancel.h"
-#include "tools/img/commands.h"
 
 namespace platter::img {
+namespace {
 
-std::optional<int> read_chain_options(int argc, char** argv, std::span<const Flag> flags,
-                                      ChainOptions& options) {
-  Arguments arguments(argc, argv, flags);
+// Gives the exit status when there is nothing to be done but to leave.
+std::optional<int> read_options(int argc, char** argv, const ChainVerb& verb,
+                                ChainOptions& options) {
+  VerbArguments arguments(argc, argv, verb.flags, options.common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (options.common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h':
-        return print_help();
       case 'b':
         options.backing = option->value;
         break;
@@ -35,29 +33,43 @@ std::optional<int> read_chain_options(int argc, char** argv, std::span<const Fla
         break;
     }
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return status;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   options.filename = rest[0];
+  if (verb.needs_backing && !options.unsafe && !options.backing) {
+    return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
+  }
+  if (!options.common.agree()) return 1;
   return std::nullopt;
 }
 
-OpenSpec chain_spec(const ChainOptions& options) {
-  OpenSpec spec;
-  spec.filename = options.filename;
-  spec.format = options.common.format;
-  spec.image_opts = options.common.image_opts;
-  spec.cache = options.common.cache;
+Task<int> work_on_chain(const ChainVerb& verb, const ChainOptions& options) {
+  OpenSpec spec = options.common.spec(options.filename);
   spec.flags.read_only = false;
-  return spec;
+  spec.flags.force_share = false;  // -U is for what is only read
+  spec.flags.no_backing = options.unsafe;
+  spec.flags.discard_unmap = verb.discards;
+  Result<Edge> image = co_await open_image(std::move(spec));
+  if (!image) co_return report_failure(image);
+  Result<void> result = co_await verb.work(**image, options);
+  const Result<void> closed = co_await image->detach();
+  if (result && !closed) result = closed;
+  if (!result) {
+    const int failed = report_failure(options.filename, result);
+    co_return Cancellation::ended(result) ? Cancellation::status() : failed;
+  }
+  if (verb.done != nullptr && !options.common.quiet) print(verb.done);
+  co_return 0;
 }
 
-Task<int> end_chain_work(Edge& image, std::string name, Result<void> result) {
-  const Result<void> closed = co_await image.detach();
-  if (result && !closed) result = closed;
-  if (result) co_return 0;
-  const int failed = report_failure(name, result);
-  co_return Cancellation::ended(result) ? Cancellation::status() : failed;
+}  // namespace
+
+int run_chain_verb(int argc, char** argv, const ChainVerb& verb) {
+  ChainOptions options;
+  if (const auto status = read_options(argc, argv, verb, options)) return *status;
+  const Cancellation cancellation;
+  return finish_output(run_to_end([&] { return work_on_chain(verb, options); }));
 }
 
 }  // namespace platter::img

@@ -1,5 +1,5 @@
 // What commit, rebase and stream share: they change an image with its backing chain, read the same
-// options, and end alike.
+// options, begin and end alike.
 //
 // Threads: one.
 #pragma once
@@ -23,14 +23,16 @@ struct ChainOptions {
   bool unsafe = false;                        // -u
 };
 
-// Reads the command line. Gives the exit status when there is nothing to be done but to leave.
-std::optional<int> read_chain_options(int argc, char** argv, std::span<const Flag> flags,
-                                      ChainOptions& options);
+struct ChainVerb {
+  std::span<const Flag> flags;
+  // What is done with the image. Errors need not name it.
+  Task<Result<void>> (*work)(BlockNode& top, const ChainOptions& options);
+  const char* done = nullptr;  // what is said at the end, unless -q
+  bool needs_backing = false;  // -b, or -u
+  bool discards = false;       // space that holds nothing any more goes back to the file system
+};
 
-// How the image is opened.
-OpenSpec chain_spec(const ChainOptions& options);
-
-// Closes the image and reports what went wrong; gives the exit status.
-Task<int> end_chain_work(Edge& image, std::string name, Result<void> result);
+// The whole of such a verb; gives the exit status.
+int run_chain_verb(int argc, char** argv, const ChainVerb& verb);
 
 }  // namespace platter::img

@@ -152,21 +152,15 @@ Task<int> check_node(BlockNode& node, const CheckArguments& arguments) {
 }
 
 Task<int> check(CheckArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
+  OpenSpec spec = arguments.common.spec(arguments.filename);
   spec.cache = arguments.common.source_cache;
-  spec.flags.force_share = arguments.common.force_share;
   spec.flags.read_only = !arguments.fix_leaks;
   spec.flags.no_backing = true;
   spec.flags.check = true;
   Result<Edge> image = co_await open_image(std::move(spec));
   if (!image) co_return report_failure(image);
   const int status = co_await check_node(**image, arguments);
-  const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(arguments.filename, closed);
-  co_return status;
+  co_return co_await close_image(*image, arguments.filename, status);
 }
 
 }  // namespace
@@ -183,25 +177,17 @@ int run_check(int argc, char** argv) {
                                     {kImageOpts, "image-opts"}};
   CheckArguments check_arguments;
   CommonOptions& common = check_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return kCheckFailed;
-    switch (option->id) {
-      case 'h':
-        return print_help();
-      case 'r':
-        if (option->value != "leaks" && option->value != "all") {
-          return usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): {}",
-                             option->value);
-        }
-        check_arguments.fix_leaks = true;
-        check_arguments.fix_errors = option->value == "all";
-        break;
-      default:
-        break;
+    // What is not common is -r.
+    if (option->value != "leaks" && option->value != "all") {
+      return usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): {}",
+                         option->value);
     }
+    check_arguments.fix_leaks = true;
+    check_arguments.fix_errors = option->value == "all";
   }
-  if (arguments.failed()) return kCheckFailed;
+  if (const auto status = arguments.ended()) return *status;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   if (!common.agree()) return kCheckFailed;

@@ -80,24 +80,16 @@ Task<Result<void>> commit_node(BlockNode& top, const ChainOptions& arguments) {
   const Result<void> restored = co_await change_base(top, *base, old_flags);
   if (result && !restored) result = restored;
   PLATTER_CO_TRY(result);
+  // Where -b was given, the overlay stands on an image that is no longer what it was: only its own
+  // data is right.
+  const bool keep = arguments.keep || arguments.backing;
   BackingAbility* reference = top.driver().backing_reference();
-  if (!arguments.keep && reference != nullptr) {
+  if (!keep && reference != nullptr) {
     result = co_await reference->make_empty();
     if (result) result = co_await top.flush();
     if (!result) co_return forward_error(result, "Could not empty {}", arguments.filename);
   }
   co_return result;
-}
-
-Task<int> commit(ChainOptions arguments) {
-  OpenSpec spec = chain_spec(arguments);
-  spec.flags.discard_unmap = true;
-  Result<Edge> image = co_await open_image(std::move(spec));
-  if (!image) co_return report_failure(image);
-  Result<void> result = co_await commit_node(**image, arguments);
-  const int status = co_await end_chain_work(*image, arguments.filename, std::move(result));
-  if (status == 0 && !arguments.common.quiet) print("Image committed.\n");
-  co_return status;
 }
 
 }  // namespace
@@ -113,13 +105,9 @@ int run_commit(int argc, char** argv) {
                                     {'q', nullptr},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"}};
-  ChainOptions options;
-  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
-  if (!options.common.agree()) return 1;
-  // The overlay stands on an image that is no longer what it was: only its own data is right.
-  if (options.backing) options.keep = true;
-  const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return commit(options); }));
+  const ChainVerb verb{
+      .flags = kFlags, .work = commit_node, .done = "Image committed.\n", .discards = true};
+  return run_chain_verb(argc, argv, verb);
 }
 
 }  // namespace platter::img

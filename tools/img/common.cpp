@@ -9,6 +9,7 @@
 
 #include "block/base/error.h"
 #include "block/node/open_plain.h"
+#include "tools/img/commands.h"
 
 namespace platter::img {
 namespace {
@@ -111,6 +112,35 @@ bool CommonOptions::agree() const {
   return false;
 }
 
+OpenSpec CommonOptions::spec(std::string filename) const {
+  OpenSpec spec;
+  spec.filename = std::move(filename);
+  spec.format = format;
+  spec.image_opts = image_opts;
+  spec.cache = cache;
+  spec.flags.force_share = force_share;
+  return spec;
+}
+
+std::optional<Option> VerbArguments::next() {
+  while (!ended_) {
+    const std::optional<Option> option = arguments_.next();
+    if (!option) {
+      if (arguments_.failed()) ended_ = 1;
+      return std::nullopt;
+    }
+    const CommonOptions::Taken taken = common_.take(*option);
+    if (taken.failed) {
+      ended_ = refused_;
+    } else if (option->id == 'h') {
+      ended_ = print_help();
+    } else if (!taken.taken) {
+      return option;
+    }
+  }
+  return std::nullopt;
+}
+
 bool parse_cache(std::string_view mode, OpenFlags& flags) {
   flags.direct = flags.writethrough = flags.no_flush = false;
   if (mode == "writeback") return true;
@@ -208,6 +238,11 @@ Task<Result<Edge>> open_image_plain(OpenSpec spec) {
   PLATTER_CO_TRY(opened);
   if (!read_only) warn_of_guess(**opened);
   co_return opened;
+}
+
+Task<int> close_image(Edge& image, const std::string& name, int status) {
+  const Result<void> closed = co_await image.detach();
+  co_return closed ? status : report_failure(name, closed);
 }
 
 namespace {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -46,6 +47,8 @@ int finish_output(int status);
 
 enum class OutputFormat : std::uint8_t { kHuman, kJson };
 
+struct OpenSpec;
+
 // The options that most sub-commands have.
 struct CommonOptions {
   std::optional<std::string> format;
@@ -66,6 +69,34 @@ struct CommonOptions {
   Taken take(const Option& option);
   // Once all are taken: whether they fit each other. False: reported.
   bool agree() const;
+
+  // How they say that `filename` is opened: for reading, with the cache mode of -t.
+  OpenSpec spec(std::string filename) const;
+};
+
+// A sub-command's command line (arguments.h) without the options that go to `common`, and without
+// -h, which prints the help.
+//
+//   VerbArguments arguments(argc, argv, kFlags, common);
+//   while (const std::optional<Option> option = arguments.next()) switch (option->id) { ... }
+//   if (const std::optional<int> status = arguments.ended()) return *status;
+class VerbArguments {
+ public:
+  // `refused` is the exit status when a common option will not do.
+  VerbArguments(int argc, char** argv, std::span<const Flag> flags, CommonOptions& common,
+                int refused = 1)
+      : arguments_(argc, argv, flags), common_(common), refused_(refused) {}
+
+  std::optional<Option> next();
+  // The exit status when there is nothing to do but to leave; all has been said.
+  std::optional<int> ended() const { return ended_; }
+  std::vector<std::string> rest() const { return arguments_.rest(); }
+
+ private:
+  Arguments arguments_;
+  CommonOptions& common_;
+  const int refused_;
+  std::optional<int> ended_;
 };
 
 // --output=human|json; nothing (and a report) for anything else.
@@ -102,6 +133,9 @@ struct OpenSpec {
 Task<Result<Edge>> open_image(OpenSpec spec);
 // The same for who names the image himself.
 Task<Result<Edge>> open_image_plain(OpenSpec spec);
+
+// Closes it; reports what goes wrong with that, and gives 1, otherwise `status`.
+Task<int> close_image(Edge& image, const std::string& name, int status);
 
 // Whether two names stand for one file of this machine, by whatever path.
 bool same_file(const std::string& a, const std::string& b);

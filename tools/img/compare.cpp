@@ -238,12 +238,9 @@ Task<int> compare(CompareArguments arguments) {
   Progress progress(arguments.common.progress && !arguments.common.quiet);
   int status = 0;
   for (unsigned i = 0; i < 2 && status == 0; ++i) {
-    OpenSpec spec;
-    spec.filename = arguments.filenames[i];
+    OpenSpec spec = arguments.common.spec(arguments.filenames[i]);
     spec.format = arguments.formats[i];
-    spec.image_opts = arguments.common.image_opts;
     spec.cache = arguments.common.source_cache;
-    spec.flags.force_share = arguments.common.force_share;
     Result<Edge> opened = co_await open_image(std::move(spec));
     if (opened) {
       images[i] = std::move(*opened);
@@ -276,23 +273,12 @@ int run_compare(int argc, char** argv) {
                                     {kImageOpts, "image-opts"}};
   CompareArguments compare_arguments;
   CommonOptions& common = compare_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, common, kOpenFailed);
   while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return kOpenFailed;
-    switch (option->id) {
-      case 'h':
-        return print_help();
-      case 'F':
-        compare_arguments.formats[1] = option->value;
-        break;
-      case 's':
-        compare_arguments.strict = true;
-        break;
-      default:
-        break;
-    }
+    if (option->id == 's') compare_arguments.strict = true;
+    if (option->id == 'F') compare_arguments.formats[1] = option->value;
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return *status;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 2) return usage_error("Expecting two image file names");
   if (!common.agree()) return kOpenFailed;

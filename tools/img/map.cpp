@@ -86,12 +86,7 @@ class MapPrinter {
 };
 
 Task<int> show_map(MapArguments arguments) {
-  OpenSpec spec;
-  spec.filename = arguments.filename;
-  spec.format = arguments.common.format;
-  spec.image_opts = arguments.common.image_opts;
-  spec.flags.force_share = arguments.common.force_share;
-  Result<Edge> image = co_await open_image(std::move(spec));
+  Result<Edge> image = co_await open_image(arguments.common.spec(arguments.filename));
   if (!image) co_return report_failure(image);
 
   MapPrinter printer(arguments.filename, arguments.common.output);
@@ -127,9 +122,7 @@ Task<int> show_map(MapArguments arguments) {
     at += length;
   }
   if (status == 0 && !printer.show(entry, true)) status = 1;
-  const Result<void> closed = co_await image->detach();
-  if (!closed) co_return report_failure(arguments.filename, closed);
-  co_return status;
+  co_return co_await close_image(*image, arguments.filename, status);
 }
 
 }  // namespace
@@ -144,10 +137,8 @@ int run_map(int argc, char** argv) {
                                     {'s', "start-offset", true},
                                     {'l', "max-length", true}};
   MapArguments map;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, map.common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (option->id == 'h') return print_help();
-    if (map.common.take(*option).failed) return 1;
     if (option->id == 's') {
       const auto start = parse_bounded_size(option->value, "start offset", 0, kMostBytes);
       if (!start) return 1;
@@ -158,7 +149,7 @@ int run_map(int argc, char** argv) {
       if (!map.length) return 1;
     }
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return *status;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() != 1) return usage_error("Expecting one image file name");
   if (!map.common.agree()) return 1;

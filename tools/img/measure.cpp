@@ -36,20 +36,14 @@ void show(const MeasureResult& result, OutputFormat format) {
 Task<int> measure(MeasureArguments arguments) {
   Edge source;
   if (!arguments.size) {
-    OpenSpec spec;
-    spec.filename = arguments.filename;
-    spec.format = arguments.common.format;
-    spec.image_opts = arguments.common.image_opts;
-    spec.flags.force_share = arguments.common.force_share;
-    Result<Edge> opened = co_await open_image(std::move(spec));
+    Result<Edge> opened = co_await open_image(arguments.common.spec(arguments.filename));
     if (!opened) co_return report_failure(opened);
     source = std::move(*opened);
     if (arguments.snapshot) {
       const Result<void> loaded = co_await load_snapshot(*source, *arguments.snapshot);
       if (!loaded) {
         const int status = report_failure(arguments.filename, loaded);
-        const Result<void> closed = co_await source.detach();
-        co_return closed ? status : report_failure(arguments.filename, closed);
+        co_return co_await close_image(source, arguments.filename, status);
       }
     }
   }
@@ -88,10 +82,7 @@ Task<int> measure(MeasureArguments arguments) {
       status = arguments.size ? report_failure(result) : report_failure(arguments.filename, result);
     }
   }
-  if (source) {
-    const Result<void> closed = co_await source.detach();
-    if (!closed) co_return report_failure(arguments.filename, closed);
-  }
+  if (source) status = co_await close_image(source, arguments.filename, status);
   co_return status;
 }
 
@@ -110,12 +101,9 @@ int run_measure(int argc, char** argv) {
                                     {kImageOpts, "image-opts"}};
   MeasureArguments measure_arguments;
   CommonOptions& common = measure_arguments.common;
-  Arguments arguments(argc, argv, kFlags);
+  VerbArguments arguments(argc, argv, kFlags, common);
   while (const std::optional<Option> option = arguments.next()) {
-    if (common.take(*option).failed) return 1;
     switch (option->id) {
-      case 'h':
-        return print_help();
       case 'O':
         measure_arguments.output_format = option->value;
         break;
@@ -134,7 +122,7 @@ int run_measure(int argc, char** argv) {
         break;
     }
   }
-  if (arguments.failed()) return 1;
+  if (const auto status = arguments.ended()) return *status;
   const std::vector<std::string> rest = arguments.rest();
   if (rest.size() > 1) {
     report("At most one filename argument is allowed.");

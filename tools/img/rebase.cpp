@@ -107,15 +107,6 @@ Task<Result<void>> rebase_with_progress(BlockNode& top, const ChainOptions& argu
   co_return co_await rebase_node(top, arguments, progress);
 }
 
-Task<int> rebase(ChainOptions arguments) {
-  OpenSpec spec = chain_spec(arguments);
-  spec.flags.no_backing = arguments.unsafe;
-  Result<Edge> image = co_await open_image(std::move(spec));
-  if (!image) co_return report_failure(image);
-  Result<void> result = co_await rebase_with_progress(**image, arguments);
-  co_return co_await end_chain_work(*image, arguments.filename, std::move(result));
-}
-
 }  // namespace
 
 int run_rebase(int argc, char** argv) {
@@ -131,14 +122,8 @@ int run_rebase(int argc, char** argv) {
                                     {'U', "force-share"},
                                     {kObject, "object", true},
                                     {kImageOpts, "image-opts"}};
-  ChainOptions options;
-  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
-  if (!options.unsafe && !options.backing) {
-    return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
-  }
-  if (!options.common.agree()) return 1;
-  const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return rebase(options); }));
+  const ChainVerb verb{.flags = kFlags, .work = rebase_with_progress, .needs_backing = true};
+  return run_chain_verb(argc, argv, verb);
 }
 
 }  // namespace platter::img

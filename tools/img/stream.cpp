@@ -12,7 +12,9 @@
 namespace platter::img {
 namespace {
 
-Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments, Progress& progress) {
+Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments) {
+  Progress progress(arguments.common.progress && !arguments.common.quiet);
+  progress.start();
   StreamOptions options;
   if (const std::string base = arguments.backing.value_or(""); !base.empty()) {
     options.base = find_in_chain(top, base);
@@ -36,21 +38,6 @@ Task<Result<void>> stream_node(BlockNode& top, const ChainOptions& arguments, Pr
   co_return streamed;
 }
 
-Task<int> stream_image(ChainOptions arguments) {
-  OpenSpec spec = chain_spec(arguments);
-  Result<Edge> image = co_await open_image(std::move(spec));
-  if (!image) co_return report_failure(image);
-  Result<void> result;
-  {
-    Progress progress(arguments.common.progress && !arguments.common.quiet);
-    progress.start();
-    result = co_await stream_node(**image, arguments, progress);
-  }
-  const int status = co_await end_chain_work(*image, arguments.filename, std::move(result));
-  if (status == 0 && !arguments.common.quiet) print("Image streamed.\n");
-  co_return status;
-}
-
 }  // namespace
 
 int run_stream(int argc, char** argv) {
@@ -58,11 +45,8 @@ int run_stream(int argc, char** argv) {
       {'h', "help"},        {'f', nullptr, true},      {'t', nullptr, true},
       {'b', nullptr, true}, {'r', nullptr, true},      {'p', nullptr},
       {'q', nullptr},       {kObject, "object", true}, {kImageOpts, "image-opts"}};
-  ChainOptions options;
-  if (const auto status = read_chain_options(argc, argv, kFlags, options)) return *status;
-  if (!options.common.agree()) return 1;
-  const Cancellation cancellation;
-  return finish_output(run_to_end([&] { return stream_image(options); }));
+  const ChainVerb verb{.flags = kFlags, .work = stream_node, .done = "Image streamed.\n"};
+  return run_chain_verb(argc, argv, verb);
 }
 
 }  // namespace platter::img
