@@ -1,23 +1,12 @@
 // The commands discard, flush, truncate and length.
+#include "tools/io/request.h"
 #include "tools/io/session.h"
 
 namespace platter::io_tool {
 
 Task<bool> run_discard(Session& session, Arguments arguments) {
-  ReportStyle style;
-  arguments.rewind();
-  for (int letter; (letter = arguments.next("Cq")) != -1;) {
-    switch (letter) {
-      case 'C':
-        style.machine = true;
-        break;
-      case 'q':
-        style.quiet = true;
-        break;
-      default:
-        co_return usage_error(arguments);
-    }
-  }
+  const std::optional<ReadOptions> options = read_read_options(arguments, "Cq");
+  if (!options) co_return false;
   const std::span<char* const> rest = arguments.rest();
   if (rest.size() != 2) co_return usage_error(arguments);
   const std::optional<std::uint64_t> offset = read_number(rest[0]);
@@ -25,20 +14,10 @@ Task<bool> run_discard(Session& session, Arguments arguments) {
   const std::optional<std::uint64_t> length = read_length(rest[1]);
   if (!length) co_return false;
 
-  const Clock::time_point start = Clock::now();
-  Result<void> result = session.check_range(*offset, *length);
-  if (result) {
-    auto discarding = session.node().discard(*offset, *length);
-    result = co_await discarding;
-  }
-  const Clock::duration elapsed = Clock::now() - start;
+  const auto discarding = [&] { return session.node().discard(*offset, *length); };
+  const Outcome outcome = co_await timed(session.check_range(*offset, *length), discarding);
   session.print_reports();
-  if (!result) {
-    print_failure("discard", result.error());
-    co_return false;
-  }
-  print_statistics("discard", elapsed, *offset, *length, style);
-  co_return true;
+  co_return report_change("discard", "discard", outcome, *offset, *length, options->style);
 }
 
 Task<bool> run_flush(Session& session, Arguments) {
