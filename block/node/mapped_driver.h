@@ -172,6 +172,25 @@ class MappedDriver : public Driver {
   // Takes the driver's answer; true when it ends the walk.
   static bool take_answer(Walk& walk, std::uint64_t offset, Mapping& mapping, Piece& piece);
   static Task<Result<void>> walk_slowly(Walk walk, std::uint64_t offset, Piece* piece);
+  // A whole walk: awaiting it fills `piece`, at once and without a coroutine of its own when all is
+  // cached. (Give it a name.)
+  class WalkTo {
+   public:
+    WalkTo(MappedDriver& driver, std::uint64_t offset, std::uint64_t length, Piece& piece) {
+      Walk walk{&driver, length, {}};
+      cached_ = walk_on(walk, offset, piece);
+      if (!cached_) slow_ = walk_slowly(std::move(walk), offset, &piece);
+    }
+    bool await_ready() const noexcept { return cached_ || slow_.done(); }
+    void await_suspend(std::coroutine_handle<> waiter) noexcept {
+      (slow_.operator co_await()).await_suspend(waiter);
+    }
+    Result<void> await_resume() { return cached_ ? Result<void>() : slow_.take(); }
+
+   private:
+    Task<Result<void>> slow_;
+    bool cached_;
+  };
 
   Task<InFlight::Ticket> admit_slowly();
   // Awaits `task` and gives the tickets back.

@@ -1,14 +1,12 @@
 // The reading half of the request engine: walks, reads, extents, and how requests are let in.
-#include <vector>
-
 #include "block/base/checked.h"
+#include "block/exec/task_window.h"
 #include "block/exec/workers.h"
 #include "block/node/mapped_driver.h"
 
 namespace platter {
 namespace {
 
-// Requests below that one request has running at a time.
 // Look-ups that one extent answer may merge.
 constexpr unsigned kMaxMerged = 1u << 16;
 
@@ -142,24 +140,20 @@ Task<Result<void>> MappedDriver::read_at(BlockNode& node, std::uint64_t host_off
 }
 
 Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
-  Result<void> result;
-  std::vector<Task<Result<void>>> running;
-  std::size_t awaited = 0;
-  while (!iov.empty() && result) {
+  TaskWindow window(kMaxRunning);
+  while (!iov.empty() && window.good()) {
     Piece piece;
-    Walk walk{this, iov.size(), {}};
-    if (!walk_on(walk, offset, piece)) {
-      auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
-      if (!loaded) {
-        result = forward_error(loaded);
-        break;
-      }
+    WalkTo walk(*this, offset, iov.size(), piece);
+    auto known = co_await walk;
+    if (!known) {
+      window.note(known);
+      break;
     }
     const std::uint64_t length = piece.mapping.length;
     IoVec part = iov.first(length);
     if (piece.mapping.kind == Mapping::Kind::kZero) {
       part.fill(std::byte{0});
-    } else if (length == iov.size() && running.empty()) {
+    } else if (length == iov.size() && window.unused()) {
       // The last or only piece: no list to keep.
       if (piece.mapping.kind == Mapping::Kind::kData) {
         auto only = co_await piece.owner->read_data(*piece.mapping.node, piece.mapping.host_offset,
@@ -169,20 +163,14 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
       auto only = co_await read_piece(std::move(piece), offset, part);
       co_return only;
     } else {
-      if (running.size() - awaited >= kMaxRunning) {
-        auto one = co_await running[awaited++];
-        if (!one) result = std::move(one);
-      }
-      running.push_back(read_piece(std::move(piece), offset, part));
+      if (window.full()) co_await window.oldest();
+      window.add(read_piece(std::move(piece), offset, part));
     }
     offset += length;
     iov = iov.from(length);
   }
-  for (; awaited < running.size(); ++awaited) {
-    auto one = co_await running[awaited];
-    if (!one && result) result = std::move(one);
-  }
-  co_return result;
+  while (window.busy()) co_await window.oldest();
+  co_return window.take();
 }
 
 Task<Result<void>> MappedDriver::read_piece(Piece piece, std::uint64_t offset, IoVec iov) {

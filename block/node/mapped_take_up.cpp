@@ -36,11 +36,9 @@ Task<Result<void>> MappedDriver::do_take_up(std::uint64_t offset, std::uint64_t 
 Task<Result<std::uint64_t>> MappedDriver::take_up_some(std::uint64_t offset, std::uint64_t length,
                                                        TakeUpFlags flags) {
   Piece piece;
-  Walk walk{this, length, {}};
-  if (!walk_on(walk, offset, piece)) {
-    auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
-    PLATTER_CO_TRY(loaded);
-  }
+  WalkTo walk(*this, offset, length, piece);
+  auto known = co_await walk;
+  PLATTER_CO_TRY(known);
   std::uint64_t there = piece.mapping.length;
   const bool zero = piece.mapping.kind == Mapping::Kind::kZero;
   const bool own = piece.owner == this && piece.ask == nullptr;

@@ -4,6 +4,7 @@
 // cipher.
 #include <vector>
 
+#include "block/exec/task_window.h"
 #include "block/exec/workers.h"
 #include "block/node/mapped_driver.h"
 
@@ -87,49 +88,33 @@ Task<Result<void>> MappedDriver::read_transformed(BlockNode& node, std::uint64_t
     iov.copy_from(sectors.data() + skip);
     co_return {};
   }
-  Result<void> result;
-  std::vector<Task<Result<void>>> running;
-  std::size_t awaited = 0;
-  while (!iov.empty() && result) {
+  TaskWindow window(kMaxPieces);
+  while (!iov.empty() && window.good()) {
     const IoVec part = iov.first(std::min(iov.size(), kPiece));
-    if (running.size() - awaited >= kMaxPieces) {
-      auto one = co_await running[awaited++];
-      if (!one) result = std::move(one);
-    }
-    running.push_back(read_encoded(node, host, guest, part));
+    if (window.full()) co_await window.oldest();
+    window.add(read_encoded(node, host, guest, part));
     host += part.size();
     guest += part.size();
     iov = iov.from(part.size());
   }
-  for (; awaited < running.size(); ++awaited) {
-    auto one = co_await running[awaited];
-    if (!one && result) result = std::move(one);
-  }
-  co_return result;
+  while (window.busy()) co_await window.oldest();
+  co_return window.take();
 }
 
 Task<Result<void>> MappedDriver::write_transformed(BlockNode& node, std::uint64_t host,
                                                    std::uint64_t guest, IoVec iov) {
   if (!aligned(host, guest, iov.size())) co_return std::unexpected(unaligned(host, iov.size()));
-  Result<void> result;
-  std::vector<Task<Result<void>>> running;
-  std::size_t awaited = 0;
-  while (!iov.empty() && result) {
+  TaskWindow window(kMaxPieces);
+  while (!iov.empty() && window.good()) {
     const IoVec part = iov.first(std::min(iov.size(), kPiece));
-    if (running.size() - awaited >= kMaxPieces) {
-      auto one = co_await running[awaited++];
-      if (!one) result = std::move(one);
-    }
-    running.push_back(write_encoded(node, host, guest, part));
+    if (window.full()) co_await window.oldest();
+    window.add(write_encoded(node, host, guest, part));
     host += part.size();
     guest += part.size();
     iov = iov.from(part.size());
   }
-  for (; awaited < running.size(); ++awaited) {
-    auto one = co_await running[awaited];
-    if (!one && result) result = std::move(one);
-  }
-  co_return result;
+  while (window.busy()) co_await window.oldest();
+  co_return window.take();
 }
 
 }  // namespace platter

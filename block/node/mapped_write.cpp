@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "block/base/checked.h"
+#include "block/exec/task_window.h"
 #include "block/node/mapped_driver.h"
 
 namespace platter {
@@ -55,41 +56,32 @@ Task<Result<void>> MappedDriver::write_at(BlockNode& node, std::uint64_t host_of
 }
 
 Task<Result<void>> MappedDriver::write_inside(std::uint64_t offset, IoVec iov) {
-  Result<void> result;
-  std::vector<Task<Result<void>>> running;
-  std::size_t awaited = 0;
-  while (!iov.empty() && result) {
+  TaskWindow window(kMaxRunning);
+  while (!iov.empty() && window.good()) {
     Mapping mapping;
     if (!try_map(offset, iov.size(), true, mapping)) {
       auto loaded = co_await map(offset, iov.size(), true);
       if (!loaded) {
-        result = forward_error(loaded);
+        window.note(forward_error(loaded));
         break;
       }
       mapping = *loaded;
     }
     const bool straight = mapping.kind == Mapping::Kind::kData && mapping.in_place;
     const IoVec part = iov.first(mapping.length);
-    if (mapping.length == iov.size() && running.empty()) {
-      auto only = straight ? write_data(*mapping.node, mapping.host_offset, offset, part)
-                           : write_new(offset, part);
-      result = co_await only;
-      co_return result;
+    if (window.full()) co_await window.oldest();
+    auto writing = straight ? write_data(*mapping.node, mapping.host_offset, offset, part)
+                            : write_new(offset, part);
+    if (mapping.length == iov.size() && window.unused()) {
+      auto only = co_await writing;
+      co_return only;
     }
-    if (running.size() - awaited >= kMaxRunning) {
-      auto one = co_await running[awaited++];
-      if (!one) result = std::move(one);
-    }
-    running.push_back(straight ? write_data(*mapping.node, mapping.host_offset, offset, part)
-                               : write_new(offset, part));
+    window.add(std::move(writing));
     offset += mapping.length;
     iov = iov.from(mapping.length);
   }
-  for (; awaited < running.size(); ++awaited) {
-    auto one = co_await running[awaited];
-    if (!one && result) result = std::move(one);
-  }
-  co_return result;
+  while (window.busy()) co_await window.oldest();
+  co_return window.take();
 }
 
 Task<Result<void>> MappedDriver::write_new(std::uint64_t offset, IoVec iov) {
@@ -208,11 +200,9 @@ Task<Result<void>> MappedDriver::may_zero_units(std::uint64_t, std::uint64_t, bo
 Task<Result<bool>> MappedDriver::not_data(std::uint64_t offset, std::uint64_t length) {
   while (length != 0) {
     Piece piece;
-    Walk walk{this, length, {}};
-    if (!walk_on(walk, offset, piece)) {
-      auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
-      PLATTER_CO_TRY(loaded);
-    }
+    WalkTo walk(*this, offset, length, piece);
+    auto known = co_await walk;
+    PLATTER_CO_TRY(known);
     std::uint64_t there = piece.mapping.length;
     bool zero = piece.mapping.kind == Mapping::Kind::kZero;
     if (piece.mapping.kind == Mapping::Kind::kBacking && piece.ask != nullptr) {
@@ -295,11 +285,9 @@ Task<Result<void>> MappedDriver::zero_part(std::uint64_t offset, std::uint64_t l
   PLATTER_CO_TRY(hidden);
   while (length != 0) {
     Piece piece;
-    Walk walk{this, length, {}};
-    if (!walk_on(walk, offset, piece)) {
-      auto loaded = co_await walk_slowly(std::move(walk), offset, &piece);
-      PLATTER_CO_TRY(loaded);
-    }
+    WalkTo walk(*this, offset, length, piece);
+    auto known = co_await walk;
+    PLATTER_CO_TRY(known);
     // Pieces may end where a backing node does: amid what the transform needs whole.
     const bool all_zero = piece.mapping.kind == Mapping::Kind::kZero;
     const std::uint64_t step =

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "block/base/checked.h"
+#include "block/exec/task_window.h"
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/codec.h"
 #include "formats/qcow2/info.h"
@@ -143,21 +144,16 @@ Task<Result<void>> Qcow2Driver::write_packed(std::uint64_t offset, IoVec iov) {
       (core_.geometry.in_cluster(end) != 0 && end < size())) {
     co_return fail(EINVAL, "compressed writes cover whole clusters");
   }
-  std::vector<Task<Result<void>>> running;
-  std::size_t awaited = 0;
-  Result<void> result;
-  while (!iov.empty() && result) {
-    if (running.size() - awaited >= kMaxPacking) result = co_await running[awaited++];
+  TaskWindow window(kMaxPacking);
+  while (!iov.empty() && window.good()) {
+    if (window.full()) co_await window.oldest();
     const IoVec part = iov.first(std::min<std::uint64_t>(cluster, iov.size()));
-    running.push_back(write_one_packed(offset, part));
+    window.add(write_one_packed(offset, part));
     offset += part.size();
     iov = iov.from(part.size());
   }
-  for (; awaited < running.size(); ++awaited) {
-    auto one = co_await running[awaited];
-    if (!one && result) result = std::move(one);
-  }
-  co_return result;
+  while (window.busy()) co_await window.oldest();
+  co_return window.take();
 }
 
 Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov) {
