@@ -92,47 +92,22 @@ std::optional<int> parse(Session& session, int argc, char** argv, Invocation& in
   optind = 0;
   for (int letter;
        (letter = getopt_long(argc, argv, "hVc:d:f:rsnCmki:t:T:U", kLongOptions, nullptr)) != -1;) {
-    bool good = true;
+    if (const std::optional<bool> taken = take_open_option(session, spec, letter)) {
+      if (!*taken) return 1;
+      continue;
+    }
     switch (letter) {
-      case 's':
-        spec.snapshot = true;
-        break;
-      case 'n':
-        spec.flags.direct = true;
-        spec.flags.writethrough = false;
-        break;
-      case 'C':
-        spec.copy_on_read = true;
-        break;
-      case 'd':
-        good = set_discard(session, spec, optarg);
-        break;
       case 'f':
         invocation.format = optarg;
         break;
       case 'c':
         invocation.lines.emplace_back(optarg);
         break;
-      case 'r':
-        spec.flags.read_only = true;
-        break;
       case 'm':
         invocation.misaligned = true;
         break;
-      case 'k':
-        spec.native_aio = true;
-        break;
-      case 'i':
-        good = set_aio(session, spec, optarg);
-        break;
-      case 't':
-        good = set_cache(session, spec.flags, optarg);
-        break;
       case 'T':
         warn_of_trace(session, optarg);
-        break;
-      case 'U':
-        spec.flags.force_share = true;
         break;
       case 'V':
         print("{} version {}\n", session.program(), PLATTER_VERSION);
@@ -150,7 +125,6 @@ std::optional<int> parse(Session& session, int argc, char** argv, Invocation& in
         print_usage(session.program());
         return 1;
     }
-    if (!good) return 1;
   }
   if (argc - optind > 1) {
     print_usage(session.program());

@@ -167,14 +167,6 @@ void warn_if_guessed(BlockNode& node) {
              name);
 }
 
-}  // namespace
-
-bool set_cache(const Session& session, OpenFlags& flags, std::string_view mode) {
-  if (img::parse_cache(mode, flags)) return true;
-  session.complain(fmt::format("Invalid cache option: {}", mode));
-  return false;
-}
-
 bool set_discard(const Session& session, OpenSpec& spec, std::string_view mode) {
   if (mode == "unmap" || mode == "on") {
     spec.flags.discard_unmap = true;
@@ -193,6 +185,46 @@ bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode) {
   if (mode == "threads" || mode == "native" || mode == "io_uring") return true;
   session.complain(fmt::format("Invalid aio option: {}", mode));
   return false;
+}
+
+}  // namespace
+
+bool set_cache(const Session& session, OpenFlags& flags, std::string_view mode) {
+  if (img::parse_cache(mode, flags)) return true;
+  session.complain(fmt::format("Invalid cache option: {}", mode));
+  return false;
+}
+
+std::optional<bool> take_open_option(const Session& session, OpenSpec& spec, int letter) {
+  switch (letter) {
+    case 's':
+      spec.snapshot = true;
+      return true;
+    case 'n':
+      spec.flags.direct = true;
+      spec.flags.writethrough = false;
+      return true;
+    case 'C':
+      spec.copy_on_read = true;
+      return true;
+    case 'r':
+      spec.flags.read_only = true;
+      return true;
+    case 'k':
+      spec.native_aio = true;
+      return true;
+    case 'i':
+      return set_aio(session, spec, optarg);
+    case 't':
+      return set_cache(session, spec.flags, optarg);
+    case 'd':
+      return set_discard(session, spec, optarg);
+    case 'U':
+      spec.flags.force_share = true;
+      return true;
+    default:
+      return std::nullopt;
+  }
 }
 
 Task<bool> open_image(Session& session, OpenSpec spec) {
@@ -217,49 +249,17 @@ Task<bool> run_open(Session& session, Arguments arguments) {
   OpenSpec spec;
   arguments.rewind();
   for (int letter; (letter = arguments.next("snCro:ki:t:d:U")) != -1;) {
-    bool good = true;
-    switch (letter) {
-      case 's':
-        spec.snapshot = true;
-        break;
-      case 'n':
-        spec.flags.direct = true;
-        spec.flags.writethrough = false;
-        break;
-      case 'C':
-        spec.copy_on_read = true;
-        break;
-      case 'r':
-        spec.flags.read_only = true;
-        break;
-      case 'k':
-        spec.native_aio = true;
-        break;
-      case 't':
-        good = set_cache(session, spec.flags, optarg);
-        break;
-      case 'd':
-        good = set_discard(session, spec, optarg);
-        break;
-      case 'i':
-        good = set_aio(session, spec, optarg);
-        break;
-      case 'o': {
-        const Result<Options> given = Options::parse_keyval(optarg);
-        if (!given) {
-          session.complain(given.error());
-          co_return false;
-        }
-        for (const auto& [key, value] : *given) spec.options.set(key, value);
-        break;
-      }
-      case 'U':
-        spec.flags.force_share = true;
-        break;
-      default:
-        co_return usage_error(arguments);
+    if (const std::optional<bool> taken = take_open_option(session, spec, letter)) {
+      if (!*taken) co_return false;
+      continue;
     }
-    if (!good) co_return false;
+    if (letter != 'o') co_return usage_error(arguments);
+    const Result<Options> given = Options::parse_keyval(optarg);
+    if (!given) {
+      session.complain(given.error());
+      co_return false;
+    }
+    for (const auto& [key, value] : *given) spec.options.set(key, value);
   }
   const std::span<char* const> rest = arguments.rest();
   if (rest.size() > 1) co_return usage_error(arguments);

@@ -22,10 +22,12 @@ struct OpenSpec {
   bool native_aio = false;    // -k, -i native
 };
 
-// Each reports what is wrong and gives false.
+// Reports what is wrong and gives false.
 bool set_cache(const Session& session, OpenFlags& flags, std::string_view mode);
-bool set_discard(const Session& session, OpenSpec& spec, std::string_view mode);
-bool set_aio(const Session& session, OpenSpec& spec, std::string_view mode);
+
+// Takes an option that the program and the command `open` share (s n C r k i: t: d: U), with
+// getopt()'s optarg. False: it will not do, which has been reported; nothing: it is another option.
+std::optional<bool> take_open_option(const Session& session, OpenSpec& spec, int letter);
 
 // Takes an object of --object; what it gives is an exit status with which there is nothing more to
 // do, after "help" or a mistake, which it has reported.
