@@ -1,3 +1,8 @@
+// Its own reader, not the JSON library's, which is used for the values alone: QEMU takes strings in
+// single quotes and refuses texts in words that name the token, nesting is bounded without
+// recursion over what is not yet known to be a value, numbers stay the text that they are ("1e3" is
+// a size's spelling, 18446744073709551615 a number), and characters that Unicode reserves are
+// refused. Of that the library has only the last step of each. It reports by exceptions, too.
 #include "block/node/json_text.h"
 
 #include <algorithm>
