@@ -1,22 +1,15 @@
 // Fuzzes the reader of JSON texts, which come from images too (a backing file's name). What it has
 // read is written out by the JSON library and read again: it must be the same value.
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
 #include "block/node/json_text.h"
+#include "fuzz/require.h"
 
 namespace platter::detail {
 namespace {
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
-  std::abort();
-}
 
 void read(std::string_view text) {
   const Result<nlohmann::json> value = read_json(text);

@@ -2,22 +2,15 @@
 // a valid header with some of its bytes changed; the input as base64.
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <span>
 #include <string_view>
 
 #include "block/crypto/luks_header.h"
 #include "block/crypto/secret.h"
+#include "fuzz/require.h"
 
 namespace platter::crypto {
 namespace {
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
-  std::abort();
-}
 
 void parse(std::span<const std::byte> bytes, std::uint64_t area) {
   const auto header = parse_luks_header(bytes, area);

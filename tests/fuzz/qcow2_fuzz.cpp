@@ -1,8 +1,6 @@
 // Fuzzes what reads a qcow2 image: the parsers on raw bytes, and the whole driver on a small valid
 // image with some of its bytes changed. The first byte of the input chooses.
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,15 +14,10 @@
 #include "formats/qcow2/codec.h"
 #include "formats/qcow2/create.h"
 #include "formats/qcow2/storage_io.h"
+#include "fuzz/require.h"
 
 namespace platter::qcow2 {
 namespace {
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
-  std::abort();
-}
 
 Executor& executor() {
   static const std::unique_ptr<Executor> one = std::move(*Executor::create());

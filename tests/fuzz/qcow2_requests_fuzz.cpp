@@ -4,7 +4,6 @@
 // file, nothing is promised but that it ends, without touching what it must not.
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <span>
@@ -17,6 +16,7 @@
 #include "block/node/dirty_bitmap.h"
 #include "block/node/graph.h"
 #include "formats/qcow2/create.h"
+#include "fuzz/require.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -24,12 +24,6 @@ namespace {
 constexpr std::uint64_t kMaxSize = 256 << 10;
 constexpr unsigned kMaxSteps = 24;
 using Bytes = std::vector<std::byte>;
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
-  std::abort();
-}
 
 Executor& executor() {
   static const std::unique_ptr<Executor> one = std::move(*Executor::create());

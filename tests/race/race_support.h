@@ -30,22 +30,7 @@ inline Task<Result<Watched>> open_watched(const MemoryImage& image, std::string_
   co_return std::move(watched);
 }
 
-inline std::vector<std::byte> bytes(std::size_t size, int value) {
-  return std::vector<std::byte>(size, static_cast<std::byte>(value));
-}
-
-inline Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
-  auto data = bytes(size, value);
-  auto written = co_await node.write(offset, iov(data));
-  co_return written;
-}
-
-// True when the whole range reads as `value`.
-inline Task<bool> reads_as(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
-  auto data = bytes(size, ~value);
-  auto got = co_await node.read(offset, iov(data));
-  co_return got&& data == bytes(size, value);
-}
+inline std::vector<std::byte> bytes(std::size_t size, int value) { return filled(size, value); }
 
 // No errors; gives the number of leaks. Says what is wrong.
 inline Task<std::uint64_t> leaks_of(BlockNode& node, bool report = true) {

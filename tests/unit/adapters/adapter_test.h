@@ -12,25 +12,9 @@
 #include "block/exec/executor.h"
 #include "block/node/driver.h"
 #include "block/node/registry.h"
+#include "unit/scratch_dir.h"
 
 namespace platter {
-
-class ScratchDir {
- public:
-  explicit ScratchDir(const std::string& parent = std::filesystem::temp_directory_path()) {
-    std::string name = parent + "/platter-test-XXXXXX";
-    EXPECT_NE(mkdtemp(name.data()), nullptr);
-    path_ = name;
-  }
-  ~ScratchDir() { std::filesystem::remove_all(path_); }
-  ScratchDir(const ScratchDir&) = delete;
-  ScratchDir& operator=(const ScratchDir&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 inline void write_file(const std::string& path, std::string_view text) {
   std::ofstream(path, std::ios::binary) << text;

@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 
 #include "block/adapters/memory.h"
 #include "unit/node/support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter {
 namespace {
@@ -192,9 +192,8 @@ TEST(FaultOptions, OpenAsBlkdebug) {
 }
 
 TEST(FaultOptions, FilenameAndConfigurationFile) {
-  char directory[] = "/tmp/platter-fault-XXXXXX";
-  ASSERT_TRUE(mkdtemp(directory));
-  const std::string config = std::string(directory) + "/c";
+  const ScratchDir dir;
+  const std::string config = dir / "c";
   std::ofstream(config) << "# comment\n[inject-error]\nevent = \"read_aio\"\nerrno = \"28\"\n";
   make_memory_disk("bd", 4096);
   OpenRequest request;
@@ -205,7 +204,6 @@ TEST(FaultOptions, FilenameAndConfigurationFile) {
   std::vector<std::byte> buffer(512);
   EXPECT_EQ(run([&] { return (*edge)->read(0, IoVec(std::span(buffer))); }).error().code(), ENOSPC);
   EXPECT_OK(run([&] { return edge->detach(); }));
-  std::filesystem::remove_all(directory);
   remove_memory_disk("bd");
 }
 

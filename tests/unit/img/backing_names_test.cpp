@@ -12,6 +12,7 @@
 #include "tools/img/common.h"
 #include "unit/img/call.h"
 #include "unit/qcow2/engine_support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter::img {
 namespace {
@@ -22,20 +23,16 @@ namespace fs = std::filesystem;
 class BackingNames : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "platter-backing-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
     ASSERT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", at("base"), "1M"}), 0);
     std::ofstream(at("source")) << std::string(65536, 's');
   }
-  void TearDown() override { fs::remove_all(dir_); }
-  std::string at(const char* name) const { return dir_ + "/" + name; }
+  std::string at(const char* name) const { return dir_ / name; }
   std::string contents(const char* name) const {
     std::ifstream file(at(name), std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
   }
 
-  std::string dir_;
+  const ScratchDir dir_;
 };
 
 TEST_F(BackingNames, AnOverlayIsMadeWhileItsBaseIsInUse) {
@@ -58,7 +55,8 @@ TEST_F(BackingNames, AnOverlayIsMadeWhileItsBaseIsInUse) {
 TEST_F(BackingNames, AnImageDoesNotOverwriteItsOwnBase) {
   const std::string before = contents("base");
   for (const std::string& name :
-       {at("base"), at("./base"), at("../") + fs::path(dir_).filename().string() + "/base"}) {
+       {at("base"), at("./base"),
+        at("../") + fs::path(dir_.path()).filename().string() + "/base"}) {
     EXPECT_EQ(
         call(run_create, {"create", "-q", "-f", "qcow2", "-b", at("base"), "-F", "qcow2", name}),
         1);

@@ -1,10 +1,8 @@
 // Where an image below cannot say what it holds, nothing is taken for zeroes or left out: the verbs
 // fail and say so. What only refines an answer, such as where a file has holes, may be missing.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -12,20 +10,14 @@
 #include "block/filters/fault.h"
 #include "tools/img/commands.h"
 #include "unit/img/call.h"
+#include "unit/scratch_dir.h"
 
 namespace platter::img {
 namespace {
 
-namespace files = std::filesystem;
-
 class BlockStatus : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (files::temp_directory_path() / "platter-status-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
-    before_ = files::current_path();
-    files::current_path(dir_);
     std::ofstream("base.img") << std::string(1 << 20, 'b');
     std::ofstream("same.img") << std::string(1 << 20, 'b');
     std::ofstream("other.img") << std::string(1 << 20, 'o');
@@ -33,10 +25,6 @@ class BlockStatus : public ::testing::Test {
         call(run_create, {"create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", "top.img"}),
         0);
     ASSERT_EQ(call(run_convert, {"convert", "-O", "qcow2", "base.img", "plain.img"}), 0);
-  }
-  void TearDown() override {
-    files::current_path(before_);
-    files::remove_all(dir_);
   }
 
   // Options of the file `name` that never says what it holds, as those of the child `child`.
@@ -74,8 +62,7 @@ class BlockStatus : public ::testing::Test {
     return {std::istreambuf_iterator<char>(in), {}};
   }
 
-  std::string dir_;
-  files::path before_;
+  const ScratchWorkingDir dir_;
 };
 
 constexpr const char* kCopyError = "error while reading block status at offset 0";

@@ -16,6 +16,7 @@
 #include "unit/img/call.h"
 #include "unit/qcow2/engine_support.h"
 #include "unit/sanitized.h"
+#include "unit/scratch_dir.h"
 
 namespace platter::img {
 namespace {
@@ -192,9 +193,8 @@ TEST_F(CancelTest, ConvertRemovesTheTargetItHasMade) {
 }
 
 TEST_F(CancelTest, ConvertAndDdLeaveTheOldTarget) {
-  std::string dir = (std::filesystem::temp_directory_path() / "platter-cancel-XXXXXX").string();
-  ASSERT_NE(mkdtemp(dir.data()), nullptr);
-  const std::string target = dir + "/old";
+  const ScratchDir dir;
+  const std::string target = dir / "old";
   std::ofstream(target) << "old contents";
   const std::string source = json_of("cancel-base", 4 << 20);
   for (const auto& words : {std::vector{"convert"s, source, target},
@@ -208,10 +208,9 @@ TEST_F(CancelTest, ConvertAndDdLeaveTheOldTarget) {
     std::stringstream contents;
     contents << std::ifstream(target).rdbuf();
     EXPECT_EQ(contents.str(), "old contents");
-    const std::filesystem::directory_iterator all(dir);
+    const std::filesystem::directory_iterator all(dir.path());
     EXPECT_EQ(std::distance(begin(all), end(all)), 1);
   }
-  std::filesystem::remove_all(dir);
 }
 
 TEST_F(CancelTest, ConvertIntoAnImageThatExistsSaysThatItIsIncomplete) {

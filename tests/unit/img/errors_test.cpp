@@ -1,39 +1,27 @@
 // What the verbs say when they fail: one line, with the name of the image that it is about.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
 #include "unit/img/call.h"
 #include "unit/qcow2/engine_support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter::img {
 namespace {
 
-namespace fs = std::filesystem;
-
 class Errors : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "platter-errors-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
-    before_ = fs::current_path();
-    fs::current_path(dir_);
     std::ofstream("raw.img") << std::string(1 << 20, 'r');
     ASSERT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", "disk.img", "1M"}), 0);
     ASSERT_EQ(call(run_create,
                    {"create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "qcow2", "top.img"}),
               0);
     ASSERT_EQ(call(run_convert, {"convert", "-c", "-O", "qcow2", "raw.img", "packed.img"}), 0);
-  }
-  void TearDown() override {
-    fs::current_path(before_);
-    fs::remove_all(dir_);
   }
 
   // That `verb` fails and says so of `image`, with a hint on the line below or none.
@@ -56,8 +44,7 @@ class Errors : public ::testing::Test {
     EXPECT_EQ(said.find(image + ": " + image), std::string::npos) << said;
   }
 
-  std::string dir_;
-  fs::path before_;
+  const ScratchWorkingDir dir_;
 };
 
 TEST_F(Errors, NameTheImageThatIsChanged) {

@@ -18,6 +18,7 @@
 #include "tools/img/commands.h"
 #include "unit/img/call.h"
 #include "unit/qcow2/engine_support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter::img {
 namespace {
@@ -35,17 +36,11 @@ constexpr const char* kOld = "old contents";
 class NewImageTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "platter-new-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    top_ = name;
-    dir_ = top_ + "/dir";
     ASSERT_TRUE(fs::create_directory(dir_));
     std::ofstream(source()) << std::string(kSourceSize, 's');
   }
-  void TearDown() override { fs::remove_all(top_); }
-
   static constexpr std::size_t kSourceSize = 1 << 20;
-  std::string source() const { return top_ + "/source"; }
+  std::string source() const { return top_ / "source"; }
   std::string at(const std::string& name) const { return dir_ + "/" + name; }
   std::vector<std::string> files() const {
     std::vector<std::string> names;
@@ -87,8 +82,8 @@ class NewImageTest : public ::testing::Test {
     return said;
   }
 
-  std::string top_;
-  std::string dir_;
+  const ScratchDir top_;
+  const std::string dir_ = top_ / "dir";
 };
 
 TEST_F(NewImageTest, WhatCannotBeWrittenLeavesTheOldFile) {

@@ -8,6 +8,7 @@
 #include "block/adapters/memory.h"
 #include "unit/node/overlay_driver.h"
 #include "unit/node/support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter {
 namespace {
@@ -85,9 +86,8 @@ TEST(Chain, LoopsOfOneTwoAndThreeAreRefused) {
 
 TEST(Chain, TheSameFileUnderTwoNamesIsALoop) {
   // The name is a file's here, so that device and inode are compared.
-  char directory[] = "/tmp/platter-chain-XXXXXX";
-  ASSERT_TRUE(mkdtemp(directory));
-  const std::string dir = directory;
+  const ScratchDir scratch;
+  const std::string& dir = scratch.path();
   std::ofstream(dir + "/x") << "x";
   std::filesystem::create_hard_link(dir + "/x", dir + "/y");
   make_overlay_image("o", kBlock,
@@ -97,7 +97,6 @@ TEST(Chain, TheSameFileUnderTwoNamesIsALoop) {
                             "/x\",\"file\":{\"driver\":\"memory\",\"name\":\"o\"}}");
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code(), ELOOP) << message_of(refused);
-  std::filesystem::remove_all(dir);
 }
 
 // Each Task starts on its caller's stack: a chain that recursed would need megabytes.

@@ -19,12 +19,6 @@ Task<Result<void>> amend(BlockNode& node, std::string_view text) {
   return node.driver().amender()->amend(options(text), false, silent);
 }
 
-Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
-  std::vector<std::byte> data(size, static_cast<std::byte>(value));
-  auto written = co_await node.write(offset, iov(data));
-  co_return written;
-}
-
 Task<void> expect(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
   std::vector<std::byte> data(size);
   auto got = co_await node.read(offset, iov(data));

@@ -20,6 +20,7 @@ namespace platter::qcow2::testing {
     if (!(result)) co_return;                                            \
   } while (false)
 
+using platter::testing::filled;
 using platter::testing::kMiB;
 using platter::testing::run;
 
@@ -77,5 +78,19 @@ inline std::vector<std::byte> pattern(std::size_t size, unsigned seed) {
 }
 
 inline IoVec iov(std::vector<std::byte>& bytes) { return IoVec(std::span(bytes)); }
+
+// Writes bytes of one value.
+inline Task<Result<void>> fill(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
+  auto data = filled(size, value);
+  auto written = co_await node.write(offset, iov(data));
+  co_return written;
+}
+
+// True when the whole range reads as `value`.
+inline Task<bool> reads_as(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
+  auto data = filled(size, ~value);
+  auto got = co_await node.read(offset, iov(data));
+  co_return got&& data == filled(size, value);
+}
 
 }  // namespace platter::qcow2::testing

@@ -14,16 +14,6 @@ using namespace qcow2::testing;  // NOLINT: helpers of these tests
 
 constexpr std::uint64_t kScenarioCluster = 4096;
 
-std::vector<std::byte> filled(std::size_t size, int value) {
-  return std::vector<std::byte>(size, static_cast<std::byte>(value));
-}
-
-Task<Result<void>> put(BlockNode& node, std::uint64_t offset, std::size_t size, int value) {
-  auto data = filled(size, value);
-  auto written = co_await node.write(offset, iov(data));
-  co_return written;
-}
-
 Task<std::vector<std::byte>> get(BlockNode& node, std::uint64_t offset, std::size_t size) {
   std::vector<std::byte> data(size);
   auto read = co_await node.read(offset, iov(data));
@@ -57,7 +47,7 @@ std::vector<std::pair<std::string, std::uint64_t>> structures(const MemoryDisk& 
 Task<void> fill_first(const MemoryImage& image) {
   auto edge = co_await image.open();
   CO_OK(edge);
-  auto written = co_await put(**edge, 0, 16 * kScenarioCluster, 1);
+  auto written = co_await fill(**edge, 0, 16 * kScenarioCluster, 1);
   CO_OK(written);
   auto closed = co_await edge->detach();
   CO_OK(closed);
@@ -68,7 +58,7 @@ Task<void> write_on(const MemoryImage& image, std::vector<std::uint64_t>& acknow
   auto edge = co_await image.open();
   if (!edge) co_return;
   for (std::uint64_t i = 32; i < 96; ++i) {
-    auto written = co_await put(**edge, i * kScenarioCluster, kScenarioCluster, 2);
+    auto written = co_await fill(**edge, i * kScenarioCluster, kScenarioCluster, 2);
     if (written) acknowledged.push_back(i);
   }
   auto closed = co_await edge->detach();
@@ -125,7 +115,7 @@ TEST(C11, DataThatOverlapsAStructureIsNotWrittenThere) {
     run([&]() -> Task<void> {
       auto edge = co_await image.open();
       CO_OK(edge);
-      auto written = co_await put(**edge, 0, kScenarioCluster, 2);
+      auto written = co_await fill(**edge, 0, kScenarioCluster, 2);
       EXPECT_EQ(written.has_value(), place == 0) << "an entry that names no cluster gets one";
       if (!written) {
         // "active L1 table", "refcount block", ...
@@ -149,7 +139,7 @@ enum class Below { kBacking, kPacked, kPreallocatedZero, kData };
 Task<Result<int>> lay(BlockNode& node, Below below, std::uint64_t cluster) {
   if (below == Below::kBacking) co_return 0xbb;
   if (below == Below::kPreallocatedZero) {
-    auto done = co_await put(node, 0, 4 * cluster, 0x11);
+    auto done = co_await fill(node, 0, 4 * cluster, 0x11);
     if (done) done = co_await node.write_zeroes(0, 4 * cluster, ZeroFlags{});
     PLATTER_CO_TRY(done);
     co_return 0;
@@ -251,7 +241,7 @@ Task<void> hand_over(const MemoryImage& image, const MemoryImage& copy) {
   CO_OK(edge);
   BlockNode& node = **edge;
   for (std::uint64_t i = 0; i < 20; ++i) {
-    auto written = co_await put(node, i * 3 * kScenarioCluster, kScenarioCluster / 2, 1);
+    auto written = co_await fill(node, i * 3 * kScenarioCluster, kScenarioCluster / 2, 1);
     CO_OK(written);
   }
   // A pause: what is written is flushed, and nothing runs.
@@ -266,7 +256,7 @@ Task<void> hand_over(const MemoryImage& image, const MemoryImage& copy) {
   node.undrain();
   EXPECT_EQ(dirty_on(copy.disk()), static_cast<Qcow2Driver&>(node.driver()).core().header.dirty());
   // The original goes on; the copy is what it was.
-  auto written = co_await put(node, 0, kScenarioCluster, 2);
+  auto written = co_await fill(node, 0, kScenarioCluster, 2);
   CO_OK(written);
 
   auto second = co_await copy.open();
@@ -303,7 +293,7 @@ Task<void> close_first_of_two(const MemoryImage& image) {
   CO_OK(shared);
   auto second = co_await Edge::attach(first->node(), "another user", rights);
   CO_OK(second);
-  auto written = co_await put(**second, 0, kScenarioCluster, 1);
+  auto written = co_await fill(**second, 0, kScenarioCluster, 1);
   CO_OK(written);
   auto flushed = co_await (*second)->flush();
   CO_OK(flushed);
@@ -311,7 +301,7 @@ Task<void> close_first_of_two(const MemoryImage& image) {
   auto closed = co_await first->detach();
   CO_OK(closed);
   EXPECT_TRUE(dirty_on(image.disk())) << "the other user still writes";
-  written = co_await put(**second, kScenarioCluster, kScenarioCluster, 2);
+  written = co_await fill(**second, kScenarioCluster, kScenarioCluster, 2);
   CO_OK(written);
   flushed = co_await (*second)->flush();
   CO_OK(flushed);
