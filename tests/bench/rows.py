@@ -1,8 +1,10 @@
 """The rows of bench.py: what is run, how often, and the goals."""
+import os
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stall_peer.py")
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Row:
     stdin: Optional[Callable[[], str]] = None  # a file to read commands from
     repeat: int = 1  # runs timed together, for very short commands
     rounds: int = 100  # at most so many, for what takes long
+    prints: Optional[int] = None  # instead of wall time, this one of the seconds that it prints; CPU time is no goal
 
 
 def rows(images):
@@ -85,6 +88,11 @@ def tables(i, both):
                               ("delete", "-d", lambda: i.full_with_snapshot)):
         yield Row(f"snapshot {name} 1T, all metadata", both("snapshot", flag, "s", i.out), before=i.copied(start),
                   cpu_ms=1000, rounds=1)
+
+    def stall():
+        return [os.path.join(os.path.dirname(i.platter), "tests", "bench_stall"), i.out], [PEER, i.out]
+    for number, which in enumerate(("longest write", "99.9 % of writes")):
+        yield Row(f"{which}, snapshot of 1T meanwhile", stall, before=i.copied(full), prints=number, rounds=1)
 
 
 def requests(i, both):
