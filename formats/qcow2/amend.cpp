@@ -222,8 +222,6 @@ Task<Result<void>> Qcow2Driver::amend_alone(Work work, std::uint64_t value,
   };
   const std::function<Task<Result<void>>()> named(step);
   auto done = co_await exclusively(named, true);
-  write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()) &&
-                       core_.header.version >= 3);
   co_return done;
 }
 
@@ -327,7 +325,6 @@ Task<Result<void>> Qcow2Driver::downgrade_now(std::uint64_t version) {
   header.autoclear_features = 0;
   header.unknown_fields.clear();
   header.extensions.feature_names.clear();
-  began_ = false;  // the dirty bit has gone with the features
   auto written = co_await put_header(std::move(header));
   PLATTER_CO_TRY(written);
   core_.geometry = core_.header.geometry();

@@ -249,6 +249,11 @@ Task<Result<void>> Qcow2Driver::end_writing() {
   co_return {};
 }
 
+bool Qcow2Driver::wants_lazy() const {
+  return core_.header.version >= 3 &&
+         options_.lazy_refcounts.value_or(core_.header.lazy_refcounts());
+}
+
 Result<void> Qcow2Driver::may_operate() const {
   if (!core_.writable) return fail(EROFS, "the image is read-only");
   if (core_.poisoned.load()) return core_.given_up();
@@ -259,7 +264,6 @@ Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>
   const Result<void> may = may_operate();
   PLATTER_CO_TRY(may);
   auto alone = co_await operations_.lock();
-  const bool lazy = write_back_.lazy();
   write_back_.set_lazy(false);  // counts are on disk before a header that shows what they count
   began_ = false;
   Result<void> result;
@@ -268,11 +272,11 @@ Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>
     auto working = work();
     result = co_await working;
   }
-  if (began_ && !lazy && !needs_repair_) {
+  if (began_ && !wants_lazy() && !needs_repair_) {
     auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
     if (result) result = std::move(cleaned);
   }
-  write_back_.set_lazy(lazy);
+  write_back_.set_lazy(wants_lazy());
   auto reaping = clusters_.reap(HostClusters::Wait::kNo);
   co_await reaping;
   co_return result;
@@ -285,7 +289,6 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
   auto alone = co_await operations_.lock();
   auto holding = hold();
   co_await holding;
-  const bool lazy = write_back_.lazy();
   write_back_.set_lazy(false);  // counts on disk are looked at
   auto result = co_await settle(WriteBack::Flush::kIfNeeded);
   if (result && !reload) {
@@ -301,9 +304,6 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
       auto working = work();
       result = co_await working;
     }
-    if (result && began_ && !lazy && !needs_repair_) {
-      result = co_await core_.set_incompatible(incompatible::kDirty, false);
-    }
     if (!result && began_) needs_repair_ = true;
     if (!result && !began_) {
       auto settled = co_await settle();
@@ -318,7 +318,7 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
       if (result) result = forward_error(loaded, "the image must be opened anew: its tables");
     }
   }
-  write_back_.set_lazy(lazy);
+  write_back_.set_lazy(wants_lazy());
   release();
   co_return result;
 }

@@ -156,6 +156,9 @@ class Qcow2Driver final : public MappedDriver,
   // Before counts or the flags "refcount is one" change on disk: an interruption is repaired.
   Task<Result<void>> begin_changing_counts();
   Result<void> may_operate() const;
+  // Whether refcounts are written late, as the options or else the image says. Not so while
+  // operations_ is held, or when writing ends.
+  bool wants_lazy() const;
   Task<Result<void>> check_now(const CheckRequest& request, Result<CheckResult>* result);
   // Writes back when discards have left much space waiting.
   Task<Result<void>> relieve();

@@ -194,7 +194,7 @@ void Qcow2Driver::choose_discards(bool unmap) {
 }
 
 Task<Result<void>> Qcow2Driver::begin_writing() {
-  write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  write_back_.set_lazy(wants_lazy());
   if ((core_.header.autoclear_features & ~autoclear::kKnown) == 0 &&
       !core_.header.extensions.stale_bitmaps) {
     co_return {};
@@ -237,8 +237,7 @@ void Qcow2Driver::commit_reopen() {
   const bool was = core_.writable;
   core_.writable = !reopening_->read_only;
   choose_discards(reopening_->discard_unmap);
-  if (core_.writable)
-    write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+  if (core_.writable) write_back_.set_lazy(wants_lazy());
   if (!was && core_.writable) {
     list_metadata();
     clusters_.open();
@@ -251,7 +250,7 @@ void Qcow2Driver::commit_reopen() {
 
 void Qcow2Driver::abort_reopen() {
   if (core_.writable) {
-    write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
+    write_back_.set_lazy(wants_lazy());
   } else {
     bitmaps_.stop();
   }

@@ -146,7 +146,6 @@ Task<Result<void>> Qcow2Driver::change_options(Options given, RuntimeOptions opt
   const auto work = [this, &given, &options]() { return take_options(given, options); };
   const std::function<Task<Result<void>>()> named(work);
   auto changed = co_await exclusively(named, true);
-  write_back_.set_lazy(options_.lazy_refcounts.value_or(core_.header.lazy_refcounts()));
   co_return changed;
 }
 

@@ -127,7 +127,7 @@ Task<Result<void>> WriteBack::prepare_header(const Batch& batch) {
     if (result) result = co_await core_.publish_header();
   }
   // With lazy refcounts the counts on disk are about to become too low.
-  if (result && batch.lazy && (batch.references || !batch.unlinked.empty()))
+  if (result && batch.lazy && batch.references)
     result = co_await core_.set_incompatible(incompatible::kDirty, true);
   if (result && std::exchange(clear_autoclear_, false)) {
     auto guard = co_await core_.header_mutex.lock();

@@ -60,7 +60,6 @@ class WriteBack {
 
   // Lazy refcounts: the counts stay in memory until the image is closed, and the dirty bit says so.
   void set_lazy(bool lazy) { lazy_.store(lazy); }
-  bool lazy() const { return lazy_.load(); }
   // The header's autoclear bits that we do not know go before the next write-back writes anything.
   void clear_autoclear_first() { clear_autoclear_ = true; }
 
