@@ -59,16 +59,9 @@ Task<Result<bool>> ClusterWriter::regain_table(std::uint64_t i, const RefcountMa
       continue;
     }
     at += step << g.cluster_bits;
+    // Last: before, the table's flags count for nobody.
+    if (at == end && !ours) tables_.set_l1(i, l1_entry(table, true));
   }
-  if (ours) co_return true;
-  UniqueMutexLock lock(core_.mutex());
-  if (tables_.being_made(i)) {
-    co_await tables_.made().wait(lock);
-    co_return false;
-  }
-  if (tables_.l1(i) != before) co_return false;
-  // Last: before, the table's flags count for nobody.
-  tables_.set_l1(i, l1_entry(table, true));
   co_return true;
 }
 
