@@ -253,6 +253,49 @@ TEST(Undo, CountsOfASnapshotWithLazyRefcounts) {
   act_out({.create = "cluster_size=512,lazy_refcounts=on"}, snapshot_of_a_lazy_image);
 }
 
+// The disk shows a snapshot, but what counts are there cannot be read again: nobody writes by what
+// was in memory before, until the image has been opened anew.
+Task<void> tables_that_cannot_be_read(const MemoryImage& image) {
+  auto opened = co_await open_watched(image);
+  CO_OK(opened);
+  BlockNode& node = *opened->node;
+  FaultPoints& points = *opened->points;
+  auto done = co_await fill(node, 0, 4 * kUndoCluster, 1);
+  CO_OK(done);
+  done = co_await node.driver().snapshots()->create("s", 1, 0);
+  CO_OK(done);
+  done = co_await fill(node, 0, 4 * kUndoCluster, 2);
+  CO_OK(done);
+  points.add({.event = FaultEvent::kReftableLoad, .operations = fault_op::kRead});
+  auto applied = co_await node.driver().snapshots()->apply("s");
+  EXPECT_FALSE(applied);
+  EXPECT_GT(points.acted(), 1u) << "it is tried again";
+  points.clear_rules();
+  for (const std::uint64_t at : {std::uint64_t{0}, 8 * kUndoCluster}) {
+    auto written = co_await fill(node, at, kUndoCluster, 3);
+    EXPECT_FALSE(written);
+    if (!written) {
+      EXPECT_EQ(written.error().kind(), ErrorKind::kGivenUp);
+    }
+  }
+  auto closed = co_await opened->node.detach();
+  static_cast<void>(closed);
+
+  opened = co_await open_watched(image);
+  CO_OK(opened);
+  const bool same = co_await reads_as(*opened->node, 0, 4 * kUndoCluster, 1);
+  EXPECT_TRUE(same);
+  const std::uint64_t leaks = co_await leaks_of(*opened->node);
+  EXPECT_EQ(leaks, 0u);
+  closed = co_await opened->node.detach();
+  CO_OK(closed);
+}
+
+TEST(Undo, TablesThatCannotBeReadAgain) {
+  MemoryImage image("scene", 1 << 20, "cluster_size=512");
+  run([&] { return tables_that_cannot_be_read(image); });
+}
+
 // The header ------------------------------------------------------------------------------------
 
 Task<Result<void>> repair(BlockNode& node) {
