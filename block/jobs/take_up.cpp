@@ -96,6 +96,12 @@ Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
     while (at < now.size() && differs(at) == write) at += kSector;
     if (!write) continue;
     const std::size_t length = std::min(at, now.size()) - start;
+    if (piece.kind == Kind::kZero) {
+      // What are zeroes stays zeroes, and takes no space.
+      const Result<void> zeroed = co_await zero_one(piece.offset + start, length);
+      PLATTER_CO_TRY(zeroed);
+      continue;
+    }
     const WriteFlags flags{.unchanged = true};
     const Result<void> written =
         co_await target_.write(piece.offset + start, IoVec(now.subspan(start, length)), flags);

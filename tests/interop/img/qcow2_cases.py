@@ -209,6 +209,12 @@ def changes(h, line, io, data, chain, three, rawbase):
                [["peer", "create", "-q", "-f", "qcow2", "a", "1M"], ["io", "-c", "write -P 7 0 128k", "a"],
                 ["limit", "resize", f"--preallocation={mode}", "a", "100M"], ["info", "a"]], [("a", "qcow2")],
                errors="any", outputs="skip")
+    # Zeroes behind the end of the old backing file stay zeroes, and take no space.
+    h.case("rebase off a shorter backing file",
+           [["peer", "create", "-q", "-f", "raw", "short", "1M"], ["io", "-f", "raw", "-c", "write -P 1 0 1M", "short"],
+            ["peer", "create", "-q", "-f", "qcow2", "-b", "short", "-F", "raw", "o", "8M"],
+            ["peer", "create", "-q", "-f", "qcow2", "long", "8M"], io("long", "write -P 7 0 8M"),
+            ["rebase", "-b", "long", "-F", "qcow2", "o"], ["map", "--output=json", "o"]], [("o", "qcow2")])
     h.case("rebase within chain", three + [["rebase", "-b", "a", "-F", "qcow2", "c"], ["map", "c"],
                                            ["info", "c"]], [("c", "qcow2")])
     h.case("rebase chain away", three + [["rebase", "-b", "", "c"], ["info", "c"]], [("c", "qcow2")])
