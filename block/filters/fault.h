@@ -51,7 +51,7 @@ struct FaultRule {
   FaultEvent event = FaultEvent::kNone;
   unsigned state = 0;  // 0: any
   std::uint32_t operations = fault_op::kUsual;
-  std::uint64_t offset = 0;  // bytes; a request must overlap the range
+  std::uint64_t offset = 0;  // bytes; a request must overlap the range, so a flush never does
   std::uint64_t length = ~std::uint64_t{0};
   std::uint64_t skip = 0;   // matches to let pass first
   std::uint64_t count = 0;  // matches to act on; 0: all

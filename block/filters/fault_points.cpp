@@ -6,10 +6,12 @@
 namespace platter {
 namespace {
 
-// Operations without a range (flush) match every rule's range.
+constexpr std::uint64_t kUnbounded = ~std::uint64_t{0};
+
+// Operations without a range (flush, resize) match only a rule without one, as in QEMU.
 bool overlaps(std::uint64_t offset, std::uint64_t length, std::uint64_t rule_offset,
               std::uint64_t rule_length) {
-  if (length == 0) return true;
+  if (length == 0) return rule_offset == 0 && rule_length == kUnbounded;
   if (offset >= rule_offset) return offset - rule_offset < rule_length;
   return rule_offset - offset < length;
 }

@@ -187,6 +187,10 @@ def cases_of(fmt):
 
 
 BREAK = [
+        yield Case(f"error at a sector, {event}", ["write 0 64k", "write 64k 64k", "flush"], fmt=fmt, options=["--image-opts"],
+                   image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
+                         "file.inject-error.0.sector=99999999,file.inject-error.0.errno=28,"
+                         "file.inject-error.0.once=on,file.image.driver=file,file.image.filename=disk")
     "break nonsense A", "break write_aio", "resume A", "remove_break A", "break read_aio A", "remove_break A",
     "remove_break A", "write -q 0 64k", "break write_aio A", "aio_write -P 1 0 64k", "wait_break A", "read -P 0xcd 0 64k",
     "resume A", "aio_flush", "read -P 1 0 64k", "break write_aio A", "aio_write -P 2 0 64k", "wait_break A",

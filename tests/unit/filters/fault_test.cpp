@@ -63,6 +63,16 @@ TEST_F(Fault, RulesMatchOperationRangeSkipAndCount) {
   EXPECT_EQ(points_->acted(), 2U);
 }
 
+TEST_F(Fault, WhatHasNoRangeMatchesOnlyRulesWithoutOne) {
+  points_->add({.operations = fault_op::kFlush | fault_op::kWrite, .offset = 4096, .length = 512});
+  EXPECT_OK(run([&] { return node_->flush(); }));
+  EXPECT_EQ(write_code(4096), EIO);
+  EXPECT_EQ(points_->acted(), 1U);
+  points_->clear_rules();
+  points_->add({.operations = fault_op::kFlush});
+  EXPECT_FALSE(run([&] { return node_->flush(); }));
+}
+
 // The example of docs/devel/blkdebug.txt: the second write_aio fails, not the first.
 TEST_F(Fault, StatesTellTheSecondEventFromTheFirst) {
   points_->add_transition(FaultEvent::kWriteAio, 1, 2);
