@@ -193,6 +193,7 @@ class Qcow2Driver final : public MappedDriver,
 
   // resize.cpp, with requests held back.
   Task<Result<void>> resize_now(const ResizeRequest& request);
+  Task<Result<void>> cut_data_file(const ResizeRequest& request);
   Task<Result<void>> resize_data_file(const ResizeRequest& request);
   Task<Result<void>> grow_l1(std::uint64_t entries);
   void shrink_l1(std::uint64_t entries);

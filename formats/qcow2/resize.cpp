@@ -52,7 +52,7 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     PLATTER_CO_TRY(sized);
     settled = co_await settle();
     PLATTER_CO_TRY(settled);
-    auto data_cut = co_await resize_data_file(request);
+    auto data_cut = co_await cut_data_file(request);
     PLATTER_CO_TRY(data_cut);
     auto cut = co_await cut_file();
     co_return cut;
@@ -203,6 +203,20 @@ void Qcow2Driver::shrink_l1(std::uint64_t entries) {
     core_.metadata.remove(table, g.cluster_size());
     clusters_.unlink(g.cluster_index(table), 1, Discard::kAlways);
   }
+}
+
+// What the disk held behind its new end, which the header on disk tells by now, does not stay.
+Task<Result<void>> Qcow2Driver::cut_data_file(const ResizeRequest& request) {
+  if (!core_.data_file || core_.header.data_file_raw()) {
+    auto raw = co_await resize_data_file(request);
+    co_return raw;
+  }
+  // (No snapshot is ever taken with a data file; one that is there all the same may show it.)
+  if (core_.data_file->size() <= request.size || !snapshots_.table().empty()) co_return {};
+  const ResizeRequest cut{.size = request.size, .exact = false};
+  auto resized = co_await core_.data_file->resize(cut);
+  if (!resized) co_return forward_error(resized, "Could not resize the external data file");
+  co_return {};
 }
 
 // A raw data file is as long as the disk; another one at least that long.

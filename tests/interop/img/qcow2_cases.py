@@ -228,6 +228,12 @@ def changes(h, line, io, data, chain, three, rawbase):
     for name in ("$PWD/a", "./a", "$PWD/../$(basename $PWD)/a", "link"):
         for verb, rest in (("commit -b", "c"), ("rebase -F qcow2 -b", "c")):
             h.case(f"{verb} {name}", three + [["sh", "ln -s a link"],
+    # What lay behind the new end is gone from the data file, and does not come back.
+    h.case("shrink with a data file",
+           [["peer", "create", "-q", "-f", "qcow2", "-o", "data_file=d", "a", "8M"], io("a", "write -P 9 0 8M"),
+            ["resize", "--shrink", "a", "2M"], ["sh", "test $(stat -c %s d) = 2097152"], ["check", "a"],
+            ["map", "--output=json", "a"], ["resize", "a", "8M"], ["io", "-c", "read -P 9 0 2M", "-c", "read -P 0 2M 6M", "a"],
+            ["check", "a"]])
                                               ["shell", f"{verb} {name} {rest}"], ["map", "c"]],
                    [("a", "qcow2"), ("c", "qcow2")])
     deep = three + [["sh", "mkdir d; mv a b c d"]]
