@@ -51,9 +51,14 @@ Task<Result<ChainExtent>> chain_extent(BlockNode& top, BlockNode* base, std::uin
     if (below) below = &below->skip_filters();
     if (!below) {
       result.zero = true;
+      result.node = extent.node;
+      result.host_offset = extent.host_offset;
       co_return result;
     }
     if (below == stop) co_return result;
+    // Without a node it tells, where the layer below proves to be shorter, of space that is
+    // preallocated in this one.
+    result.host_offset = extent.host_offset;
     node = below;
     // Up to where the layer below ends it may hold something; the rest is another piece.
     if (offset < node->size()) result.length = std::min(result.length, node->size() - offset);

@@ -5,7 +5,7 @@
 //   kData         the stored bytes      node + host_offset      yes (no, if the driver can't tell)
 //   kCompressed   the unpacked bytes    node + host_offset      the packed bytes' place
 //   kZero         zeroes                nowhere                 yes: space is preallocated there
-//   kUnallocated  the backing node's    the backing node        no
+//   kUnallocated  the backing node's    the backing node        yes: space is preallocated there
 //                 bytes, or zeroes if
 //                 there is none or it is shorter
 //

@@ -41,8 +41,8 @@ struct Mapping {
   std::uint64_t length = 0;
   BlockNode* node = nullptr;
   std::uint64_t host_offset =
-      0;                  // kData: of the first byte asked for; kZero: preallocated, if has_host
-  bool has_host = false;  // kZero only
+      0;  // kData: of the first byte asked for; kZero, kBacking: preallocated, if has_host
+  bool has_host = false;            // kZero and kBacking only
   std::uint64_t packed_length = 0;  // kCompressed
   std::uint64_t unit_offset = 0;    // kCompressed: guest offset where the unpacked unit starts,
   std::uint64_t unit_length = 0;    // and its length

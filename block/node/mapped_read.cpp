@@ -239,9 +239,11 @@ Extent extent_of(const Mapping& mapping, std::uint64_t offset, bool transformed)
       break;
     case Mapping::Kind::kBacking:
       extent.kind = ExtentKind::kUnallocated;
-      return extent;
+      break;
   }
-  if (mapping.kind == Mapping::Kind::kZero && !mapping.has_host) return extent;
+  const bool stored =
+      mapping.kind == Mapping::Kind::kData || mapping.kind == Mapping::Kind::kCompressed;
+  if (!stored && !mapping.has_host) return extent;
   if (transformed && mapping.kind != Mapping::Kind::kCompressed) return extent;
   extent.node = mapping.node;
   extent.host_offset = mapping.host_offset;

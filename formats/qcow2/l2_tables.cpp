@@ -237,7 +237,7 @@ void L2Tables::answer_units(const TableCache::Slice& slice, std::uint64_t offset
   ClusterUnits units = units_of(g, entry(slice, first));
   const ClusterUnits start = units;
   mapping.kind = kind_of(units, unit);
-  mapping.has_host = mapping.kind == Mapping::Kind::kZero && start.has_host;
+  mapping.has_host = mapping.kind != Mapping::Kind::kData && start.has_host;
   mapping.in_place = mapping.kind == Mapping::Kind::kData && start.copied;
   mapping.host_offset = start.host + in_cluster;
   const bool placed = mapping.kind == Mapping::Kind::kData || mapping.has_host;
@@ -252,7 +252,7 @@ void L2Tables::answer_units(const TableCache::Slice& slice, std::uint64_t offset
                      units.host != start.host + ((i - first) << g.cluster_bits))) {
         break;
       }
-      if (mapping.kind == Mapping::Kind::kZero && units.has_host != start.has_host) break;
+      if (mapping.kind != Mapping::Kind::kData && units.has_host != start.has_host) break;
     }
     if (kind_of(units, unit) != mapping.kind) break;
   }

@@ -47,7 +47,7 @@ std::size_t first_nonzero(std::span<const std::byte> bytes) {
 
 // Whether the bytes of the disk are somewhere as they are: packed ones are not.
 bool has_place(const ChainExtent& extent) {
-  return extent.host_offset != Extent::kNoHost && !extent.compressed;
+  return extent.host_offset != Extent::kNoHost && extent.node != nullptr && !extent.compressed;
 }
 
 // Walks both images; several workers look at pieces at once, and the finding with the lowest offset

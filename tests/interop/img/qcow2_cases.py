@@ -20,11 +20,24 @@ def run(h):
                     ["peer", "snapshot", "-c", "second one", "a"], io("a", "write -P 8 2M 64k")]
 
     create(h, line, rawbase, data)
+    subclusters(h, io)
     looks(h, line, data, chain, three, packed, snaps)
     snapshots(h, line, snaps)
     changes(h, line, io, data, chain, three, rawbase)
     checks(h, line, io, data, packed)
     conversions(h, line, data, chain, three, packed, snaps, rawbase)
+
+
+def subclusters(h, io):
+    """Parts of clusters that are not allocated, though their clusters are."""
+    made = [["peer", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "a", "10M"],
+            io("a", "write -P 2 3M 6k", "write -P 3 5M 512", "write -z 6M 4k", "write -P 4 7M 200k", "discard 7M 4k")]
+    over = made + [["peer", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-b", "a", "-F", "qcow2", "b", "12M"],
+                   io("b", "write -P 5 3080k 2k", "write -P 6 8M 2k", "write -P 7 11M 100k")]
+    for name, before in (("a", made), ("b", over)):
+        h.case(f"map of subclusters {name}", before + [["map", "--output=json", name], ["map", name],
+                                                       ["convert", "-O", "qcow2", name, "x"],
+                                                       ["compare", name, "x"]], [("x", "qcow2")])
 
 
 def create(h, line, rawbase, data):
@@ -215,6 +228,12 @@ def changes(h, line, io, data, chain, three, rawbase):
             ["peer", "create", "-q", "-f", "qcow2", "-b", "short", "-F", "raw", "o", "8M"],
             ["peer", "create", "-q", "-f", "qcow2", "long", "8M"], io("long", "write -P 7 0 8M"),
             ["rebase", "-b", "long", "-F", "qcow2", "o"], ["map", "--output=json", "o"]], [("o", "qcow2")])
+    # What lay behind the new end is gone from the data file, and does not come back.
+    h.case("shrink with a data file",
+           [["peer", "create", "-q", "-f", "qcow2", "-o", "data_file=d", "a", "8M"], io("a", "write -P 9 0 8M"),
+            ["resize", "--shrink", "a", "2M"], ["sh", "test $(stat -c %s d) = 2097152"], ["check", "a"],
+            ["map", "--output=json", "a"], ["resize", "a", "8M"], ["io", "-c", "read -P 9 0 2M", "-c", "read -P 0 2M 6M", "a"],
+            ["check", "a"]])
     h.case("rebase within chain", three + [["rebase", "-b", "a", "-F", "qcow2", "c"], ["map", "c"],
                                            ["info", "c"]], [("c", "qcow2")])
     h.case("rebase chain away", three + [["rebase", "-b", "", "c"], ["info", "c"]], [("c", "qcow2")])
@@ -228,12 +247,6 @@ def changes(h, line, io, data, chain, three, rawbase):
     for name in ("$PWD/a", "./a", "$PWD/../$(basename $PWD)/a", "link"):
         for verb, rest in (("commit -b", "c"), ("rebase -F qcow2 -b", "c")):
             h.case(f"{verb} {name}", three + [["sh", "ln -s a link"],
-    # What lay behind the new end is gone from the data file, and does not come back.
-    h.case("shrink with a data file",
-           [["peer", "create", "-q", "-f", "qcow2", "-o", "data_file=d", "a", "8M"], io("a", "write -P 9 0 8M"),
-            ["resize", "--shrink", "a", "2M"], ["sh", "test $(stat -c %s d) = 2097152"], ["check", "a"],
-            ["map", "--output=json", "a"], ["resize", "a", "8M"], ["io", "-c", "read -P 9 0 2M", "-c", "read -P 0 2M 6M", "a"],
-            ["check", "a"]])
                                               ["shell", f"{verb} {name} {rest}"], ["map", "c"]],
                    [("a", "qcow2"), ("c", "qcow2")])
     deep = three + [["sh", "mkdir d; mv a b c d"]]
