@@ -152,6 +152,11 @@ def cases_of(fmt):
     yield Case("native aio", ["length", "read 0 4k"], fmt=fmt, options=["-k", "-n"])
     yield Case("force share", ["length"], fmt=fmt, options=["-U"])
     yield Case("force share, reading", ["length"], fmt=fmt, options=["-U", "-r"])
+    for share in ("off", "on", "foo"):
+        yield Case(f"force share, and force-share={share}", ["length"], fmt=fmt, options=["-U", "-r", "--image-opts"],
+                   image=f"driver={fmt},file.filename=disk,force-share={share}")
+        yield Case(f"open with force share, and force-share={share}",
+                   [f"open -U -r -o driver={fmt},file.filename=disk,force-share={share}", "length"], fmt=fmt, image=None)
     yield Case("image options", ["length", "write 0 4k"], fmt=fmt, options=["--image-opts"],
                image=f"driver={fmt},file.driver=file,file.filename=disk")
     yield Case("json name", ["length", "write 0 4k"], fmt=fmt,
@@ -182,15 +187,15 @@ def cases_of(fmt):
                    fmt=fmt, options=["--image-opts"], stderr=True,
                    image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
                          "file.inject-error.0.once=on,file.image.driver=file,file.image.filename=disk")
+        yield Case(f"error at a sector, {event}", ["write 0 64k", "write 64k 64k", "flush"], fmt=fmt, options=["--image-opts"],
+                   image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
+                         "file.inject-error.0.sector=99999999,file.inject-error.0.errno=28,"
+                         "file.inject-error.0.once=on,file.image.driver=file,file.image.filename=disk")
     yield Case("breakpoints by name", ["aio_write 0 64k", "aio_flush", "break write_aio A", "aio_write 0 64k",
                                        "wait_break A", "resume A", "aio_flush"], fmt=fmt, image="blkdebug::disk")
 
 
 BREAK = [
-        yield Case(f"error at a sector, {event}", ["write 0 64k", "write 64k 64k", "flush"], fmt=fmt, options=["--image-opts"],
-                   image=f"driver={fmt},file.driver=blkdebug,file.inject-error.0.event={event},"
-                         "file.inject-error.0.sector=99999999,file.inject-error.0.errno=28,"
-                         "file.inject-error.0.once=on,file.image.driver=file,file.image.filename=disk")
     "break nonsense A", "break write_aio", "resume A", "remove_break A", "break read_aio A", "remove_break A",
     "remove_break A", "write -q 0 64k", "break write_aio A", "aio_write -P 1 0 64k", "wait_break A", "read -P 0xcd 0 64k",
     "resume A", "aio_flush", "read -P 1 0 64k", "break write_aio A", "aio_write -P 2 0 64k", "wait_break A",

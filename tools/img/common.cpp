@@ -220,6 +220,10 @@ Task<Result<Edge>> open_image_plain(OpenSpec spec) {
     Result<Options> options = Options::parse_keyval((named ? "file=" : "") + spec.filename);
     PLATTER_CO_TRY(options);
     request.options = std::move(*options);
+    const std::string* const share = request.options.peek("force-share");
+    if (spec.flags.force_share && share != nullptr && *share != "on") {
+      co_return fail_naming(spec.filename, EINVAL, "--force-share/-U conflicts with image options");
+    }
   } else {
     request.filename = spec.filename;
     if (spec.format) {

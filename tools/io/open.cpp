@@ -230,6 +230,11 @@ std::optional<bool> take_open_option(const Session& session, OpenSpec& spec, int
 Task<bool> open_image(Session& session, OpenSpec spec) {
   const std::string subject =
       spec.filename ? "can't open device " + *spec.filename : std::string("can't open");
+  const std::string* const share = spec.options.peek("force-share");
+  if (spec.flags.force_share && share != nullptr && *share != "on") {
+    session.complain("-U conflicts with image options");
+    co_return false;
+  }
   const bool copy_on_read = spec.copy_on_read;
   auto opened = co_await open_as_specified(std::move(spec), session.program());
   if (!opened) {
