@@ -1,7 +1,13 @@
+#include <cerrno>
+
 #include "block/node/open_state.h"
 
 namespace platter {
 namespace {
+
+// The code of a chain that is too long, and of nothing else that keeps an image from being opened:
+// it has said where, and does not need "Could not open backing file" from each image above.
+constexpr int kChainTooLong = EMLINK;
 
 std::string user_name(const OpenContext& context, std::string_view role) {
   return fmt::format("node '{}' as '{}'", context.node_name, role);
@@ -92,11 +98,14 @@ Task<Result<Edge>> OpenContext::open_backing(std::string stored_filename,
   Options beside = options.take_child("backing");
   if (stored_filename.empty() && beside.empty()) co_return Edge();
   const auto in_context = [](const auto& failed) {
+    if (failed.error().code() == kChainTooLong) return forward_error(failed);
     return forward_error(failed, "Could not open backing file");
   };
   if (depth + 1 >= kMaxChain) {
-    co_return fail(ELOOP, "Could not open backing file: the chain is longer than {} images",
-                   kMaxChain);
+    const std::string text =
+        fmt::format("Could not open the backing file of '{}': the chain is longer than {} images",
+                    filename, kMaxChain);
+    co_return std::unexpected(Error(kChainTooLong, text));
   }
 
   std::string backing_name;

@@ -119,6 +119,20 @@ TEST(Chain, AThousandLayersOpenReadAndClose) {
   for (int i = 0; i <= kDepth; ++i) remove_memory_disk("d" + std::to_string(i));
 }
 
+TEST(Chain, AChainThatIsTooLongIsToldOnce) {
+  constexpr int kDepth = 2005;
+  make_memory_disk("d0", kBlock);
+  for (int i = 1; i <= kDepth; ++i) {
+    make_overlay_image("d" + std::to_string(i), kBlock, "d" + std::to_string(i - 1),
+                       i == 1 ? "raw" : "testovl");
+  }
+  const auto refused = open("memory:d" + std::to_string(kDepth));
+  EXPECT_EQ(message_of(refused),
+            "Could not open 'memory:d2005': Could not open the backing file of 'memory:d6': the "
+            "chain is longer than 2000 images");
+  for (int i = 0; i <= kDepth; ++i) remove_memory_disk("d" + std::to_string(i));
+}
+
 TEST(Chain, AThousandLayersCanBeAbandoned) {
   constexpr int kDepth = 1200;
   NodePtr below = make_memory_node("d0", kBlock);
