@@ -39,6 +39,10 @@ ImageInfo collect(BlockNode& node) {
   if (!info.actual_size) info.actual_size = ground->driver().allocated_size();
   // (A device has no holes to tell of. QEMU says what the blocks of the device's name are: none.)
   if (!info.actual_size && ground->driver_name() == "host_device") info.actual_size = 0;
+  // (QEMU leaves out the "file:" of a file's name.)
+  if (ground->driver_name() == "file" && info.filename.starts_with("file:")) {
+    info.filename = local_path(info.filename);
+  }
   info.knows_state = ground->driver_name() == "file" || ground->driver_name() == "host_device";
   if (const BackingAbility* backing = driver.backing_reference()) {
     info.backing_filename = backing->backing_filename();

@@ -72,6 +72,9 @@ def names(line):
             line("create", "-f", "qcow2", "-b", name, "-F", kind, "x", before=OVERLAY, errors="any")
     line("info", packed, before=OVERLAY)
     line("map", "--output=json", packed, before=OVERLAY)
+    for name in ("file:r", "file:b", "file:./b", "file:$"):
+        for words in (["info"], ["info", "--output=json"], ["info", "--backing-chain"]):
+            line(*words, name, before=OVERLAY)
     for share in ("off", "on", "yes", "foo"):
         line("info", "-U", "--image-opts", f"driver=raw,file.filename=r,force-share={share}")
     for text in ("r", "help", "r,driver=raw", "driver=raw", "", "driver=raw,file.filename=r"):
