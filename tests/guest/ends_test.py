@@ -251,6 +251,7 @@ def main():
         refused(bench, "--kernel", guest, "--disk", missing + ",format=raw",
                 words=["missing", "No such file"])
         refused(bench, "--kernel", guest, "--disk", "x,cache=fast", words=["cache=fast"])
+        refused(bench, "--kernel", guest, "--disk", "driver=qcow2", words=["'driver=qcow2'"])
         refused(bench, "--kernel", guest, "--memory", "lots", words=["--memory lots"])
         refused(bench, "--kernel", guest, "--json", words=["--json", "--probe"])
         many = bench.path("many.raw")

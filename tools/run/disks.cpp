@@ -46,7 +46,7 @@ OpenRequest request_for(const DiskOptions& disk) {
   request.flags = open_flags(disk);
   if (!disk.key_secret.empty()) request.options.set("encrypt.key-secret", disk.key_secret);
   request.permissions = request.flags.read_only ? Permissions::reader() : Permissions::writer();
-  request.user = fmt::format("disk '{}'", disk.filename);
+  request.user = fmt::format("disk '{}'", disk.name);
   return request;
 }
 
@@ -121,7 +121,11 @@ Result<BlockNode*> Disks::open(const DiskOptions& disk) {
     const auto work = [&] { return open_node(request_for(disk)); };
     edge = run_blocking(control_, work);
   }
-  PLATTER_TRY(edge);
+  if (!edge) {
+    const Error& why = edge.error();
+    if (disk.name == disk.filename) return std::unexpected(why);
+    return std::unexpected(why.renamed(disk.filename, disk.name));
+  }
   edges_.push_back(std::move(*edge));
   return edges_.back().get();
 }

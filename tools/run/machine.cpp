@@ -150,8 +150,8 @@ Result<void> Machine::add_disk(const DiskOptions& options) {
     executors.push_back(&io_threads_[(i + disks_.size()) % io_threads_.size()]->executor());
   }
   auto device = virtio::BlkDevice::create(guest_memory_, **node, blk, std::move(executors));
-  if (!device) return forward_error(device, "could not make a disk of '{}'", options.filename);
-  (*device)->set_reporter([name = options.filename](const Error& error) {
+  if (!device) return forward_error(device, "could not make a disk of '{}'", options.name);
+  (*device)->set_reporter([name = options.name](const Error& error) {
     report(STDERR_FILENO, fmt::format("platter run: disk '{}': {}", name, error.message()));
   });
   disks_.emplace_back();

@@ -1,5 +1,7 @@
 #include "tools/run/options.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
@@ -103,7 +105,7 @@ constexpr const char* kFooter =
 Result<DiskOptions> parse_disk(std::string_view text) {
   auto parts = split_commas(text);
   DiskOptions disk;
-  disk.filename = parts.front();
+  disk.filename = disk.name = parts.front();
   // Node options as --image-opts takes them; a name from here on, like any other.
   const bool spelled_as_options = disk.filename.starts_with("driver=");
   if (disk.filename.empty()) return fail(EINVAL, "disk '{}' names no file", text);
@@ -177,6 +179,8 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
       app.add_flag("--probe", options.probe,
                    "only tell whether KVM works here and whether it is fast, then stop");
   app.add_flag("--json", options.json, "with --probe: answer in JSON")->needs(probe_option);
+  app.set_version_flag("-V,--version", fmt::format("{} version {}\n", program, PLATTER_VERSION),
+                       "print the version and exit");
 
   const auto refuse = [&line, &program](const std::string& message) {
     line.exit_code = 1;
@@ -188,6 +192,10 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
     line.exit_code = 0;
     line.text = app.help();
     return line;
+  } catch (const CLI::CallForVersion& version) {
+    line.exit_code = 0;
+    line.text = version.what();
+    return line;
   } catch (const CLI::ParseError& error) {
     refuse(error.what());
     return line;
@@ -196,6 +204,10 @@ CommandLine parse_command_line(const std::string& program, int argc, const char*
   const auto size = parse_size(memory);
   if (!size || *size < kMinMemory || *size > kMaxMemory || *size % 4096 != 0) {
     refuse("--memory " + memory + " is not a size from 2M to 1T in whole pages");
+    return line;
+  }
+  if (options.serial == "file:") {
+    refuse("--serial file: does not say which file");
     return line;
   }
   options.memory = *size;

@@ -21,6 +21,7 @@ enum class CacheMode : std::uint8_t { kNone, kWriteback, kWritethrough, kUnsafe,
 
 struct DiskOptions {
   std::string filename;  // plain or "json:{...}", which node options are made into
+  std::string name;      // the same as it was typed, for messages
   std::string format;    // empty: probe
   bool read_only = false;
   bool snapshot = false;  // writes go to a throw-away overlay

@@ -67,6 +67,7 @@ TEST(Disk, NodeOptionsAfterADriverAreAName) {
             *Options::parse_keyval("driver=qcow2,file.driver=file,file.filename=a,,b.qcow2"));
   EXPECT_EQ(disk->queues, 2);
   EXPECT_EQ(disk->key_secret, "k");
+  EXPECT_EQ(disk->name, "driver=qcow2,file.driver=file,file.filename=a,,b.qcow2");
   EXPECT_EQ(parse_disk("./driver=x")->filename, "./driver=x");
   const auto single = parse_disk("driver=qcow2,file.filename=a.qcow2");
   ASSERT_FALSE(single);
@@ -108,6 +109,9 @@ TEST(CommandLine, HelpStopsWithZeroAndMistakesWithOne) {
   const CommandLine help = parse({"--help"});
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_NE(help.text.find("cache=none|writeback"), std::string::npos);
+  const CommandLine version = parse({"--version"});
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_TRUE(version.text.starts_with("platter run version "));
   for (const std::vector<const char*>& wrong : {std::vector<const char*>{"--memory", "1M"},
                                                 {"--memory", "x"},
                                                 {"--memory", "3000001"},
@@ -118,6 +122,7 @@ TEST(CommandLine, HelpStopsWithZeroAndMistakesWithOne) {
                                                 {"stray"},
                                                 {"--kernel", "k", "--firmware", "f"},
                                                 {"--nonsense"},
+                                                {"--serial", "file:"},
                                                 {"--json"},
                                                 {"--io-threads", "17"}}) {
     const CommandLine line = parse(wrong);
