@@ -83,7 +83,7 @@ Task<void> fill_again_and_again(const MemoryImage& image, const FullCase& tried)
     CO_OK(flushed);
     FullDisk::full = false;
   }
-  auto clean = expect_clean(node);
+  auto clean = testing::expect_clean(node);
   co_await clean;
   FullDisk::full = true;
   auto closed = co_await edge->detach();
