@@ -227,7 +227,7 @@ TEST(C8, WhatIsDirtyStaysVisibleWhenItCannotBeWritten) {
 // A request makes the file long enough for a new table while another one's data, further behind,
 // makes it longer still.
 Task<void> growth_beside_a_write(const MemoryImage& image) {
-  constexpr std::uint64_t kCovered = 32 << 10;  // by one table
+  constexpr std::uint64_t kGrowthTable = 32 << 10;  // by one table
   auto opened = co_await open_watched(image);
   CO_OK(opened);
   BlockNode& node = *opened->node;
@@ -236,7 +236,7 @@ Task<void> growth_beside_a_write(const MemoryImage& image) {
   CO_OK(first);
   points.suspend_operation("growth", fault_op::kWrite | fault_op::kWriteZeroes | fault_op::kResize);
   auto data = bytes(512, 5);
-  auto writing = node.write(kCovered, iov(data));
+  auto writing = node.write(kGrowthTable, iov(data));
   EXPECT_TRUE(points.is_suspended("growth")) << "the table's place is there, the table is not";
   auto behind = co_await fill(node, 512, 512, 2);
   CO_OK(behind);
@@ -248,7 +248,7 @@ Task<void> growth_beside_a_write(const MemoryImage& image) {
   CO_OK(flushed);
   const bool there = co_await reads_as(node, 512, 512, 2);
   EXPECT_TRUE(there) << "the file was cut behind the table";
-  const bool here = co_await reads_as(node, kCovered, 512, 5);
+  const bool here = co_await reads_as(node, kGrowthTable, 512, 5);
   EXPECT_TRUE(here);
   auto closed = co_await opened->node.detach();
   CO_OK(closed);
