@@ -95,6 +95,8 @@ class Verdict:
             self.met = self.met and our_cpu * 1e3 <= row.cpu_ms
         if row.cpu_goal < 1 or not self.goals:
             self.goals.append(f"ratio {row.cpu_goal:g}")
+        if row.floor:
+            self.goals, self.met = ["none"], True
         self.figures = [time * scale for time in (peer_wall, peer_cpu, our_wall, our_cpu)]
         self.unit = unit
 
