@@ -220,10 +220,14 @@ Task<Result<void>> Qcow2Driver::do_flush() {
   co_return clusters_.take_error();
 }
 
-Task<Result<void>> Qcow2Driver::settle(WriteBack::Flush flush) {
+Task<Result<void>> Qcow2Driver::settle(WriteBack::Flush flush, Requests requests) {
   if (!core_.writable || core_.poisoned.load()) co_return {};
   auto committed = co_await write_back_.commit(flush);
   PLATTER_CO_TRY(committed);
+  if (requests == Requests::kHeld) {
+    auto turned_away = core_.in_flight.wait();
+    co_await turned_away;
+  }
   auto reaping = clusters_.reap(HostClusters::Wait::kYes);
   co_await reaping;
   auto counted = co_await write_back_.commit(flush);
@@ -290,7 +294,7 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
   auto holding = hold();
   co_await holding;
   write_back_.set_lazy(false);  // counts on disk are looked at
-  auto result = co_await settle(WriteBack::Flush::kIfNeeded);
+  auto result = co_await settle(WriteBack::Flush::kIfNeeded, Requests::kHeld);
   if (result && !reload) {
     auto working = work();
     result = co_await working;
@@ -306,7 +310,7 @@ Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void
     }
     if (!result && began_) needs_repair_ = true;
     if (!result && !began_) {
-      auto settled = co_await settle();
+      auto settled = co_await settle(WriteBack::Flush::kOwn, Requests::kHeld);
       static_cast<void>(settled);
     }
     auto loaded = co_await load_tables();

@@ -140,8 +140,11 @@ class Qcow2Driver final : public MappedDriver,
   std::string_view metadata_name(std::uint64_t cluster);
   void choose_discards(bool unmap);
   Task<Result<void>> begin_writing();
-  // Writes everything back and frees what can be freed; nothing is running.
-  Task<Result<void>> settle(WriteBack::Flush flush = WriteBack::Flush::kOwn);
+  // Writes everything back and frees what can be freed; nothing is running. Requests that are held
+  // back have been in flight for a moment, until they saw that: what is freed waits for those, too.
+  enum class Requests : bool { kNone, kHeld };
+  Task<Result<void>> settle(WriteBack::Flush flush = WriteBack::Flush::kOwn,
+                            Requests requests = Requests::kNone);
   Task<Result<void>> end_writing();
   // The same error with the name of each cache that could not be written.
   Error name_unwritten(const Error& reason) const;

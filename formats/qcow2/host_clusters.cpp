@@ -165,7 +165,8 @@ void HostClusters::not_settled(std::vector<ClusterRun> runs) {
 Task<void> HostClusters::reap(Wait wait) {
   {
     MutexLock lock(core_.mutex());
-    if (quarantined_.empty() || (wait == Wait::kNo && reapers_ != 0)) co_return;
+    // (Another reaper may have taken the last of them, and not have counted it yet.)
+    if (reapers_ != 0 ? wait == Wait::kNo : quarantined_.empty()) co_return;
     ++reapers_;
   }
   {

@@ -298,7 +298,7 @@ TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
       ASSERT_TRUE(queue);
       queues.push_back(std::move(*queue));
     }
-    opened->points->suspend("block", FaultEvent::kRefblockAlloc);
+    opened->points->suspend("even", FaultEvent::kRefblockAlloc);
     std::vector<std::thread> waiters;
     for (std::uint64_t i = 0; i < queues.size(); ++i) {
       waiters.emplace_back([&, i] {
@@ -310,10 +310,14 @@ TEST(Growth, OfRefcountBlocksBesideWritesIntoHoles) {
       });
     }
     for (int i = 0; i < 16; ++i) {
-      if (i != 0) opened->points->suspend("block", FaultEvent::kRefblockAlloc);
-      run_blocking(executor, [&] { return opened->points->wait_suspended("block"); });
-      EXPECT_TRUE(opened->points->resume("block"));
+      const char* const held = i % 2 == 0 ? "even" : "odd";
+      run_blocking(executor, [&] { return opened->points->wait_suspended(held); });
+      // Before this one goes on, or all the others could have passed.
+      opened->points->suspend(i % 2 == 0 ? "odd" : "even", FaultEvent::kRefblockAlloc);
+      EXPECT_TRUE(opened->points->resume(held));
     }
+    run_blocking(executor, [&] { return opened->points->wait_suspended("even"); });
+    EXPECT_TRUE(opened->points->resume("even"));
     for (std::thread& waiter : waiters) waiter.join();
   }
   const auto leaks = run_blocking(executor, [&] { return leaks_of(node); });
