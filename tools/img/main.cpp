@@ -1,3 +1,5 @@
+#include <sched.h>
+
 #include <algorithm>
 #include <csignal>
 #include <string_view>
@@ -24,10 +26,22 @@ constexpr Command kCommands[] = {
     {"stream", run_stream},
 };
 
+// Says that this work is not interactive: a thread that is woken then waits for the one that wakes
+// it to finish, which completes requests many at a time (a third less CPU time for queued O_DIRECT
+// writes), and the guests on this host come first. A policy that the user chose stays. Threads
+// inherit it, so it is set before there are any.
+void become_batch_work() {
+  if (sched_getscheduler(0) != SCHED_OTHER) return;
+  const sched_param param{};
+  // Where it is refused, the default serves as well.
+  static_cast<void>(sched_setscheduler(0, SCHED_BATCH, &param));
+}
+
 }  // namespace
 
 int run_img(std::string program, int argc, char** argv) {
   set_program(std::move(program));
+  become_batch_work();
   // A limit on file sizes is an error like a full disk, not a reason to die half-way.
   std::signal(SIGXFSZ, SIG_IGN);
   static constexpr Flag kFlags[] = {{'h', "help"}, {'V', "version"}, {'T', "trace", true}};
