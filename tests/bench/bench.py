@@ -70,7 +70,7 @@ def timed(row, argv):
 def peak_memory(row, argv):
     """The most bytes resident at once. A child's own figure starts from this process's, hence time(1)."""
     with tempfile.NamedTemporaryFile("r") as report, open(row.stdin() if row.stdin else os.devnull) as stdin:
-        subprocess.run(["/usr/bin/time", "-f", "%M", "-o", report.name, *argv], stdin=stdin, check=True,
+        subprocess.run(["time", "-f", "%M", "-o", report.name, *argv], stdin=stdin, check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return int(report.read()) * 1024
 
@@ -146,10 +146,10 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the names of the rows only")
     parser.add_argument("rows", nargs="*")
     args = parser.parse_args()
-    if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
-        sys.exit("error: qemu-img and qemu-io are missing (Debian package qemu-utils)")
-    if not os.path.exists("/usr/bin/time"):
-        sys.exit("error: /usr/bin/time is missing (Debian package time)")
+    for program, package in (("qemu-img", "qemu-utils"), ("qemu-io", "qemu-utils"), ("time", "time"),
+                             ("qemu-storage-daemon", "qemu-system-common")):
+        if not shutil.which(program):
+            sys.exit(f"error: {program} is missing (Debian package {package})")
     missed, ran = [], 0
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch, tempfile.TemporaryDirectory(dir=args.disk_dir) as disk:
         if args.markdown:
