@@ -30,15 +30,29 @@ void Chores::start_thread() {
   }
 }
 
-void Chores::set(const Chore& chore, std::chrono::nanoseconds interval) {
+void Chores::plan(const Chore& chore) {
+  if (chore.interval_.count() <= 0 || !chore.begun_) return;
+  entries_.push_back({&chore, chore.interval_, now() + chore.interval_});
+  start_thread();
+}
+
+void Chores::begin(Chore& chore) {
+  {
+    MutexLock lock(mutex_);
+    if (chore.begun_.exchange(true)) return;
+    plan(chore);
+  }
+  wake_.notify_one();
+}
+
+void Chores::set(Chore& chore, std::chrono::nanoseconds interval) {
   {
     UniqueMutexLock lock(mutex_);
     std::erase_if(entries_, [&chore](const Entry& entry) { return entry.chore == &chore; });
     rested_.notify_all();
     while (running_ == &chore) rested_.wait(lock);
-    if (interval.count() <= 0) return;
-    entries_.push_back({&chore, interval, now() + interval});
-    start_thread();
+    chore.interval_ = interval;
+    plan(chore);
   }
   wake_.notify_one();
 }

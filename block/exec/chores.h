@@ -2,19 +2,22 @@
 // up memory that nobody has used for long.
 //
 //   Chore chore([this] { shed(); });   // starts nothing
-//   chore.every(10min);                // from now on; 0: no more
+//   chore.every(10min);                // how often; 0: never
+//   chore.begin();                     // there is something to do: from now on
 //
 // A chore belongs to no executor: nothing waits for it when an executor drains or ends, and it runs
 // although none of them does anything. It runs on a thread that all chores of the process share,
-// which starts with the first and sleeps in between.
+// which starts when the first begins (a program that only looks at an image starts none) and sleeps
+// in between.
 //
-// Threads: every() from any. The work is short, waits for nothing but short mutexes, takes every
-// mutex that it needs, and changes no chores.
-// Ownership: destroying a Chore, and every(), return when the work is not running; so who calls
-// them holds no mutex that the work takes. Chores outlive what is registered with them.
-// Errors: where the system gives no thread, chores are left undone; the next every() tries again.
+// Threads: every() and begin() from any. The work is short, waits for nothing but short mutexes,
+// takes every mutex that it needs, and changes no chores. Ownership: destroying a Chore, and
+// every(), return when the work is not running; so who calls them holds no mutex that the work
+// takes. Chores outlive what is registered with them. Errors: where the system gives no thread,
+// chores are left undone; the next every() of one that has begun tries again.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -51,7 +54,9 @@ class Chores {
     Clock::time_point due;
   };
 
-  void set(const Chore& chore, std::chrono::nanoseconds interval);
+  void set(Chore& chore, std::chrono::nanoseconds interval);
+  void begin(Chore& chore);
+  void plan(const Chore& chore) PLATTER_REQUIRES(mutex_);
   void start_thread() PLATTER_REQUIRES(mutex_);
   Clock::time_point now() const PLATTER_REQUIRES(mutex_) { return Clock::now() + ahead_; }
   Entry* next() PLATTER_REQUIRES(mutex_);
@@ -75,14 +80,21 @@ class Chore {
   Chore(const Chore&) = delete;
   Chore& operator=(const Chore&) = delete;
 
-  // Each time `interval` has passed, counted from now. 0: never.
+  // Each time `interval` has passed, counted from now, or from begin(). 0: never.
   void every(std::chrono::nanoseconds interval) { chores_.set(*this, interval); }
+  // Nothing was done before the first call; further ones are cheap and change nothing.
+  void begin() {
+    if (!begun_.load(std::memory_order_acquire)) chores_.begin(*this);
+  }
 
  private:
   friend class Chores;
 
   Chores& chores_;
   const std::function<void()> work_;
+  // Both changed under the mutex of chores_.
+  std::chrono::nanoseconds interval_{0};
+  std::atomic<bool> begun_{false};
 };
 
 }  // namespace platter

@@ -77,6 +77,8 @@ struct Core {
   Task<Error> overlap(std::uint64_t cluster);
   // What a host cluster holds: "active L1 table". Called without mutex().
   std::function<std::string_view(std::uint64_t cluster)> metadata_name;
+  // What to do when tables are about to be loaded. Called without mutex(), often.
+  std::function<void()> caches_fill;
 
  private:
   Mutex mutex_;

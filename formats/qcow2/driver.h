@@ -169,7 +169,7 @@ class Qcow2Driver final : public MappedDriver,
   // Gives up what the caches hold and nobody used since the last time. On the thread of chores,
   // whatever requests and operations do meanwhile: the caches' mutex is all that it needs.
   void shed_unused();
-  // Does so at intervals from now on, as options_ say.
+  // Does so at intervals, as options_ say, from the first table that is loaded on.
   void start_shedding();
   Task<Result<Extent>> refuse_extents();
   Task<Result<Mapping>> refuse_writing();

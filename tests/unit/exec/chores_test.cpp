@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <filesystem>
+#include <iterator>
 
 #include "block/exec/executor_thread.h"
 
@@ -19,6 +21,8 @@ TEST(Chores, EachIsDoneWhenItsTimeHasComeAndNotBefore) {
   Chore daily([&] { ++days; }, chores);
   hourly.every(1h);
   daily.every(24h);
+  hourly.begin();
+  daily.begin();
   chores.advance(59min);
   EXPECT_EQ(hours, 0);
   for (int i = 0; i < 3; ++i) chores.advance(1h);
@@ -36,6 +40,7 @@ TEST(Chores, AnotherIntervalCountsFromNowAndZeroIsNever) {
   chores.advance(24h);
   EXPECT_EQ(times, 0) << "nobody has asked for it yet";
   chore.every(1h);
+  chore.begin();
   chores.advance(50min);
   chore.every(2h);
   chores.advance(100min);
@@ -50,6 +55,41 @@ TEST(Chores, AnotherIntervalCountsFromNowAndZeroIsNever) {
   EXPECT_EQ(times, 2);
 }
 
+std::ptrdiff_t threads() {
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return std::distance(tasks, std::filesystem::directory_iterator());
+}
+
+TEST(Chores, OneThatHasNotBegunNeedsNoThreadAndItsTimeCountsFromThen) {
+  Chores chores;
+  std::atomic<int> times{0};
+  Chore chore([&] { ++times; }, chores);
+  const std::ptrdiff_t before = threads();
+  chore.every(1h);
+  EXPECT_EQ(threads(), before);
+  chores.advance(24h);
+  EXPECT_EQ(times, 0);
+  chore.begin();
+  chore.begin();
+  EXPECT_EQ(threads(), before + 1);
+  chores.advance(50min);
+  EXPECT_EQ(times, 0);
+  chores.advance(20min);
+  EXPECT_EQ(times, 1);
+}
+
+TEST(Chores, OneThatHasBegunWaitsForAnInterval) {
+  Chores chores;
+  std::atomic<int> times{0};
+  Chore chore([&] { ++times; }, chores);
+  chore.begin();
+  chores.advance(24h);
+  EXPECT_EQ(times, 0);
+  chore.every(1h);
+  chores.advance(1h);
+  EXPECT_EQ(times, 1);
+}
+
 TEST(Chores, TheyAreDoneAsRealTimePasses) {
   Chores chores;
   std::atomic<int> times{0};
@@ -60,6 +100,7 @@ TEST(Chores, TheyAreDoneAsRealTimePasses) {
       },
       chores);
   chore.every(1ms);
+  chore.begin();
   for (int seen = 0; seen < 3; seen = times) times.wait(seen);
 }
 
@@ -80,6 +121,7 @@ TEST(Chores, NoneIsRunningOnceItHasBeenStopped) {
         },
         chores);
     chore.every(1h);
+    chore.begin();
     std::thread time([&] { chores.advance(1h); });
     begun.wait(false);
     std::thread other([&] {
@@ -103,6 +145,7 @@ TEST(Chores, NoExecutorWaitsForThem) {
   Chore chore([&] { ++times; }, chores);
   auto start = [&]() -> Task<void> {
     chore.every(24h);
+    chore.begin();
     co_return;
   };
   {
