@@ -77,8 +77,9 @@ struct Core {
   Task<Error> overlap(std::uint64_t cluster);
   // What a host cluster holds: "active L1 table". Called without mutex().
   std::function<std::string_view(std::uint64_t cluster)> metadata_name;
-  // What to do when tables are about to be loaded. Called without mutex(), often.
-  std::function<void()> caches_fill;
+  // What to do when a part of a table is about to be loaded (as for each new table, too: of the
+  // counts of its space). Called without mutex(), often.
+  std::function<void()> table_loads;
 
  private:
   Mutex mutex_;

@@ -34,7 +34,7 @@ Qcow2Driver::Qcow2Driver(const Geometry& geometry, const RuntimeOptions& options
       bitmaps_(*this),
       shedding_([this] { shed_unused(); }) {
   core_.metadata_name = [this](std::uint64_t cluster) { return metadata_name(cluster); };
-  core_.caches_fill = [this] { shedding_.begin(); };
+  core_.table_loads = [this] { shedding_.begin(); };
 }
 
 Qcow2Driver::~Qcow2Driver() = default;

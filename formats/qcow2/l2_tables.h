@@ -34,7 +34,7 @@ class L2Tables {
   };
 
   L2Tables(Core& core, HostClusters& clusters)
-      : core_(core), clusters_(clusters), cache_(core.mutex(), &core.in_flight, core.caches_fill) {}
+      : core_(core), clusters_(clusters), cache_(core.mutex(), &core.in_flight, core.table_loads) {}
 
   // Reads the active L1 table. `clean` writes back dirty slices.
   Task<Result<void>> open(CacheSizes sizes, std::function<Task<Result<void>>()> clean);

@@ -20,7 +20,7 @@ namespace platter::qcow2 {
 
 class Refcounts {
  public:
-  explicit Refcounts(Core& core) : core_(core), cache_(core.mutex(), nullptr, core.caches_fill) {}
+  explicit Refcounts(Core& core) : core_(core), cache_(core.mutex(), nullptr, core.table_loads) {}
 
   // Reads the refcount table. `cache_bytes` 0: default.
   Task<Result<void>> open(std::uint64_t cache_bytes, std::function<Task<Result<void>>()> clean);

@@ -123,7 +123,7 @@ Task<Result<TableCache::Pin>> TableCache::load(std::uint64_t index) {
     loading_.emplace(index, slice);
     lock.unlock();
 
-    if (fills_) fills_();
+    if (loads_) loads_();
     PLATTER_FAULT(*file_, config_.load_event);
     auto fetched = co_await file_->read(host, slice->data.iov());
 
@@ -143,7 +143,6 @@ Task<Result<TableCache::Pin>> TableCache::load(std::uint64_t index) {
 }
 
 Task<void> TableCache::make_room() {
-  if (fills_) fills_();
   {
     MutexLock lock(mutex());
     if (dirty_.size() < config_.capacity / 2 || resident() < config_.capacity) co_return;

@@ -108,9 +108,9 @@ class TableCache {
   };
 
   // `readers`: who may hold a slice from peek(); nullptr when peek() is not used.
-  // `fills`, if set: called, without the mutex, before slices come into memory. It outlives this.
-  TableCache(Mutex& mutex, InFlight* readers, const std::function<void()>& fills)
-      : mutex_(mutex), readers_(readers), fills_(fills) {}
+  // `loads`, if set: called, without the mutex, before a slice is loaded. It outlives this.
+  TableCache(Mutex& mutex, InFlight* readers, const std::function<void()>& loads)
+      : mutex_(mutex), readers_(readers), loads_(loads) {}
   TableCache(const TableCache&) = delete;
   TableCache& operator=(const TableCache&) = delete;
 
@@ -195,7 +195,7 @@ class TableCache {
 
   Mutex& mutex_;
   InFlight* const readers_;
-  const std::function<void()>& fills_;
+  const std::function<void()>& loads_;
   // Immutable after configure(), but for config_.slice_count and index_, see resize().
   Config config_;
   std::uint64_t granule_ = 0;

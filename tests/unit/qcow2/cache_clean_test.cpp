@@ -94,6 +94,31 @@ TEST(CacheClean, WhatNobodyUsesIsGivenUp) {
   run([&] { return shed(image, true); });
 }
 
+// No L2 table is loaded here: all are new.
+Task<void> write_and_wait(const MemoryImage& image) {
+  auto edge = co_await image.open(true, kOption);
+  CO_OK(edge);
+  BlockNode& node = **edge;
+  std::vector<std::byte> bytes(512, std::byte{1});
+  for (std::uint64_t i = 0; i < kTables; ++i) {
+    auto written = co_await node.write(i * kTableCovers, iov(bytes));
+    CO_OK(written);
+  }
+  auto flushed = co_await node.flush();
+  CO_OK(flushed);
+  auto& driver = static_cast<Qcow2Driver&>(node.driver());
+  EXPECT_EQ(resident(driver), kTables);
+  for (int i = 0; i < 2; ++i) pass(kInterval);
+  EXPECT_EQ(resident(driver), 0u);
+  auto closed = co_await edge->detach();
+  CO_OK(closed);
+}
+
+TEST(CacheClean, NewTablesCountAsLoaded) {
+  MemoryImage image("clean", kTables * kTableCovers, "cluster_size=4k");
+  run([&] { return write_and_wait(image); });
+}
+
 Task<void> change_interval(const MemoryImage& image) {
   auto edge = co_await image.open(true, "cache-clean-interval=0");
   CO_OK(edge);
