@@ -8,6 +8,7 @@
 # PLATTER_GUEST_KERNEL: a Linux kernel for machines whose /dev/kvm emulates ring 0 (see below).
 # PLATTER_BUILD: a folder with a finished build, to use instead of making one.
 set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin  # mke2fs: Debian has them in the superuser's PATH only
 # (The name is meant from where the caller stands.)
 if [ -n "${PLATTER_BUILD:-}" ]; then PLATTER_BUILD=$(realpath -m -- "$PLATTER_BUILD"); fi
 if [ -n "${PLATTER_GUEST_KERNEL:-}" ]; then PLATTER_GUEST_KERNEL=$(realpath -m -- "$PLATTER_GUEST_KERNEL"); fi
@@ -21,7 +22,7 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
 step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 say() { printf '   %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
-run() { printf '%s$ %s%s\n' "$dim" "${*//$platter/platter}" "$plain"; "$@"; }
+run() { printf '%s$ %s%s\n' "$dim" "${*//"$platter"/platter}" "$plain"; "$@"; }
 
 step "Installing what is missing"
 tools/setup.sh build

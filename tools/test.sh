@@ -15,6 +15,13 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(release asan tsan fuzz)
+for part in "${parts[@]}"; do
+  case $part in
+    release | asan | tsan | fuzz) ;;
+    *) echo "usage: $0 [release|asan|tsan|fuzz]..." >&2; exit 2 ;;
+  esac
+done
+export PATH=$PATH:/usr/sbin:/sbin  # mke2fs, losetup: Debian has them in the superuser's PATH only
 jobs=$(nproc)
 started=$SECONDS
 passed=0 failed=0 skipped=0 failures=()
@@ -78,7 +85,6 @@ for part in "${parts[@]}"; do
       build fuzz fuzzers platter_run
       run fuzz -j "$jobs" -L fuzz
       ;;
-    *) die "unknown part '$part': release, asan, tsan or fuzz" ;;
   esac
 done
 

@@ -166,6 +166,14 @@ Result<void> add_rules_from_options(Options& options, FaultPoints& points) {
   return {};
 }
 
+// [GROUP] or [GROUP "ID"]; nothing refers to rules by their ids.
+std::string_view group_of(std::string_view head) {
+  const std::size_t quote = head.find('"');
+  if (quote == std::string_view::npos || !head.ends_with('"') || quote + 1 == head.size())
+    return head;
+  return trimmed(head.substr(0, quote));
+}
+
 Result<void> add_rules_from_config(std::string_view text, FaultPoints& points) {
   std::string section;
   Options rule;
@@ -185,7 +193,7 @@ Result<void> add_rules_from_config(std::string_view text, FaultPoints& points) {
     if (line.front() == '[' && line.back() == ']') {
       const Result<void> finished = finish();
       PLATTER_TRY(finished);
-      section = trimmed(line.substr(1, line.size() - 2));
+      section = group_of(trimmed(line.substr(1, line.size() - 2)));
       rule = {};
       continue;
     }

@@ -35,6 +35,9 @@ struct SnapshotInfo {
   std::uint64_t disk_size = 0;  // bytes
 };
 
+// Bytes of a name that is given to a snapshot: QEMU shows, and finds again, no longer ones.
+inline constexpr std::size_t kMaxSnapshotName = 255;
+
 class SnapshotAbility {
  public:
   virtual ~SnapshotAbility() = default;
@@ -44,8 +47,8 @@ class SnapshotAbility {
                                     std::uint32_t date_nanoseconds) = 0;
   virtual Task<Result<void>> apply(std::string id_or_name) = 0;
   virtual Task<Result<void>> remove(std::string id_or_name) = 0;
-  // Gives a snapshot another name. What else has that name goes in the same step, durable with it:
-  // either all of it has happened or nothing.
+  // Gives a snapshot another name, of at most kMaxSnapshotName bytes. What else has that name goes
+  // in the same step, durable with it: either all of it has happened or nothing.
   virtual Task<Result<void>> rename(std::string id_or_name, std::string new_name) = 0;
   // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes
   // that are open read-only.

@@ -57,7 +57,8 @@ struct WritePlan {
   bool in_place = false;
   BlockNode* node = nullptr;
   std::uint64_t host_offset = 0;  // of the byte at `offset`
-  // Bytes before and after the range that must be written along, as the disk reads now.
+  // Bytes before and after the range that must be written along, as the disk reads now; behind its
+  // end, zeroes.
   std::uint64_t head = 0;
   std::uint64_t tail = 0;
   void* token = nullptr;  // the format's
@@ -145,6 +146,8 @@ class MappedDriver : public Driver {
 
   // Reads as a request does, inside a request (the caller has a ticket).
   Task<Result<void>> read_inside(std::uint64_t offset, IoVec iov);
+  // What is to lie beside data that is written: as the disk reads; behind its end, zeroes.
+  Task<Result<void>> read_to_keep(std::uint64_t offset, IoVec iov);
   // Writes as a request does, inside a request.
   Task<Result<void>> write_inside(std::uint64_t offset, IoVec iov);
   // A ticket, once the format is not held.

@@ -173,6 +173,15 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
   co_return window.take();
 }
 
+Task<Result<void>> MappedDriver::read_to_keep(std::uint64_t offset, IoVec iov) {
+  std::uint64_t inside = size() > offset ? size() - offset : 0;
+  // Ciphers take whole sectors.
+  if (transforms()) inside = align_up(inside, std::uint64_t{DataTransform::kUnit});
+  inside = std::min<std::uint64_t>(inside, iov.size());
+  iov.from(inside).fill(std::byte{0});
+  return read_inside(offset, iov.first(inside));
+}
+
 Task<Result<void>> MappedDriver::read_piece(Piece piece, std::uint64_t offset, IoVec iov) {
   switch (piece.mapping.kind) {
     case Mapping::Kind::kData: {

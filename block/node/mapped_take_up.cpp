@@ -87,7 +87,7 @@ Task<Result<void>> MappedDriver::take_up_planned(WritePlan plan, TakeUpFlags fla
   const std::uint64_t start = plan.offset - plan.head;
   const Buffer data(plan.head + plan.length + plan.tail);
   PLATTER_FAULT(*plan.node, FaultEvent::kCowRead);
-  auto result = co_await read_inside(start, data.iov());
+  auto result = co_await read_to_keep(start, data.iov());
   if (result && is_zero(data.span()) && (!flags.hide_zeroes || can_hide_units())) {
     abandon(plan);
     if (!flags.hide_zeroes) co_return {};

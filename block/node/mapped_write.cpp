@@ -109,7 +109,7 @@ Task<Result<void>> MappedDriver::write_planned(WritePlan plan, IoVec iov) {
     const IoVec tail = edges.iov().from(plan.head);
     PLATTER_FAULT(*plan.node, FaultEvent::kCowRead);
     auto reading_head = read_inside(plan.offset - plan.head, head);
-    auto reading_tail = read_inside(plan.offset + plan.length, tail);
+    auto reading_tail = read_to_keep(plan.offset + plan.length, tail);
     auto head_read = co_await reading_head;
     auto tail_read = co_await reading_tail;
     if (!head_read) {

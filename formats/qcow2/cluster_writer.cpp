@@ -75,7 +75,8 @@ void ClusterWriter::plan_own(WritePlan& plan, const ClusterUnits& units, TableCa
   // Units that have their data keep what is beside the range.
   if ((units_in(g, from, from + 1) & units.allocated) == 0) plan.head = from % unit;
   if ((units_in(g, to - 1, to) & units.allocated) == 0) plan.tail = align_up(to, unit) - to;
-  plan.tail = std::min(plan.tail, left_behind(plan.offset + plan.length));
+  // Nothing is written behind the disk's end to a data file, which is no longer than the disk.
+  if (g.external_data) plan.tail = std::min(plan.tail, left_behind(plan.offset + plan.length));
   auto claim = std::make_unique<Claim>();
   claim->first = g.cluster_index(plan.offset);
   claim->count = 1;
@@ -111,8 +112,13 @@ void ClusterWriter::plan_fresh(WritePlan& plan, std::uint64_t count, TableCache:
     tail_to = std::max(tail_to, static_cast<std::uint64_t>(std::bit_width(behind.data())) * unit);
   }
   plan.head = from - head_from;
-  plan.tail = std::min(tail_to - to, left_behind(end));
-  if (!g.external_data && !core_.encrypted && reservation.reads_zero()) {
+  plan.tail = tail_to - to;
+  const bool reads_zero = !g.external_data && !core_.encrypted && reservation.reads_zero();
+  // What lies in the last cluster behind the disk's end is written as zeroes, unless there are some
+  // already: whoever makes the disk longer finds it there, and it was another range's before. (A
+  // data file is no longer than the disk.)
+  if (g.external_data || reads_zero) plan.tail = std::min(plan.tail, left_behind(end));
+  if (reads_zero) {
     // What the edges show is there already.
     if (plan.head != 0 && shows_zeroes(before, start, head_from, from)) plan.head = 0;
     if (plan.tail != 0 && shows_zeroes(behind, end, to, to + plan.tail)) plan.tail = 0;

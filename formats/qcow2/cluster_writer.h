@@ -93,8 +93,7 @@ class ClusterWriter {
   // Whether bytes [from, to) of the cluster that `guest` is in read as zeroes by its entry alone.
   bool shows_zeroes(const ClusterUnits& units, std::uint64_t guest, std::uint64_t from,
                     std::uint64_t to) const;
-  // Bytes of the disk behind `end`: what lies in the last cluster behind the disk's end is not
-  // copied.
+  // Bytes of the disk behind `end`.
   std::uint64_t left_behind(std::uint64_t end) const;
   // What `entry` referred to is not referred to any more.
   void unlink_entry(L2Entry entry, Discard why) PLATTER_REQUIRES(metadata_mutex);

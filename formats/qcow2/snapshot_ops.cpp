@@ -24,8 +24,6 @@ namespace {
 
 // Bytes of L2 tables.
 constexpr std::uint64_t kRegainedAtOnce = std::uint64_t{4} << 20;
-// QEMU shows, and finds again, no longer names.
-constexpr std::size_t kMaxNewNameBytes = 255;
 
 std::uint64_t l1_bytes(const Snapshot& snapshot) { return std::uint64_t{snapshot.l1_size} * 8; }
 
@@ -368,9 +366,9 @@ Task<Result<void>> Snapshots::replace_table(std::vector<Snapshot> left,
 Task<Result<void>> Snapshots::rename(std::string id_or_name, std::string new_name) {
   if (driver_.core_.data_file) co_return no_data_file();
   if (new_name.empty()) co_return fail(EINVAL, "the new name is empty");
-  if (new_name.size() > kMaxNewNameBytes) {
+  if (new_name.size() > kMaxSnapshotName) {
     co_return fail(ENAMETOOLONG, "the new name has {} bytes, {} is the limit", new_name.size(),
-                   kMaxNewNameBytes);
+                   kMaxSnapshotName);
   }
   const auto work = [this, &id_or_name, &new_name] { return rename_now(id_or_name, new_name); };
   const std::function<Task<Result<void>>()> named(work);

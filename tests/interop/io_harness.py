@@ -18,7 +18,7 @@ class Case:
     """One script, run on fresh images. `setup` gives image name -> qemu-img create arguments."""
 
     def __init__(self, name, commands, image="disk", fmt="qcow2", size="4M", options=(), setup=(),
-                 stdin=None, stderr=True, unordered=False, create="", readable=True):
+                 stdin=None, stderr=True, unordered=False, create="", readable=True, together=False):
         self.name = name
         self.commands = commands
         self.image = image
@@ -27,9 +27,10 @@ class Case:
         self.options = list(options)
         self.setup = list(setup)
         self.stdin = stdin
-        self.stderr = stderr
+        self.stderr = stderr and not together
         self.unordered = unordered
         self.create = create
+        self.together = together  # what is printed and what is complained of, in one stream
         self.readable = readable  # without more ado, to compare the images
 
 
@@ -60,8 +61,8 @@ def run(program, case, directory):
         command += ["-c", line]
     if case.image:
         command.append(case.image)
-    done = subprocess.run(command, cwd=directory, input=case.stdin, capture_output=True, timeout=30,
-                          text=True, errors="replace")
+    done = subprocess.run(command, cwd=directory, input=case.stdin, stdout=subprocess.PIPE, timeout=30,
+                          stderr=subprocess.STDOUT if case.together else subprocess.PIPE, text=True, errors="replace")
     return done
 
 

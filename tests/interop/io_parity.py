@@ -141,6 +141,8 @@ def cases_of(fmt):
         yield Case("shrinking", [f"truncate -m {mode} 3M" for mode in ("falloc", "metadata", "full", "off")], fmt=fmt)
     yield Case("aio", AIO, fmt=fmt)
     yield Case("interactive", [], fmt=fmt, stdin=INTERACTIVE)
+    yield Case("interactive, errors amid answers", [], fmt=fmt, stdin="read 0 512\nread\nread 0 512\nfoo\nlength\n",
+               together=True)
     yield Case("interactive, no newline at the end", [], fmt=fmt, stdin="read 0 512\nlength\nfoo")
     yield Case("nothing open", READS[:3] + ["map", "length", "help l", "quit 1 2", "length"], fmt="", image=None)
     yield Case("signal", ["length", "sigraise 15"], fmt=fmt)
@@ -151,6 +153,7 @@ def cases_of(fmt):
     yield Case("native aio needs direct", ["length"], fmt=fmt, options=["-k"])
     yield Case("native aio", ["length", "read 0 4k"], fmt=fmt, options=["-k", "-n"])
     yield Case("force share", ["length"], fmt=fmt, options=["-U"])
+    yield Case("force share, snapshot", ["length", "write 0 512", "read -v 0 16"], fmt=fmt, options=["-U", "-s"])
     yield Case("force share, reading", ["length"], fmt=fmt, options=["-U", "-r"])
     for share in ("off", "on", "foo"):
         yield Case(f"force share, and force-share={share}", ["length"], fmt=fmt, options=["-U", "-r", "--image-opts"],

@@ -272,6 +272,8 @@ bool same_file(const std::string& a, const std::string& b) {
 }
 
 BlockNode* find_in_chain(BlockNode& top, const std::string& name) {
+  // Nodes that have no name are not named by none.
+  if (name.empty()) return nullptr;
   for (BlockNode* node = &top; node->backing() != nullptr; node = node->backing()) {
     if (names_file(*node, *node->backing(), name)) return node->backing();
   }

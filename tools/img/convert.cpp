@@ -46,7 +46,7 @@ std::optional<unsigned> parse_in_flight(std::string_view text) {
 // What of the command line contradicts itself, without looking at any file.
 bool consistent(const ConvertArguments& c) {
   const char* complaint = nullptr;
-  if (c.target_format && c.target_image_opts) {
+  if (c.target_format && c.target_image_opts && c.no_create) {
     complaint = "--image-opts and --format are mutually exclusive";
   } else if (c.common.format && c.common.image_opts) {
     complaint = "--image-opts and --format are mutually exclusive";

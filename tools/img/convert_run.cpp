@@ -228,6 +228,10 @@ Result<void> Conversion::check_target(Options& options) {
       if (options.has("encrypt.format") || encryption->value_or(false)) {
         return fail(ENOTSUP, "Compression and encryption not supported at the same time");
       }
+      if (options.has("data_file")) {
+        return fail(ENOTSUP,
+                    "Compression and an external data file not supported at the same time");
+      }
       const std::string* preallocation = options.peek("preallocation");
       if (preallocation != nullptr && *preallocation != "off") {
         return fail(ENOTSUP, "Compression and preallocation not supported at the same time");

@@ -147,6 +147,8 @@ class LineReader {
       if (const std::size_t end = buffer_.find('\n', at_); end != std::string::npos) {
         std::string line = buffer_.substr(at_, end - at_);
         at_ = end + 1;
+        // What this line complains of comes after what the lines before it have printed.
+        std::fflush(stdout);
         co_return line;
       }
       buffer_.erase(0, at_);

@@ -50,8 +50,9 @@ Task<Result<Edge>> open_overlay(std::string file, OpenFlags flags, OpenRequest b
   if (created) {
     OpenRequest request;
     request.flags = flags;
-    // Nobody will see the overlay again: nothing in it needs to last.
+    // Nobody will see the overlay again: nothing in it needs to last, and nobody else writes it.
     request.flags.no_flush = true;
+    request.flags.force_share = false;
     request.permissions = rights_for(flags);
     request.user = program;
     request.options.set("driver", "qcow2");

@@ -39,7 +39,7 @@ Result<std::unique_ptr<Console>> Console::open(const std::string& target) {
   if (target == "none") return console;
   if (target.starts_with(kFilePrefix)) {
     const std::string path = target.substr(kFilePrefix.size());
-    console->file_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    console->file_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
     if (!console->file_) return fail_errno(errno, "could not open '{}'", path);
     console->output_ = console->file_.get();
     return console;
@@ -63,6 +63,11 @@ Result<std::unique_ptr<Console>> Console::open(const std::string& target) {
 
 Console::~Console() {
   if (raw_) ::tcsetattr(STDIN_FILENO, TCSANOW, &saved_);
+}
+
+// (Nothing lies in a terminal or a pipe, and it says so.)
+void Console::begin() {
+  if (file_) static_cast<void>(::ftruncate(file_.get(), 0));
 }
 
 void Console::write(std::byte byte) {

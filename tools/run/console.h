@@ -46,6 +46,9 @@ class Console {
   Console(const Console&) = delete;
   Console& operator=(const Console&) = delete;
 
+  // The machine starts: what an earlier one has left in the file goes. (Not before, as this one may
+  // not come to start.)
+  void begin();
   void write(std::byte byte);
 
   bool is_terminal() const { return raw_; }

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "tools/run/cmos.h"
+#include "tools/run/end_signals.h"
 #include "tools/run/mptable.h"
 #include "tools/run/ports.h"
 #include "tools/run/probe.h"
@@ -27,11 +28,10 @@ constexpr std::array<unsigned, 8> kMmioInterrupts{5, 6, 7, 12, 14, 15, 3, 13};
 constexpr int kFullPortWait = 20;  // milliseconds
 constexpr std::uint32_t kStorageClass = 0x010000;
 
-sigset_t end_signals() {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, signal);
-  return set;
+// What an earlier run has left in a log goes when the machine starts, not when it cannot. (Only of
+// a file: nothing lies in a terminal or pipe.)
+void empty_log(const UniqueFd& log) {
+  if (log) static_cast<void>(::ftruncate(log.get(), 0));
 }
 
 }  // namespace
@@ -105,8 +105,8 @@ Result<void> Machine::add_ports() {
 
   std::function<void(std::byte)> debug;
   if (options_.debug_log) {
-    debug_log_ = UniqueFd(
-        ::open(options_.debug_log->c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    debug_log_ =
+        UniqueFd(::open(options_.debug_log->c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
     if (!debug_log_) return fail_errno(errno, "could not open '{}'", *options_.debug_log);
     debug = [fd = debug_log_.get(), control = control_.get()](std::byte byte) {
       // A processor that is to stop must not wait for a reader again, byte after byte.
@@ -304,6 +304,8 @@ Result<void> Machine::add_vcpus() {
 }
 
 Result<void> Machine::run() {
+  console_->begin();
+  empty_log(debug_log_);
   for (const auto& vcpu : vcpus_) vcpu->start();
   watch();
   Vcpu::stop_all(vcpus_);

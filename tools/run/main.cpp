@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "block/crypto/secret.h"
+#include "tools/run/end_signals.h"
 #include "tools/run/machine.h"
 #include "tools/run/options.h"
 #include "tools/run/probe.h"
@@ -59,9 +60,7 @@ int probe(const std::string& program, bool json) {
 
 // Ends by these are ours to handle, in the main thread; every thread inherits the mask.
 void block_end_signals() {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, signal);
+  const sigset_t set = end_signals();
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
 }

@@ -89,7 +89,7 @@ constexpr const char* kFooter =
     "  [,discard=on|off][,serial=TEXT][,encrypt.key-secret=ID]; write ',,' for a comma in a file "
     "name.\n"
     "FILE is a name, json:{...}, or node options: driver=F,,file.filename=NAME[,,key=value...].\n"
-    "Ctrl-A X on a terminal ends the machine.\n"
+    "Ctrl-A X on a terminal ends the machine when its serial port is there.\n"
     "\n"
     "Examples:\n"
     "  platter run --disk vm.qcow2,format=qcow2\n"

@@ -30,6 +30,7 @@ def run(h):
     lines(["compare -p nofile a", "compare -p a nofile", "compare --image-opts -F raw file.filename=r file.filename=r",
            "commit -b a a", "commit -b nofile a", "commit a", "map file:r", "map -f raw file:a", "snapshot a -U",
            "snapshot -U -l a", "snapshot a"], before=OVERLAY)
+    line("commit", "-b", "", "b", before=OVERLAY, images=[("a", "qcow2"), ("b", "qcow2")])
     h.case("option compare -s packed", QCOW2 + [["peer", "convert", "-c", "-O", "qcow2", "a", "p"],
                                                 ["compare", "-s", "a", "p"], ["compare", "-s", "p", "a"]])
     for text in ('{"qom-type":"secret","id":"s","data":"x"}', "{", '{"qom-type":"secret"}',

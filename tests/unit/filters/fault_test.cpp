@@ -204,7 +204,9 @@ TEST(FaultOptions, OpenAsBlkdebug) {
 TEST(FaultOptions, FilenameAndConfigurationFile) {
   const ScratchDir dir;
   const std::string config = dir / "c";
-  std::ofstream(config) << "# comment\n[inject-error]\nevent = \"read_aio\"\nerrno = \"28\"\n";
+  // (A rule may have an id.)
+  std::ofstream(config)
+      << "# comment\n[inject-error \"one\"]\nevent = \"read_aio\"\nerrno = \"28\"\n";
   make_memory_disk("bd", 4096);
   OpenRequest request;
   request.filename = "blkdebug:" + config + ":memory:bd";
@@ -225,6 +227,7 @@ TEST(FaultOptions, MistakesAreNamed) {
   EXPECT_EQ(config("[inject-error]\nevent = \"nope\"\n"), "invalid parameter value: nope");
   EXPECT_EQ(config("[inject-error]\nerrno = \"5\"\n"), "Missing event name for rule");
   EXPECT_EQ(config("[other]\nx = \"5\"\n"), "There is no option group 'other'");
+  EXPECT_EQ(config("[inject-error x]\n"), "There is no option group 'inject-error x'");
   EXPECT_EQ(config("x = \"5\"\n"), "no group defined");
   EXPECT_EQ(config("[inject-error]\nevent = l2_load\n"), "line 2: parse error");
   EXPECT_EQ(config("[inject-error]\nevent = \"l2_load\"\nbogus = \"1\"\n"),
