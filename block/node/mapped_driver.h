@@ -146,7 +146,7 @@ class MappedDriver : public Driver {
 
   // Reads as a request does, inside a request (the caller has a ticket).
   Task<Result<void>> read_inside(std::uint64_t offset, IoVec iov);
-  // What is to lie beside data that is written: as the disk reads; behind its end, zeroes.
+  // What is to lie beside data that is written: as the disk reads, and zeroes behind its end.
   Task<Result<void>> read_to_keep(std::uint64_t offset, IoVec iov);
   // Writes as a request does, inside a request.
   Task<Result<void>> write_inside(std::uint64_t offset, IoVec iov);

@@ -174,7 +174,9 @@ Task<Result<void>> MappedDriver::read_inside(std::uint64_t offset, IoVec iov) {
 }
 
 Task<Result<void>> MappedDriver::read_to_keep(std::uint64_t offset, IoVec iov) {
-  std::uint64_t inside = size() > offset ? size() - offset : 0;
+  // Further behind lies what the format keeps there, such as VM state.
+  if (offset > size()) return read_inside(offset, iov);
+  std::uint64_t inside = size() - offset;
   // Ciphers take whole sectors.
   if (transforms()) inside = align_up(inside, std::uint64_t{DataTransform::kUnit});
   inside = std::min<std::uint64_t>(inside, iov.size());

@@ -117,7 +117,8 @@ void ClusterWriter::plan_fresh(WritePlan& plan, std::uint64_t count, TableCache:
   // What lies in the last cluster behind the disk's end is written as zeroes, unless there are some
   // already: whoever makes the disk longer finds it there, and it was another range's before. (A
   // data file is no longer than the disk.)
-  if (g.external_data || reads_zero) plan.tail = std::min(plan.tail, left_behind(end));
+  const bool on_disk = plan.offset < core_.size.load();  // and not VM state
+  if (g.external_data || (reads_zero && on_disk)) plan.tail = std::min(plan.tail, left_behind(end));
   if (reads_zero) {
     // What the edges show is there already.
     if (plan.head != 0 && shows_zeroes(before, start, head_from, from)) plan.head = 0;

@@ -203,6 +203,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> set_size(std::uint64_t size, Bitmaps::Change& bitmaps);
   Task<Result<void>> grow_to(const ResizeRequest& request, Bitmaps::Change& bitmaps);
   Task<Result<void>> take_back_space(std::uint64_t from, std::uint64_t to);
+  Task<Result<void>> drop_vm_state();
   Task<Result<void>> clear_tail(std::uint64_t from);
   // What lies behind the new end is the disk's no more.
   Task<Result<void>> take_away(const ResizeRequest& request);

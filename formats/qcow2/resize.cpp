@@ -33,6 +33,8 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
   Bitmaps::Change bitmaps;
   auto staged = co_await bitmaps_.begin_resize(request.size, bitmaps);
   PLATTER_CO_TRY(staged);
+  auto dropped = co_await drop_vm_state();
+  PLATTER_CO_TRY(dropped);
   if (request.size < old_size) {
     // Should it end half-way, this range has changed.
     auto announced = co_await announce_change(request.size, old_size - request.size);
@@ -113,6 +115,22 @@ Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::C
   PLATTER_CO_TRY(settled);
   auto sized = co_await set_size(request.size, bitmaps);
   co_return sized;
+}
+
+// VM state that a snapshot has left in the active tables: where it lies depends on the disk's size.
+// It would be a part of a longer disk.
+Task<Result<void>> Qcow2Driver::drop_vm_state() {
+  const std::uint64_t first = core_.geometry.l1_entries_for(size());
+  const std::uint64_t last = tables_.l1_size();
+  bool any = false;
+  for (std::uint64_t i = first; i < last; ++i) any = any || l1_offset(tables_.l1(i)) != 0;
+  if (!any) co_return {};
+  const std::uint64_t covered = core_.geometry.cluster_size() * core_.geometry.l2_entries();
+  auto discarded =
+      co_await writer_.discard(first * covered, (last - first) * covered, Discard::kAlways, true);
+  PLATTER_CO_TRY(discarded);
+  auto settled = co_await settle();
+  co_return settled;
 }
 
 // Gives back what lies behind the disk's end.
