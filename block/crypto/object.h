@@ -1,4 +1,6 @@
 // The definitions of objects, as the option --object gives them.
+//
+// Threads: any; pure functions.
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,7 @@
 // open_node() for who names the image himself: its errors do not begin with "Could not open 'NAME'"
 // unless that is all there is to say.
+//
+// Threads: as open_node().
 #pragma once
 
 #include "block/node/graph.h"

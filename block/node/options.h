@@ -26,7 +26,8 @@ class Options {
 
   // "a=b,c.d=e". A key alone means "on"; "nokey" is not special.
   static Result<Options> parse_keyval(std::string_view text);
-  // A JSON object; nested objects become dotted keys, arrays numbered ones, null is an error.
+  // A JSON object; nested objects become dotted keys, arrays numbered ones, null is an
+  // error except as "backing" (not wanted).
   static Result<Options> parse_json(std::string_view text);
   // A filename as users type it: "json:{...}" or plain text (then key "filename").
   static Result<Options> from_filename(std::string_view filename);

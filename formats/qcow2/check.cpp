@@ -134,7 +134,7 @@ Task<Result<CheckResult>> Checker::run() {
   PLATTER_CO_TRY(step);
   apart_ = tables_apart();
   if (request_.fix_errors && entries_ == Entries::kMend && apart_ &&
-      (mendable_ || !shared_tables().empty())) {
+      (mendable_ || any_crowded() || !shared_tables().empty())) {
     step = co_await mend();
     PLATTER_CO_TRY(step);
     step = may_repair();

@@ -50,6 +50,16 @@ std::vector<std::uint64_t> Checker::shared_tables() const {
   return found;
 }
 
+// Counts cannot say that two share it, and it is data that does.
+bool Checker::crowded(std::uint64_t cluster) const {
+  return g_.max_refcount() == 1 && overflowed_.contains(cluster) && fixed_.get(cluster) == 0 &&
+         l2_.get(cluster) == 0;
+}
+
+bool Checker::any_crowded() const {
+  return std::ranges::any_of(overflowed_, [this](std::uint64_t c) { return crowded(c); });
+}
+
 // No two of the tables that stay where they are lie in one cluster. Otherwise what is written for
 // one of them would be read from the other.
 bool Checker::tables_apart() const {
@@ -240,7 +250,8 @@ Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) 
   }
   if (g_.external_data) return mending;
   const bool leads_nowhere = g_.in_cluster(host) != 0 || host >= end_;
-  if (!leads_nowhere && fixed_.get(g_.cluster_index(host)) == 0) return mending;
+  const bool parted = crowded(g_.cluster_index(host));
+  if (!leads_nowhere && !parted && fixed_.get(g_.cluster_index(host)) == 0) return mending;
   const bool has_data = g_.extended_l2 ? allocated != 0 : g_.version < 3 || (entry & kZeroBit) == 0;
   if (!has_data) {
     return {g_.extended_l2 ? 0 : zero_entry(0, false), mending.bitmap,
@@ -250,7 +261,8 @@ Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) 
     return lose_cluster(entry, mending.bitmap,
                         host >= end_ ? "data outside the file is lost" : "unaligned data is lost");
   }
-  mending.why = "data in a table is copied elsewhere";
+  mending.why = parted ? "data in the place of other data is copied elsewhere"
+                       : "data in a table is copied elsewhere";
   mending.copy = true;
   return mending;
 }
@@ -267,7 +279,10 @@ Task<Result<bool>> Checker::mend_l2_table(std::uint64_t offset, std::span<std::b
         (entry & kCompressedBit) != 0 ? mend_packed(entry, bitmap) : mend_plain(entry, bitmap);
     if (mending.why.empty()) continue;
     if (mending.copy) {
-      const auto copied = copies_.find(g_.cluster_index(entry & kOffsetMask));
+      const std::uint64_t cluster = g_.cluster_index(entry & kOffsetMask);
+      // One of them may stay.
+      if (crowded(cluster) && kept_.insert(cluster).second) continue;
+      const auto copied = copies_.find(cluster);
       if (copied == copies_.end() || pending_.size() >= kMaxPending) continue;
       auto host = co_await refer_to(copied->second);
       PLATTER_CO_TRY(host);
@@ -321,6 +336,14 @@ Task<Result<void>> Checker::mend() {
       (*copies)[cluster] = *place;
     }
   }
+  for (const std::uint64_t cluster : overflowed_) {
+    if (!crowded(cluster)) continue;
+    auto read = co_await read_padded(file_, cluster << g_.cluster_bits, bytes);
+    PLATTER_CO_TRY(read);
+    auto place = co_await put_away(bytes);
+    PLATTER_CO_TRY(place);
+    copies_[cluster] = *place;
+  }
   std::vector<std::uint64_t> tables;
   auto step = co_await mend_l1(header_.l1_table_offset, header_.l1_size, tables);
   PLATTER_CO_TRY(step);
@@ -343,6 +366,7 @@ Task<Result<void>> Checker::mend() {
   fixed_.clear();
   l2_.clear();
   overflowed_.clear();
+  kept_.clear();
   need_rebuild_ = false;
   all_copied_ = true;
   shared_ = false;

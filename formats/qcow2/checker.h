@@ -112,6 +112,8 @@ class Checker {
   bool in_header_or_l1(std::uint64_t table) const;
   // Clusters of tables that something of another kind refers to as well.
   std::vector<std::uint64_t> shared_tables() const;
+  bool crowded(std::uint64_t cluster) const;
+  bool any_crowded() const;
   bool tables_apart() const;
   Task<Result<std::uint64_t>> put_away(std::span<const std::byte> bytes);
   Task<Result<std::uint64_t>> refer_to(std::uint64_t host);
@@ -166,7 +168,7 @@ class Checker {
   // anew elsewhere.
   RefcountMap l2_{0};
   RefcountMap fixed_{0};  // at most the highest refcount; at least 2 where there are two
-  // By cluster of fixed_, and of l2_: where its copy lies.
+  // By cluster of fixed_ (and crowded ones), and of l2_: where its copy lies.
   std::unordered_map<std::uint64_t, std::uint64_t> copies_;
   std::unordered_map<std::uint64_t, std::uint64_t> table_copies_;
   std::unordered_map<std::uint64_t, std::uint64_t> fresh_;  // clusters put away: references
@@ -174,6 +176,7 @@ class Checker {
   std::vector<Pending> pending_;  // in order of offsets once all are known
   std::unordered_map<std::uint64_t, std::vector<std::byte>> outside_blocks_;  // by offset
   std::unordered_set<std::uint64_t> overflowed_;  // clusters that have been reported
+  std::unordered_set<std::uint64_t> kept_;        // crowded ones whose one entry stays
   bool l2_repeated_ = false;
   bool need_rebuild_ = false;
   bool mismatch_ = false;  // some refcount differed from its references

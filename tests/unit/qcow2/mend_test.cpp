@@ -236,6 +236,22 @@ TEST_F(Mend, NarrowRefcountsTakeACopyForEach) {
   expect_kept(2);
 }
 
+TEST_F(Mend, NarrowRefcountsPartDataInOnePlace) {
+  use("preallocation=metadata,refcount_bits=1");
+  const std::uint64_t one = entry(0);
+  set_entry(1, one);
+  set_entry(2, one);
+  const Checked repaired = check(image_, true, true);
+  ASSERT_OK(repaired.result);
+  EXPECT_THAT(repaired.text(), HasSubstr("data in the place of other data is copied elsewhere"));
+  EXPECT_EQ(check(image_).text(), "");
+  EXPECT_EQ(entry(0), one);
+  EXPECT_NE(entry(1), one);
+  EXPECT_NE(entry(2), one);
+  EXPECT_NE(entry(1), entry(2));
+  expect_kept(3);
+}
+
 TEST_F(Mend, OpeningADirtyImageLosesNothing) {
   image_.header.incompatible_features |= incompatible::kDirty;
   put_header();
