@@ -7,6 +7,7 @@ namespace {
 using namespace qcow2::testing;  // NOLINT: helpers of these tests
 
 constexpr std::uint64_t kStateBytes = 150'000;
+constexpr std::uint64_t kResizedDisk = 4 << 20;
 
 Task<void> take_and_apply(BlockNode& node) {
   auto state = pattern(kStateBytes, 7);
@@ -80,9 +81,8 @@ Task<void> resize_to(const MemoryImage& image, std::uint64_t size) {
 }
 
 TEST(VmState, IsNoPartOfADiskOfAnotherSize) {
-  constexpr std::uint64_t kDisk = 4 << 20;
-  for (const std::uint64_t size : {kDisk * 3, kDisk + 512, kDisk / 4}) {
-    MemoryImage image("vm", kDisk, "cluster_size=4k");
+  for (const std::uint64_t size : {kResizedDisk * 3, kResizedDisk + 512, kResizedDisk / 4}) {
+    MemoryImage image("vm", kResizedDisk, "cluster_size=4k");
     run([&] { return resize_to(image, size); });
   }
 }
