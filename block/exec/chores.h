@@ -11,10 +11,11 @@
 // in between.
 //
 // Threads: every() and begin() from any. The work is short, waits for nothing but short mutexes,
-// takes every mutex that it needs, and changes no chores. Ownership: destroying a Chore, and
-// every(), return when the work is not running; so who calls them holds no mutex that the work
-// takes. Chores outlive what is registered with them. Errors: where the system gives no thread,
-// chores are left undone; the next every() of one that has begun tries again.
+// takes every mutex that it needs, and changes no chores.
+// Ownership: destroying a Chore, and every(), return when the work is not running; so who calls
+// them holds no mutex that the work takes. Chores outlive what is registered with them.
+// Errors: where the system gives no thread, chores are left undone; the next every() of one that
+// has begun tries again.
 #pragma once
 
 #include <atomic>

@@ -152,6 +152,14 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t\r") - first + 1);
 }
 
+// [GROUP] or [GROUP "ID"]; nothing refers to rules by their ids.
+std::string_view group_of(std::string_view head) {
+  const std::size_t quote = head.find('"');
+  if (quote == std::string_view::npos || !head.ends_with('"') || quote + 1 == head.size())
+    return head;
+  return trimmed(head.substr(0, quote));
+}
+
 }  // namespace
 
 Result<void> add_rules_from_options(Options& options, FaultPoints& points) {
@@ -164,14 +172,6 @@ Result<void> add_rules_from_options(Options& options, FaultPoints& points) {
     }
   }
   return {};
-}
-
-// [GROUP] or [GROUP "ID"]; nothing refers to rules by their ids.
-std::string_view group_of(std::string_view head) {
-  const std::size_t quote = head.find('"');
-  if (quote == std::string_view::npos || !head.ends_with('"') || quote + 1 == head.size())
-    return head;
-  return trimmed(head.substr(0, quote));
 }
 
 Result<void> add_rules_from_config(std::string_view text, FaultPoints& points) {

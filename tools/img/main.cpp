@@ -27,9 +27,9 @@ constexpr Command kCommands[] = {
 };
 
 // Says that this work is not interactive: a thread that is woken then waits for the one that wakes
-// it to finish, which completes requests many at a time (a third less CPU time for queued O_DIRECT
-// writes), and the guests on this host come first. A policy that the user chose stays. Threads
-// inherit it, so it is set before there are any.
+// it to finish, which completes requests many at a time (up to a third less CPU time for queued
+// O_DIRECT writes), and the guests on this host come first. A policy that the user chose stays.
+// Threads inherit it, so it is set before there are any.
 void become_batch_work() {
   if (sched_getscheduler(0) != SCHED_OTHER) return;
   const sched_param param{};

@@ -249,6 +249,7 @@ TEST_F(Mend, NarrowRefcountsPartDataInOnePlace) {
   EXPECT_NE(entry(1), one);
   EXPECT_NE(entry(2), one);
   EXPECT_NE(entry(1), entry(2));
+  for (std::uint64_t i = 0; i < 3; ++i) EXPECT_EQ(peek(image_, entry(i) & kOffsetMask), 0x1000u);
   expect_kept(3);
 }
 

@@ -31,9 +31,11 @@ TEST(Console, AFileIsEmptiedWhenTheMachineStarts) {
 
 TEST(EndSignals, WhatIsIgnoredStaysSo) {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    // (This program may have been started with it ignored.)
+    const auto before = ::signal(signal, SIG_DFL);
     sigset_t set = end_signals();
     EXPECT_EQ(sigismember(&set, signal), 1);
-    const auto before = ::signal(signal, SIG_IGN);
+    ::signal(signal, SIG_IGN);
     set = end_signals();
     ::signal(signal, before);
     EXPECT_EQ(sigismember(&set, signal), 0);
