@@ -128,9 +128,7 @@ Task<Result<void>> Qcow2Driver::drop_vm_state() {
   const std::uint64_t covered = core_.geometry.cluster_size() * core_.geometry.l2_entries();
   auto discarded =
       co_await writer_.discard(first * covered, (last - first) * covered, Discard::kAlways, true);
-  PLATTER_CO_TRY(discarded);
-  auto settled = co_await settle();
-  co_return settled;
+  co_return discarded;
 }
 
 // Gives back what lies behind the disk's end.

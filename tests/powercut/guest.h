@@ -31,6 +31,8 @@ class Guest {
   Task<Result<void>> write_zeroes(std::uint64_t offset, std::uint64_t length, bool may_unmap);
   Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length);
   Task<Result<void>> flush();
+  // Whole clusters of what no sector of the disk ever holds.
+  Task<Result<void>> save_vm_state(std::uint64_t clusters);
   Task<Result<void>> snapshot(std::string name);
   Task<Result<void>> apply(std::string name);
   Task<Result<void>> remove(std::string name);

@@ -9,6 +9,8 @@ namespace platter::powercut {
 namespace {
 
 bool counts_can_grow(const Shape& shape) { return shape.version >= 3 && shape.cluster <= 4096; }
+// (Where clusters are larger, too far away to be looked at in each state.)
+bool grows_over_vm_state(const Shape& shape) { return shape.version >= 3 && shape.cluster <= 4096; }
 bool has_subclusters(const Shape& shape) { return shape.version >= 3 && shape.cluster == 65536; }
 bool is_version_2(const Shape& shape) { return shape.version == 2; }
 bool is_lazy(const Shape& shape) { return shape.lazy; }
@@ -92,6 +94,16 @@ const Operation kOperations[] = {
      .prepare = fill_all_and_snap,
      .act = shrink_and_apply,
      .fits = is_version_3,
+     .resizes = true,
+     .cost = 2},
+    {.name = "ResizeGrowWithVmState",
+     .prepare = fill_all_and_apply_vm_state,
+     .act = grow,
+     .fits = grows_over_vm_state},
+    {.name = "ResizeShrinkWithVmState",
+     .prepare = fill_all_and_apply_vm_state,
+     .act = shrink,
+     .fits = grows_over_vm_state,
      .resizes = true,
      .cost = 2},
     {.name = "Bitmaps", .prepare = fill_marked, .act = change_bitmaps, .fits = is_version_3},

@@ -271,6 +271,14 @@ Done fill_all_and_snap(Guest& g) {
   TRY_STEP(g.write(g.size() - 3 * g.cluster(), kSector));
   co_return {};
 }
+// The VM state stays in the active tables, behind the disk's end.
+Done fill_all_and_apply_vm_state(Guest& g) {
+  TRY_STEP(fill_all(g));
+  TRY_STEP(g.save_vm_state(3));
+  TRY_STEP(g.snapshot("first"));
+  TRY_STEP(g.apply("first"));
+  co_return {};
+}
 Done grow_and_apply(Guest& g) {
   TRY_STEP(grow(g));
   TRY_STEP(g.snapshot("second"));

@@ -42,6 +42,7 @@ Done grow_preallocated(Guest& g);
 Done fill_all(Guest& g);
 Done shrink(Guest& g);
 Done fill_all_and_snap(Guest& g);
+Done fill_all_and_apply_vm_state(Guest& g);
 Done grow_and_apply(Guest& g);
 Done shrink_and_apply(Guest& g);
 Done fill_marked(Guest& g);
