@@ -42,13 +42,14 @@ class SnapshotAbility {
  public:
   virtual ~SnapshotAbility() = default;
   virtual std::vector<SnapshotInfo> list() const = 0;
-  // All look-ups: by id first, then by name; ENOENT when there is none.
+  // All look-ups: by id first, then by name; ENOENT when there is none. A name has at most
+  // kMaxSnapshotName bytes.
   virtual Task<Result<void>> create(std::string name, std::uint64_t date_seconds,
                                     std::uint32_t date_nanoseconds) = 0;
   virtual Task<Result<void>> apply(std::string id_or_name) = 0;
   virtual Task<Result<void>> remove(std::string id_or_name) = 0;
-  // Gives a snapshot another name, of at most kMaxSnapshotName bytes. What else has that name goes
-  // in the same step, durable with it: either all of it has happened or nothing.
+  // Gives a snapshot another name. What else has that name goes in the same step, durable with it:
+  // either all of it has happened or nothing.
   virtual Task<Result<void>> rename(std::string id_or_name, std::string new_name) = 0;
   // Shows the snapshot's contents in place of the active ones, until the node closes; for nodes
   // that are open read-only.

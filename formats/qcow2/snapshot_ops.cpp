@@ -50,6 +50,12 @@ std::unexpected<Error> no_data_file() {
   return fail(ENOTSUP, "an image with an external data file has no internal snapshots");
 }
 
+Result<void> name_fits(const std::string& name) {
+  if (name.size() <= kMaxSnapshotName) return {};
+  return fail(ENAMETOOLONG, "the name has {} bytes, {} is the limit", name.size(),
+              kMaxSnapshotName);
+}
+
 }  // namespace
 
 // Shared steps -----------------------------------------------------------------------------------
@@ -190,6 +196,8 @@ Task<Result<void>> Snapshots::create(std::string name, std::uint64_t date_second
   snapshot.date_nanoseconds = date_nanoseconds;
   snapshot.icount = 0;  // of a machine that has not run
   if (driver_.core_.data_file) co_return no_data_file();
+  const Result<void> named_well = name_fits(snapshot.name);
+  PLATTER_CO_TRY(named_well);
   const auto work = [this, &snapshot] { return create_now(snapshot); };
   const std::function<Task<Result<void>>()> named(work);
   auto done = co_await driver_.alongside(named);
@@ -366,10 +374,8 @@ Task<Result<void>> Snapshots::replace_table(std::vector<Snapshot> left,
 Task<Result<void>> Snapshots::rename(std::string id_or_name, std::string new_name) {
   if (driver_.core_.data_file) co_return no_data_file();
   if (new_name.empty()) co_return fail(EINVAL, "the new name is empty");
-  if (new_name.size() > kMaxSnapshotName) {
-    co_return fail(ENAMETOOLONG, "the new name has {} bytes, {} is the limit", new_name.size(),
-                   kMaxSnapshotName);
-  }
+  const Result<void> named_well = name_fits(new_name);
+  PLATTER_CO_TRY(named_well);
   const auto work = [this, &id_or_name, &new_name] { return rename_now(id_or_name, new_name); };
   const std::function<Task<Result<void>>()> named(work);
   auto done = co_await driver_.alongside(named);

@@ -26,10 +26,7 @@ Task<int> create_snapshot(BlockNode& node, const SnapshotArguments& arguments) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
   Result<void> created = fail_errno(ENOTSUP);
-  if (snapshots != nullptr && name.size() > kMaxSnapshotName) {
-    created =
-        fail(ENAMETOOLONG, "the name has {} bytes, {} is the limit", name.size(), kMaxSnapshotName);
-  } else if (snapshots != nullptr) {
+  if (snapshots != nullptr) {
     created =
         co_await snapshots->create(name, static_cast<std::uint64_t>(microseconds / 1'000'000),
                                    static_cast<std::uint32_t>(microseconds % 1'000'000 * 1000));

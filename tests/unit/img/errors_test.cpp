@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 
 #include "tools/img/commands.h"
@@ -111,6 +112,25 @@ TEST_F(Errors, NameTheImageThatIsMadeOrItsSource) {
   expect_error(run_create, "new", {"create", "-f", "qcow2", "-b", "nofile", "-F", "raw", "new"});
   expect_error(run_create, "new", {"create", "-f", "qcow2", "-b", "raw.img", "new"});
   expect_error(run_create, "new", {"create", "-f", "qcow2", "-o", "cluster_size=3", "new", "1M"});
+}
+
+TEST_F(Errors, NameTheImageWhoseSnapshotCannotBe) {
+  const std::string longest(255, 'n');
+  EXPECT_EQ(call(run_snapshot, {"snapshot", "-c", longest, "disk.img"}), 0);
+  expect_error(run_snapshot, "disk.img", {"snapshot", "-c", longest + "n", "disk.img"});
+  expect_error(run_snapshot, "disk.img", {"snapshot", "-a", "s", "disk.img"});
+}
+
+// (It would come to light with the first cluster only, and not at all where there is none.)
+TEST_F(Errors, OfAPackedImageWithADataFileComeBeforeEither) {
+  ASSERT_EQ(call(run_create, {"create", "-q", "-f", "raw", "empty.img", "1M"}), 0);
+  for (const char* source : {"empty.img", "raw.img"}) {
+    expect_error(
+        run_convert, "new",
+        {"convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "data_file=data", source, "new"});
+    EXPECT_FALSE(std::filesystem::exists("new"));
+    EXPECT_FALSE(std::filesystem::exists("data"));
+  }
 }
 
 TEST_F(Errors, OfAnImageInUseAreALineAndAHint) {

@@ -175,7 +175,7 @@ Task<void> refuse_to(const MemoryImage& image) {
   const Case cases[] = {
       {"three", "four", ENOENT, "snapshot 'three' not found"},
       {"one", "", EINVAL, "the new name is empty"},
-      {"one", longest + "x", ENAMETOOLONG, "the new name has 256 bytes, 255 is the limit"},
+      {"one", longest + "x", ENAMETOOLONG, "the name has 256 bytes, 255 is the limit"},
   };
   for (const Case& one : cases) {
     done = co_await snapshots.rename(one.snapshot, one.name);
