@@ -12,7 +12,13 @@ using platter::testing::message_of;
 // place of a refcount block: also where the next one does not exist yet.
 Task<void> tables_at_every_place(BlockNode& node) {
   std::vector<std::byte> cluster(512, std::byte{1});
-  const std::string long_name(1200, 'n');
+  SnapshotAbility& snapshots = *node.driver().snapshots();
+  for (const char letter : {'a', 'b', 'c'}) {
+    const std::string name(kMaxSnapshotName, letter);
+    auto made = co_await snapshots.create(name, 1, 2);
+    EXPECT_OK(made);
+  }
+  const std::string long_name(kMaxSnapshotName, 'n');
   for (std::uint64_t i = 0; i < 600; ++i) {
     auto written = co_await node.write(i * 512, iov(cluster));
     EXPECT_OK(written);
@@ -20,7 +26,6 @@ Task<void> tables_at_every_place(BlockNode& node) {
       auto hole = co_await node.discard((i - 2) * 512, 512);
       EXPECT_OK(hole);
     }
-    SnapshotAbility& snapshots = *node.driver().snapshots();
     auto made = co_await snapshots.create(long_name, 1, 2);
     EXPECT_OK(made);
     auto removed = co_await snapshots.remove(long_name);
