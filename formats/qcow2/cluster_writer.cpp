@@ -178,7 +178,8 @@ Task<Result<WritePlan>> ClusterWriter::plan(std::uint64_t offset, std::uint64_t 
           PLATTER_CO_TRY(mapping);
           continue;
         }
-        if (Claim* other = claimed(first, need)) need = other->first - first;
+        // (The last of them is found first.)
+        while (Claim* other = claimed(first, need)) need = other->first - first;
         if (!reservation && !g.external_data) reservation = clusters_.try_reserve(need);
         if (g.external_data || reservation) {
           const std::uint64_t count = g.external_data ? need : std::min(need, reservation.count());

@@ -47,7 +47,7 @@ def refused(h):
     stage.peer("snapshot", "-c", "one", "a")
     for words, said in ((["-r", "x", "--to", "y", "a"], "a: Could not rename snapshot 'x' to 'y': snapshot 'x' not found"),
                         (["-r", "one", "--to", "", "a"], "the new name is empty"),
-                        (["-r", "one", "--to", "x" * 256, "a"], "the new name has 256 bytes, 255 is the limit"),
+                        (["-r", "one", "--to", "x" * 256, "a"], "the name has 256 bytes, 255 is the limit"),
                         (["-r", "one", "--to", "y", "raw"], "Block driver does not support snapshots"),
                         (["-r", "one", "a"], "'-r' expects a new name: '--to NAME'"),
                         (["-l", "--to", "y", "a"], "'--to' goes with '-r'"),
