@@ -58,29 +58,28 @@ Task<Result<void>> copy_up(BlockNode& top, const StreamOptions& options) {
 }
 
 // Writes the new reference into the image.
-Task<Result<void>> name_backing(BackingAbility& reference, std::string name, std::string format) {
-  auto changed = co_await reference.change_backing(name, format);
+Task<Result<void>> name_backing(BlockNode& top, std::string name, std::string format) {
+  // One may have been taken since the copying began, also one that is still being taken.
+  const auto no_snapshots = [&top] { return check_snapshots(top); };
+  const std::function<Result<void>()> allowed(no_snapshots);
+  auto changed = co_await top.driver().backing_reference()->change_backing(name, format, allowed);
   if (changed) co_return {};
   if (changed.error().code() == ENOSPC) changed = fail(ENOSPC, "No space left in the file header");
   co_return forward_error(changed, "Could not change the backing file to '{}'", name);
 }
 
 Task<Result<void>> stream_held(BlockNode& top, const StreamOptions& options) {
-  BackingAbility* const reference = top.driver().backing_reference();
   if (top.backing() == nullptr && options.base == nullptr) co_return {};
-  if (reference == nullptr)
+  if (top.driver().backing_reference() == nullptr)
     co_return fail(ENOTSUP, "Format driver '{}' has no backing reference", top.driver_name());
   BlockNode* const above = above_of(top, options.base);
   if (above == nullptr)
     co_return fail(EINVAL, "'{}' is not in the backing chain", options.base->filename());
   if (above == &top) co_return {};
-  Result<void> allowed = check_snapshots(top);
+  const Result<void> allowed = check_snapshots(top);
   PLATTER_CO_TRY(allowed);
   auto copied = co_await copy_up(top, options);
   PLATTER_CO_TRY(copied);
-  // One may have been taken meanwhile.
-  allowed = check_snapshots(top);
-  PLATTER_CO_TRY(allowed);
 
   NodePtr base;
   std::string name;
@@ -92,7 +91,7 @@ Task<Result<void>> stream_held(BlockNode& top, const StreamOptions& options) {
   }
   Transaction transaction;
   transaction.replace_backing(top, std::move(base));
-  auto write_name = [&] { return name_backing(*reference, name, format); };
+  auto write_name = [&] { return name_backing(top, name, format); };
   auto changed = co_await transaction.commit(write_name);
   co_return changed;
 }

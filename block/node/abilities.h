@@ -136,7 +136,10 @@ class BackingAbility {
   virtual std::string backing_filename() const = 0;
   virtual std::string backing_format() const = 0;
   // Rewrites the reference only (no data is touched). Empty filename: none.
-  virtual Task<Result<void>> change_backing(std::string filename, std::string format) = 0;
+  // `allowed`, if any, is asked once no other operation can come in between: nothing is changed
+  // where it gives an error.
+  virtual Task<Result<void>> change_backing(std::string filename, std::string format,
+                                            std::function<Result<void>()> allowed) = 0;
   // Drops every cluster of this layer, so that the backing node shows through (commit's last step).
   virtual Task<Result<void>> make_empty() = 0;
 };

@@ -68,8 +68,7 @@ using ResizeProgress = std::function<void(std::uint64_t done, std::uint64_t tota
 struct ResizeRequest {
   std::uint64_t size = 0;  // bytes
   Preallocation preallocation = Preallocation::kOff;
-  bool exact = true;      // a device of fixed size may stay larger when false
-  bool zero_new = false;  // the new range must read as zeroes, whatever the backing node holds
+  bool exact = true;  // a device of fixed size may stay larger when false
   // Looked at while space is made: once true, what was made is given back and ECANCELED returned.
   const std::atomic<bool>* cancelled = nullptr;
   // Told now and then, on any thread, how much of how much has been done, in units of the driver's
@@ -117,6 +116,8 @@ class Driver {
   // `length` (> 0). A host_offset without a node counts in this node itself. Default: all data,
   // place unknown.
   virtual Task<Result<Extent>> do_extent(std::uint64_t offset, std::uint64_t length);
+  // What is new reads as zeroes, whatever the backing node holds there, from the moment on at which
+  // the size says that it is the disk's.
   virtual Task<Result<void>> do_resize(ResizeRequest request);
   // Copies between two ranges below (copy_file_range, reflink, splice) without passing the bytes
   // through this process; ENOTSUP: not possible here, read and write (a part may have been copied).

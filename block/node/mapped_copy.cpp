@@ -9,6 +9,8 @@ Task<Result<void>> MappedDriver::do_copy_from(BlockNode& source, std::uint64_t s
   // What lies below is not what is read: the bytes must pass through memory.
   if (transform_ != nullptr) co_return fail_errno(ENOTSUP);
   auto ticket = co_await admit();
+  const Result<void> still_there = check_inside(offset, length);
+  PLATTER_CO_TRY(still_there);
   if (notes_changes()) {
     auto announced = co_await announce_change(offset, length);
     PLATTER_CO_TRY(announced);

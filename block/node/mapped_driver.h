@@ -131,6 +131,8 @@ class MappedDriver : public Driver {
   // Switched while requests are held back or none is running.
   void set_notes_changes(bool on) { notes_changes_.store(on, std::memory_order_relaxed); }
   bool notes_changes() const { return notes_changes_.load(std::memory_order_relaxed); }
+  // Whether the disk reaches there; inside a request, while its size cannot change.
+  Result<void> check_inside(std::uint64_t offset, std::uint64_t length) const;
   // Both, inside a request.
   Task<Result<void>> announce_change(std::uint64_t offset, std::uint64_t length);
 

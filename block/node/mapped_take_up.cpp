@@ -23,7 +23,8 @@ Task<Result<void>> MappedDriver::hide_units(std::uint64_t, std::uint64_t) {
 Task<Result<void>> MappedDriver::do_take_up(std::uint64_t offset, std::uint64_t length,
                                             TakeUpFlags flags) {
   auto ticket = co_await admit();
-  const std::uint64_t end = offset + length;
+  // The disk may have become smaller since the caller looked.
+  const std::uint64_t end = std::min(offset + length, align_up(size(), limits().request_alignment));
   while (offset < end) {
     auto taken = co_await take_up_some(offset, end - offset, flags);
     PLATTER_CO_TRY(taken);

@@ -28,6 +28,9 @@ Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, Wri
     ticket.release();
     ticket = co_await admit_slowly();
   }
+  // The disk may have become smaller since the caller looked.
+  const Result<void> still_there = check_inside(offset, iov.size());
+  PLATTER_CO_TRY(still_there);
   if (notes_changes() && !flags.unchanged) {
     auto announced = co_await announce_change(offset, iov.size());
     PLATTER_CO_TRY(announced);
@@ -38,6 +41,14 @@ Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, Wri
   }
   auto result = co_await write_inside(offset, iov);
   co_return result;
+}
+
+Result<void> MappedDriver::check_inside(std::uint64_t offset, std::uint64_t length) const {
+  if (range_within(offset, length, size())) [[likely]]
+    return {};
+  if (range_within(offset, length, align_up(size(), limits().request_alignment))) return {};
+  return fail(EINVAL, "request of {} bytes at offset {} reaches beyond the end at {}", length,
+              offset, size());
 }
 
 Task<Result<void>> MappedDriver::write_packed(std::uint64_t, IoVec) {
@@ -161,6 +172,8 @@ Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint
 Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length,
                                            ZeroFlags flags) {
   auto ticket = co_await admit();
+  const Result<void> still_there = check_inside(offset, length);
+  PLATTER_CO_TRY(still_there);
   if (notes_changes()) {
     auto announced = co_await announce_change(offset, length);
     PLATTER_CO_TRY(announced);

@@ -15,17 +15,9 @@ Task<Result<void>> BlockNode::resize(ResizeRequest request) {
   } else if (request.size > static_cast<std::uint64_t>(INT64_MAX)) {
     result = fail(EFBIG, "Required too big image size, it must be not greater than {}", INT64_MAX);
   } else {
-    // What a backing node holds behind our old end must not show through.
-    BlockNode* const below = backing();
-    const std::uint64_t shown = below ? std::min(below->size(), request.size) : 0;
-    if (shown > old_size) request.zero_new = true;
     mark_dirty();
     auto resized = driver_->do_resize(request);
     result = co_await resized;
-    if (result && shown > old_size) {
-      auto zeroed = zero_locked(old_size, shown - old_size, ZeroFlags{});
-      result = co_await zeroed;
-    }
   }
   gate_.leave();
   if (size() != old_size && on_resize_) on_resize_(size());

@@ -184,15 +184,18 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   advance();
   if (plan->data_file_raw != core_.header.data_file_raw() ||
       plan->data_file != core_.header.extensions.data_file) {
-    Header header = core_.header;
-    if (!plan->data_file_raw) header.autoclear_features &= ~autoclear::kDataFileRaw;
-    header.extensions.data_file = plan->data_file;
-    auto renamed = co_await put_header(std::move(header));
+    const auto rename = [&plan](Header& header) {
+      if (!plan->data_file_raw) header.autoclear_features &= ~autoclear::kDataFileRaw;
+      header.extensions.data_file = plan->data_file;
+    };
+    const std::function<void(Header&)> named(rename);
+    auto alone = co_await operations_.lock();
+    auto renamed = co_await change_header(named);
     PLATTER_CO_TRY(renamed);
   }
   advance();
   if (plan->backing) {
-    auto renamed = co_await change_backing(plan->backing->filename, plan->backing->format);
+    auto renamed = co_await change_backing(plan->backing->filename, plan->backing->format, {});
     if (!renamed) {
       co_return forward_error(renamed, "Could not change the backing file to '{}'",
                               plan->backing->filename);
@@ -239,20 +242,21 @@ Task<Result<void>> Qcow2Driver::amend_key_slots(crypto::LuksAmendment amendment,
   co_return amended;
 }
 
-Task<Result<void>> Qcow2Driver::put_header(Header header) {
+Task<Result<void>> Qcow2Driver::change_header(const std::function<void(Header&)>& change) {
   auto guard = co_await core_.header_mutex.lock();
-  const Header before = core_.header;
-  core_.header = std::move(header);
   auto written = co_await core_.file->flush();
-  if (written) written = co_await core_.publish_header();
+  PLATTER_CO_TRY(written);
+  const Header before = core_.header;
+  change(core_.header);
+  written = co_await core_.publish_header();
   if (!written) core_.header = before;
   co_return written;
 }
 
 Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
-  Header header = core_.header;
   const auto lacks = [](const Snapshot& s) { return !s.disk_size; };
   if (std::ranges::any_of(snapshots_.table(), lacks)) {
+    Header header = core_.header;
     auto completed = co_await complete_snapshots(*core_.file, header,
                                                  static_cast<std::uint32_t>(version), cancelled_);
     // As far as it came, it is on disk.
@@ -262,8 +266,11 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
     core_.geometry = core_.header.geometry();
     co_return completed;
   }
-  header.version = static_cast<std::uint32_t>(version);
-  auto written = co_await put_header(std::move(header));
+  const auto raise = [version](Header& header) {
+    header.version = static_cast<std::uint32_t>(version);
+  };
+  const std::function<void(Header&)> named(raise);
+  auto written = co_await change_header(named);
   PLATTER_CO_TRY(written);
   core_.geometry = core_.header.geometry();
   co_return {};
@@ -283,15 +290,17 @@ Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
 }
 
 Task<Result<void>> Qcow2Driver::change_lazy_refcounts_now(std::uint64_t on) {
-  Header header = core_.header;
-  if (on != 0) {
-    header.compatible_features |= compatible::kLazyRefcounts;
-  } else {
-    // All counts are on disk by now.
-    header.compatible_features &= ~compatible::kLazyRefcounts;
-    header.incompatible_features &= ~incompatible::kDirty;
-  }
-  auto written = co_await put_header(std::move(header));
+  const auto switch_it = [on](Header& header) {
+    if (on != 0) {
+      header.compatible_features |= compatible::kLazyRefcounts;
+    } else {
+      // All counts are on disk by now.
+      header.compatible_features &= ~compatible::kLazyRefcounts;
+      header.incompatible_features &= ~incompatible::kDirty;
+    }
+  };
+  const std::function<void(Header&)> named(switch_it);
+  auto written = co_await change_header(named);
   co_return written;
 }
 
@@ -318,14 +327,16 @@ Result<void> Qcow2Driver::may_downgrade() const {
 Task<Result<void>> Qcow2Driver::downgrade_now(std::uint64_t version) {
   auto expanded = co_await expand_zeroes();
   PLATTER_CO_TRY(expanded);
-  Header header = core_.header;
-  header.version = static_cast<std::uint32_t>(version);
-  header.incompatible_features = 0;
-  header.compatible_features = 0;
-  header.autoclear_features = 0;
-  header.unknown_fields.clear();
-  header.extensions.feature_names.clear();
-  auto written = co_await put_header(std::move(header));
+  const auto lower = [version](Header& header) {
+    header.version = static_cast<std::uint32_t>(version);
+    header.incompatible_features = 0;
+    header.compatible_features = 0;
+    header.autoclear_features = 0;
+    header.unknown_fields.clear();
+    header.extensions.feature_names.clear();
+  };
+  const std::function<void(Header&)> named(lower);
+  auto written = co_await change_header(named);
   PLATTER_CO_TRY(written);
   core_.geometry = core_.header.geometry();
   co_return {};

@@ -170,15 +170,15 @@ Task<Result<void>> Qcow2Driver::write_one_packed(std::uint64_t offset, IoVec iov
 // Space and durability ---------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::do_discard(std::uint64_t offset, std::uint64_t length) {
-  // Subclusters have no space of their own to give back.
-  const std::uint64_t unit = core_.geometry.cluster_size();
-  const std::uint64_t end = offset + length;
-  const std::uint64_t first = align_up(offset, unit);
-  // The disk's last unit is whole when the range reaches the disk's end.
-  const std::uint64_t last = end >= size() ? align_up(end, unit) : align_down(end, unit);
-  if (first >= last) co_return fail(ENOTSUP, "parts of clusters cannot be discarded");
   {
     auto ticket = co_await admit();
+    // Subclusters have no space of their own to give back.
+    const std::uint64_t unit = core_.geometry.cluster_size();
+    const std::uint64_t end = std::min(offset + length, align_up(size(), unit));
+    const std::uint64_t first = align_up(offset, unit);
+    // The disk's last unit is whole when the range reaches the disk's end.
+    const std::uint64_t last = end >= size() ? align_up(end, unit) : align_down(end, unit);
+    if (first >= last) co_return fail(ENOTSUP, "parts of clusters cannot be discarded");
     auto announced = co_await announce_change(first, last - first);
     PLATTER_CO_TRY(announced);
     auto discarded = co_await writer_.discard(first, last - first, Discard::kRequest, false);
@@ -385,20 +385,26 @@ std::string Qcow2Driver::backing_format() const {
   return core_.header.extensions.backing_format.value_or("");
 }
 
-Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format) {
+Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format,
+                                               std::function<Result<void>()> allowed) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
   // The data file would not read as the disk does any more.
   if (!filename.empty() && core_.header.data_file_raw())
     co_return fail(EINVAL, "an image with data_file_raw has no backing file");
-  auto guard = co_await core_.header_mutex.lock();
-  const Header before = core_.header;
-  core_.header.backing_file = std::move(filename);
-  core_.header.extensions.backing_format.reset();
-  if (!core_.header.backing_file.empty() && !format.empty()) {
-    core_.header.extensions.backing_format = std::move(format);
+  auto alone = co_await operations_.lock();
+  if (core_.poisoned.load()) co_return core_.given_up();
+  if (allowed) {
+    const Result<void> still = allowed();
+    PLATTER_CO_TRY(still);
   }
-  auto written = co_await core_.publish_header();
-  if (!written) core_.header = before;
+  const auto name_it = [&filename, &format](Header& header) {
+    header.backing_file = std::move(filename);
+    header.extensions.backing_format.reset();
+    if (!header.backing_file.empty() && !format.empty())
+      header.extensions.backing_format = std::move(format);
+  };
+  const std::function<void(Header&)> named(name_it);
+  auto written = co_await change_header(named);
   co_return written;
 }
 

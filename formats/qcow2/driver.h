@@ -90,7 +90,8 @@ class Qcow2Driver final : public MappedDriver,
   // BackingAbility.
   std::string backing_filename() const override;
   std::string backing_format() const override;
-  Task<Result<void>> change_backing(std::string filename, std::string format) override;
+  Task<Result<void>> change_backing(std::string filename, std::string format,
+                                    std::function<Result<void>()> allowed) override;
   Task<Result<void>> make_empty() override;
 
   // AmendAbility.
@@ -183,7 +184,8 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> downgrade_now(std::uint64_t version);
   Task<Result<void>> change_refcount_width_now(std::uint64_t order);
   Task<Result<void>> change_lazy_refcounts_now(std::uint64_t on);
-  Task<Result<void>> put_header(Header header);
+  // Changes the header as it is then, in memory and durably: others change it meanwhile.
+  Task<Result<void>> change_header(const std::function<void(Header&)>& change);
   Result<void> may_downgrade() const;
   // One at a time with other operations, but with requests going on.
   Task<Result<void>> amend_key_slots(crypto::LuksAmendment amendment, bool force);
@@ -205,6 +207,10 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> take_back_space(std::uint64_t from, std::uint64_t to);
   Task<Result<void>> drop_vm_state();
   Task<Result<void>> clear_tail(std::uint64_t from);
+  std::uint64_t shown_between(std::uint64_t from, std::uint64_t to) const;
+  // Makes it read as zeroes, before the disk reaches there.
+  Task<Result<void>> hide_backing(std::uint64_t from, std::uint64_t to,
+                                  const std::atomic<bool>* cancelled);
   // What lies behind the new end is the disk's no more.
   Task<Result<void>> take_away(const ResizeRequest& request);
   Task<Result<void>> preallocate(const ResizeRequest& request, Preallocation mode);

@@ -30,6 +30,11 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     co_return fail(ENOTSUP, "Can't resize a v2 image which has snapshots");
   const std::uint64_t old_size = size();
   const std::uint64_t needed = g.l1_entries_for(request.size);
+  if (shown_between(old_size, request.size) && notes_changes()) {
+    // What is hidden there is marked once the bitmaps are long enough.
+    auto prepared = co_await prepare_change();
+    PLATTER_CO_TRY(prepared);
+  }
   Bitmaps::Change bitmaps;
   auto staged = co_await bitmaps_.begin_resize(request.size, bitmaps);
   PLATTER_CO_TRY(staged);
@@ -111,10 +116,48 @@ Task<Result<void>> Qcow2Driver::grow_to(const ResizeRequest& request, Bitmaps::C
     auto preallocated = co_await preallocate(request, mode);
     PLATTER_CO_TRY(preallocated);
   }
+  const std::uint64_t shown = shown_between(old_size, request.size);
+  auto hidden = co_await hide_backing(old_size, old_size + shown, request.cancelled);
+  if (!hidden) co_return forward_error(hidden, "Failed to zero out new clusters");
   auto settled = co_await settle();
   PLATTER_CO_TRY(settled);
   auto sized = co_await set_size(request.size, bitmaps);
-  co_return sized;
+  if (!sized || shown == 0 || !notes_changes()) co_return sized;
+  auto announced = co_await announce_change(old_size, shown);
+  co_return announced;
+}
+
+// How many bytes behind `from` the backing node would show in a disk that ends at `to`.
+std::uint64_t Qcow2Driver::shown_between(std::uint64_t from, std::uint64_t to) const {
+  const BlockNode* const below = core_.backing();
+  const std::uint64_t end = below ? std::min(below->size(), to) : 0;
+  return end > from ? end - from : 0;
+}
+
+// The disk's old last cluster is clear_tail()'s.
+Task<Result<void>> Qcow2Driver::hide_backing(std::uint64_t from, std::uint64_t to,
+                                             const std::atomic<bool>* cancelled) {
+  constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
+  const std::uint64_t cluster = core_.geometry.cluster_size();
+  from = align_up(from, cluster);
+  to = align_up(to, cluster);
+  if (from >= to) co_return {};
+  if (can_hide_units()) {
+    auto hidden = co_await writer_.zero(from, to - from, false);
+    co_return hidden;
+  }
+  const Buffer zeroes = Buffer::zeroed(std::max(kPiece, cluster));
+  while (from < to) {
+    if (is_set(cancelled)) co_return fail(ECANCELED, "cancelled");
+    auto mapping = co_await map(from, std::min<std::uint64_t>(to - from, zeroes.size()), false);
+    PLATTER_CO_TRY(mapping);
+    if (mapping->kind == Mapping::Kind::kBacking) {
+      auto written = co_await write_inside(from, zeroes.iov().first(mapping->length));
+      PLATTER_CO_TRY(written);
+    }
+    from += mapping->length;
+  }
+  co_return {};
 }
 
 // VM state that a snapshot has left in the active tables: where it lies depends on the disk's size.
@@ -252,7 +295,8 @@ Task<Result<void>> Qcow2Driver::resize_data_file(const ResizeRequest& request) {
   co_return {};
 }
 
-// What the disk's last cluster holds behind the old end must not appear.
+// What the disk's last cluster holds, or shows of the backing node, behind the old end must not
+// appear.
 Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
   const std::uint64_t length = align_up(from, core_.geometry.cluster_size()) - from;
   if (length == 0) co_return {};
@@ -260,7 +304,10 @@ Task<Result<void>> Qcow2Driver::clear_tail(std::uint64_t from) {
   while (from < end) {
     auto mapping = co_await map(from, end - from, false);
     PLATTER_CO_TRY(mapping);
-    if (mapping->kind == Mapping::Kind::kData || mapping->kind == Mapping::Kind::kCompressed) {
+    const bool stored =
+        mapping->kind == Mapping::Kind::kData || mapping->kind == Mapping::Kind::kCompressed;
+    const bool shown = mapping->kind == Mapping::Kind::kBacking && shown_between(from, end) != 0;
+    if (stored || shown) {
       const Buffer zeroes = Buffer::zeroed(mapping->length);
       auto written = co_await write_inside(from, zeroes.iov());
       PLATTER_CO_TRY(written);

@@ -400,8 +400,6 @@ Task<Result<void>> Snapshots::rename_now(std::string id_or_name, std::string new
 // Applying ---------------------------------------------------------------------------------------
 
 Task<Result<void>> Snapshots::apply(std::string id_or_name) {
-  // The disk would change without its bitmaps showing it.
-  if (!driver_.bitmaps_.empty()) co_return fail(EBUSY, "Device has active dirty bitmaps");
   if (driver_.core_.data_file) co_return no_data_file();
   const auto work = [this, &id_or_name] { return apply_now(id_or_name); };
   const std::function<Task<Result<void>>()> named(work);
@@ -412,6 +410,8 @@ Task<Result<void>> Snapshots::apply(std::string id_or_name) {
 // The disk shows what the snapshot has, and so nothing of it is the disk's alone: no flag says so,
 // and counts are too high at worst.
 Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
+  // The disk would change without its bitmaps showing it.
+  if (!driver_.bitmaps_.empty()) co_return fail(EBUSY, "Device has active dirty bitmaps");
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
   const Result<std::size_t> which = find(id_or_name);

@@ -24,8 +24,10 @@ class VmState final : public VmStateAbility {
   // The guest offset of `length` bytes at `position`; EFBIG where there can be none.
   Result<std::uint64_t> place(std::uint64_t position, std::uint64_t length) const;
   Task<Result<void>> write_sectors(std::uint64_t offset, IoVec iov);
-  // Makes the L1 table have at least that many entries; requests are held back.
-  Task<Result<void>> reach(std::uint64_t l1_entries);
+  // How many the L1 table needs for that; EFBIG as place().
+  Result<std::uint64_t> l1_entries(std::uint64_t position, std::uint64_t length) const;
+  // Makes the L1 table long enough for that; requests are held back.
+  Task<Result<void>> reach(std::uint64_t position, std::uint64_t length);
 
   Qcow2Driver& driver_;
 };

@@ -233,7 +233,6 @@ class Game {
 
   Task<void> resize(std::uint64_t size) {
     ResizeRequest request{.size = size};
-    request.zero_new = true;
     auto resized = co_await edge_->resize(request);
     if (resized) model_.resize(size);
   }

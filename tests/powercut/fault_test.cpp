@@ -209,6 +209,7 @@ class FaultLoop {
   Task<void> reuse(Guest& guest) {
     for (const unsigned at : {81u, 83u, 85u, 87u, 89u, 2u}) {
       if (!wrong_.empty()) break;
+      if ((at + 1) * shape_.cluster > guest.size()) continue;
       const std::uint64_t before = times_acted();
       auto written = co_await guest.write(at * shape_.cluster, shape_.cluster);
       // (The other disk's fault may be its.)
@@ -228,6 +229,7 @@ class FaultLoop {
     for (const std::uint64_t at : {80 * c, 2 * c, 40 * c}) {
       // Nobody writes to an image whose repair has failed.
       if (operation_.repairs()) break;
+      if (at + c > guest.size()) continue;
       auto written = co_await guest.write(at, c);
       if (!written) wrong_ = "the next write: " + written.error().message();
     }

@@ -265,6 +265,23 @@ Done shrink(Guest& g) {
   co_return {};
 }
 
+// The backing image is longer then.
+Done fill_and_shrink(Guest& g) {
+  TRY_STEP(g.write(2 * g.cluster(), g.cluster()));
+  TRY_STEP(g.resize(8 * g.cluster() + kSector));
+  co_return {};
+}
+Done grow_over_backing(Guest& g) {
+  const std::uint64_t c = g.cluster();
+  TRY_STEP(g.resize(12 * c));
+  TRY_STEP(g.write(11 * c, kSector));
+  TRY_STEP(g.flush());
+  TRY_STEP(g.resize(96 * c));
+  TRY_STEP(g.write(8 * c + kSector, kSector));
+  TRY_STEP(g.flush());
+  co_return {};
+}
+
 Done fill_all_and_snap(Guest& g) {
   TRY_STEP(fill_all(g));
   TRY_STEP(g.snapshot("first"));

@@ -41,6 +41,8 @@ Done grow(Guest& g);
 Done grow_preallocated(Guest& g);
 Done fill_all(Guest& g);
 Done shrink(Guest& g);
+Done fill_and_shrink(Guest& g);
+Done grow_over_backing(Guest& g);
 Done fill_all_and_snap(Guest& g);
 Done fill_all_and_apply_vm_state(Guest& g);
 Done grow_and_apply(Guest& g);

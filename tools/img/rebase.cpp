@@ -49,7 +49,7 @@ Task<Result<void>> change_reference(BlockNode& top, const ChainOptions& argument
     } else {
       std::string format;
       if (!name.empty()) format = *arguments.backing_format;
-      changed = co_await reference->change_backing(name, format);
+      changed = co_await reference->change_backing(name, format, {});
     }
   }
   if (changed) co_return {};
