@@ -419,15 +419,15 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   const Snapshot& snapshot = snapshots_[*which];
   const Result<void> valid = validate_snapshot_l1(snapshot, core.header, core.file->size());
   PLATTER_CO_TRY(valid);
+  const Result<std::uint64_t> size = validate_disk_size(snapshot, core.header);
+  PLATTER_CO_TRY(size);
   auto l1 = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
   PLATTER_CO_TRY(l1);
   std::vector<std::uint64_t> old(driver_.tables_.l1_size());
   for (std::size_t i = 0; i < old.size(); ++i) old[i] = driver_.tables_.l1(i);
-  const std::uint64_t size = snapshot.disk_size.value_or(core.header.size);
   std::vector<std::uint64_t> shown = *l1;
   for (std::uint64_t& entry : shown) entry = l1_entry(l1_offset(entry), false);
-  shown.resize(std::max<std::uint64_t>({shown.size(), old.size(), g.l1_entries_for(size)}), 0);
-  if (shown.size() * 8 > kMaxL1Bytes) co_return fail(EFBIG, "the L1 table would be too large");
+  shown.resize(std::max<std::uint64_t>({shown.size(), old.size(), g.l1_entries_for(*size)}), 0);
   RefcountMap more(0);
   RefcountMap less(0);
   auto step = co_await count_references(core, driver_.refcounts_, shown, more);
@@ -449,7 +449,7 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   const std::function<void(Header&)> change = [&](Header& header) {
     header.l1_table_offset = tables.l1_offset;
     header.l1_size = static_cast<std::uint32_t>(shown.size());
-    header.size = size;
+    header.size = *size;
   };
   if (step) step = co_await switch_header(change);
   if (!step) {

@@ -122,4 +122,20 @@ Result<void> validate_snapshot_l1(const Snapshot& snapshot, const Header& header
                                 header.cluster_size(), file_size);
 }
 
+Result<std::uint64_t> validate_disk_size(const Snapshot& snapshot, const Header& header) {
+  // (The header's own size is valid, whatever it is.)
+  const std::uint64_t size = snapshot.disk_size.value_or(header.size);
+  if (size == header.size) return size;
+  if (!is_aligned(size, kSector)) {
+    return fail(EINVAL, "disk_size of snapshot '{}' invalid: {} is not a multiple of {}",
+                snapshot.id, size, kSector);
+  }
+  const std::uint64_t needed = header.geometry().l1_entries_for(size);
+  if (needed > kMaxL1Bytes / 8) {
+    return fail(EFBIG, "disk_size of snapshot '{}' too large: {} needs {} L1 entries, at most {}",
+                snapshot.id, size, needed, kMaxL1Bytes / 8);
+  }
+  return size;
+}
+
 }  // namespace platter::qcow2

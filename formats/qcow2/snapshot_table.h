@@ -32,8 +32,9 @@ struct Snapshot {
   std::uint32_t date_seconds = 0;
   std::uint32_t date_nanoseconds = 0;
   std::uint64_t vm_clock_nanoseconds = 0;
-  std::uint64_t vm_state_size = 0;         // bytes
-  std::optional<std::uint64_t> disk_size;  // bytes; absent in old entries
+  std::uint64_t vm_state_size = 0;  // bytes
+  // Bytes, as stored: validate_disk_size() before use. Absent in old entries.
+  std::optional<std::uint64_t> disk_size;
   std::optional<std::uint64_t> icount;
   std::vector<std::byte> unknown_extra;  // extra data after what we know, kept
   // Extra data was shorter than version 3 demands; such an entry is rewritten by repair.
@@ -73,5 +74,8 @@ Result<std::vector<std::byte>> encode_snapshot_table(const std::vector<Snapshot>
 // The place of a snapshot's L1 table, before it is read.
 Result<void> validate_snapshot_l1(const Snapshot& snapshot, const Header& header,
                                   std::uint64_t file_size);
+
+// The size that the disk has when the snapshot is shown or applied, before tables are made for it.
+Result<std::uint64_t> validate_disk_size(const Snapshot& snapshot, const Header& header);
 
 }  // namespace platter::qcow2

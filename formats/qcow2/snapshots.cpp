@@ -53,10 +53,11 @@ Task<Result<void>> Snapshots::load(std::string id_or_name) {
   const Snapshot& snapshot = snapshots_[*which];
   const Result<void> place = validate_snapshot_l1(snapshot, core.header, core.file->size());
   PLATTER_CO_TRY(place);
+  const Result<std::uint64_t> size = validate_disk_size(snapshot, core.header);
+  PLATTER_CO_TRY(size);
   auto l1 = co_await driver_.tables_.read_l1(snapshot.l1_table_offset, snapshot.l1_size);
   PLATTER_CO_TRY(l1);
-  const std::uint64_t size = snapshot.disk_size.value_or(core.header.size);
-  const std::uint64_t needed = core.geometry.l1_entries_for(size);
+  const std::uint64_t needed = core.geometry.l1_entries_for(*size);
   if (l1->size() < needed) l1->resize(needed);
   auto holding = driver_.hold();
   co_await holding;
@@ -65,7 +66,7 @@ Task<Result<void>> Snapshots::load(std::string id_or_name) {
     driver_.tables_.cache().drop(0, driver_.tables_.cache().slice_count());
     driver_.tables_.replace_l1(snapshot.l1_table_offset, *l1);
     driver_.tables_.cache().resize(l1->size() * driver_.tables_.slices_per_table());
-    core.size.store(size);
+    core.size.store(*size);
   }
   driver_.release();
   co_return {};

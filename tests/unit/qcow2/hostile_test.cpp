@@ -1,7 +1,10 @@
 // Images that lie, one lie each: opening, checking, mapping and reading them ends soon, in little
 // memory, with an error that names what is wrong. Names of tests: numbers of the project's list of
 // hostile input (I: image parsing, X: exhaustion).
+#include <fmt/format.h>
+
 #include "formats/qcow2/codec.h"
+#include "unit/qcow2/engine_support.h"
 #include "unit/qcow2/hostile_support.h"
 
 namespace platter::qcow2 {
@@ -58,6 +61,72 @@ TEST_F(Hostile, I4Snapshots) {
   put64(64, 0x140000);
   put32(0x140000 + 12, 0xffffffff);
   EXPECT_THAT(outcome(), HasSubstr("Snapshot table entry 0 lies beyond the end of the file"));
+}
+
+Task<Result<Edge>> open_hostile(bool writable) {
+  OpenRequest request;
+  request.filename = "memory:hostile";
+  request.format = "qcow2";
+  request.flags.read_only = !writable;
+  request.permissions = writable ? Permissions::writer() : Permissions::reader();
+  return open_node(std::move(request));
+}
+
+Task<Result<void>> take_snapshot_of_hostile() {
+  auto edge = co_await open_hostile(true);
+  PLATTER_CO_TRY(edge);
+  auto taken = co_await (*edge)->driver().snapshots()->create("s", 1, 1);
+  PLATTER_CO_TRY(taken);
+  auto closed = co_await edge->detach();
+  co_return closed;
+}
+
+// What is said of a snapshot that cannot be shown, and whether the rest goes on as ever.
+Task<void> use_oversized_snapshot(std::uint64_t size, std::string* said) {
+  auto edge = co_await open_hostile(false);
+  CO_OK(edge);
+  auto loaded = co_await (*edge)->driver().snapshots()->load("s");
+  if (!loaded) *said += loaded.error().message() + "\n";
+  auto closed = co_await edge->detach();
+  CO_OK(closed);
+  edge = co_await open_hostile(true);
+  CO_OK(edge);
+  BlockNode& node = **edge;
+  const std::uint64_t before = node.size();
+  auto applied = co_await node.driver().snapshots()->apply("s");
+  if (!applied) *said += applied.error().message() + "\n";
+  EXPECT_EQ(node.size(), before);
+  EXPECT_EQ(node.driver().snapshots()->list().at(0).disk_size, size);
+  auto renamed = co_await node.driver().snapshots()->rename("s", "t");
+  EXPECT_OK(renamed);
+  auto removed = co_await node.driver().snapshots()->remove("t");
+  EXPECT_OK(removed);
+  EXPECT_TRUE(node.driver().snapshots()->list().empty());
+  closed = co_await edge->detach();
+  EXPECT_OK(closed);
+}
+
+TEST_F(Hostile, I4SizeOfASnapshotsDisk) {
+  for (const std::uint64_t size : {~std::uint64_t{511}, std::uint64_t{1} << 62,
+                                   std::uint64_t{4} << 40, std::uint64_t{0x12345}}) {
+    SCOPED_TRACE(size);
+    use("cluster_size=512", kMiB);
+    ASSERT_OK(run([] { return take_snapshot_of_hostile(); }));
+    std::byte place[8];
+    disk_->read(64, IoVec(std::span(place)));
+    put64(load_be<std::uint64_t>(place) + 48, size);
+    const double start = cpu_seconds();
+    const std::uint64_t memory = peak_memory();
+    std::string said;
+    run([&] { return use_oversized_snapshot(size, &said); });
+    const std::string line = fmt::format("disk_size of snapshot '1' .*{}.*\n", size);
+    EXPECT_THAT(said, ::testing::MatchesRegex(line + line));
+    EXPECT_EQ(outcome(), "");
+    EXPECT_LT(cpu_seconds() - start, kSeconds);
+    if (!kSanitized) {
+      EXPECT_LT(peak_memory() - memory, 64 * kMiB);
+    }
+  }
 }
 
 TEST_F(Hostile, I5L1Tables) {

@@ -121,5 +121,27 @@ TEST(SnapshotTable, L1PlacesAreValidated) {
   EXPECT_THAT(refusal(0x1000000, 2), HasSubstr("beyond the end of the file"));
 }
 
+TEST(SnapshotTable, DiskSizesAreValidated) {
+  Header header;
+  header.size = 1000;
+  header.cluster_bits = kMinClusterBits;
+  Snapshot s = sample("7", "x");
+  const auto refusal = [&](std::uint64_t size) {
+    s.disk_size = size;
+    auto valid = validate_disk_size(s, header);
+    return valid ? std::to_string(*valid) : valid.error().message();
+  };
+  const std::uint64_t largest = kMaxL1Bytes / 8 * header.geometry().l2_coverage();
+  EXPECT_EQ(refusal(0), "0");
+  EXPECT_EQ(refusal(512), "512");
+  EXPECT_EQ(refusal(1000), "1000") << "the disk itself has it";
+  EXPECT_EQ(refusal(largest), std::to_string(largest));
+  EXPECT_THAT(refusal(1001), HasSubstr("disk_size of snapshot '7' invalid: 1001"));
+  for (const std::uint64_t size : {largest + 512, std::uint64_t{1} << 62, ~std::uint64_t{511}})
+    EXPECT_THAT(refusal(size), HasSubstr("disk_size of snapshot '7' too large"));
+  s.disk_size.reset();
+  EXPECT_EQ(validate_disk_size(s, header).value_or(0), 1000u);
+}
+
 }  // namespace
 }  // namespace platter::qcow2
