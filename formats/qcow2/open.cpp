@@ -214,6 +214,10 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     PLATTER_CO_TRY(ended);
   }
   if (!core_.writable && !flags.read_only) {
+    auto alone = co_await operations_.lock();
+    // What is written would go into the snapshot's own tables.
+    if (snapshots_.shows_one())
+      co_return fail(EBUSY, "the image shows a snapshot: it cannot be opened read/write");
     if (core_.header.corrupt())
       co_return fail(EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     const Result<void> counted = require_refcount_table(core_.header);

@@ -45,9 +45,9 @@ Result<std::size_t> Snapshots::find(const std::string& id_or_name) const {
 
 Task<Result<void>> Snapshots::load(std::string id_or_name) {
   Core& core = driver_.core_;
-  if (core.writable)
-    co_return fail(EBUSY, "a snapshot is shown only by an image that is open read-only");
   auto alone = co_await driver_.operations_.lock();
+  if (core.writable || driver_.reopening_)
+    co_return fail(EBUSY, "a snapshot is shown only by an image that is open read-only");
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);
   const Snapshot& snapshot = snapshots_[*which];
@@ -68,6 +68,7 @@ Task<Result<void>> Snapshots::load(std::string id_or_name) {
     driver_.tables_.cache().resize(l1->size() * driver_.tables_.slices_per_table());
     core.size.store(*size);
   }
+  shows_one_ = true;
   driver_.release();
   co_return {};
 }

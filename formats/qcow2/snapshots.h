@@ -47,6 +47,8 @@ class Snapshots final : public SnapshotAbility {
 
   const std::vector<Snapshot>& table() const { return snapshots_; }
   std::uint64_t table_bytes() const { return bytes_; }
+  // Whether load() has made the disk show a snapshot: its tables are not the active ones then.
+  bool shows_one() const { return shows_one_; }
 
  private:
   Result<std::size_t> find(const std::string& id_or_name) const;
@@ -84,6 +86,7 @@ class Snapshots final : public SnapshotAbility {
   Qcow2Driver& driver_;
   std::vector<Snapshot> snapshots_;  // changed under the operations mutex
   std::uint64_t bytes_ = 0;          // of the table in the file
+  bool shows_one_ = false;           // under the operations mutex
 };
 
 }  // namespace platter::qcow2

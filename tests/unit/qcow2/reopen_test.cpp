@@ -41,5 +41,41 @@ TEST(Reopen, ForWritingClearsWhatMustGoWhenOthersWrite) {
   run([&] { return write_after_reopening(image); });
 }
 
+Task<void> reopen_what_shows_a_snapshot(const MemoryImage& image) {
+  auto opened = co_await image.open();
+  CO_OK(opened);
+  auto done = co_await fill(**opened, 0, 1 << 20, 1);
+  CO_OK(done);
+  done = co_await (*opened)->driver().snapshots()->create("s", 1, 1);
+  CO_OK(done);
+  done = co_await fill(**opened, 0, 1 << 20, 2);
+  CO_OK(done);
+  done = co_await opened->detach();
+  CO_OK(done);
+
+  opened = co_await image.open(false);
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  done = co_await node.driver().snapshots()->load("s");
+  CO_OK(done);
+  OpenFlags flags = node.flags();
+  flags.read_only = false;
+  done = co_await reopen(node, flags);
+  EXPECT_FALSE(done) << "what is written would change the snapshot";
+  if (!done) {
+    EXPECT_NE(done.error().message().find("shows a snapshot"), std::string::npos);
+  }
+  EXPECT_TRUE(node.flags().read_only);
+  const bool shown = co_await reads_as(node, 0, 1 << 20, 1);
+  EXPECT_TRUE(shown) << "and it goes on to show it";
+  done = co_await opened->detach();
+  CO_OK(done);
+}
+
+TEST(Reopen, ForWritingIsRefusedWhileASnapshotIsShown) {
+  MemoryImage image("reopen-snapshot", 1 << 20, "");
+  run([&] { return reopen_what_shows_a_snapshot(image); });
+}
+
 }  // namespace
 }  // namespace platter::qcow2
