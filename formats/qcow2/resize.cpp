@@ -57,7 +57,7 @@ Task<Result<void>> Qcow2Driver::resize_now(const ResizeRequest& request) {
     PLATTER_CO_TRY(settled);
     auto sized = co_await set_size(request.size, bitmaps);
     PLATTER_CO_TRY(sized);
-    settled = co_await settle();
+    settled = co_await settle(WriteBack::Flush::kOwn, Requests::kHeld);
     PLATTER_CO_TRY(settled);
     auto data_cut = co_await cut_data_file(request);
     PLATTER_CO_TRY(data_cut);
@@ -182,7 +182,7 @@ Task<Result<void>> Qcow2Driver::take_back_space(std::uint64_t from, std::uint64_
     auto discarded = co_await writer_.discard(first, end - first, Discard::kAlways, true);
     PLATTER_CO_TRY(discarded);
   }
-  auto settled = co_await settle();
+  auto settled = co_await settle(WriteBack::Flush::kOwn, Requests::kHeld);
   PLATTER_CO_TRY(settled);
   auto cut = co_await cut_file();
   co_return cut;

@@ -463,6 +463,13 @@ Task<Result<void>> Snapshots::apply_now(std::string id_or_name) {
   }
   step = co_await driver_.clusters_.lower(less, Discard::kSnapshot);
   if (step) step = co_await driver_.write_back_.commit(WriteBack::Flush::kOwn);
+  PLATTER_CO_TRY(step);
+  // A refcount table that has grown has left its old place: who loads all again forgets that.
+  auto turned_away = core.in_flight.wait();
+  co_await turned_away;
+  auto freeing = driver_.clusters_.reap_alone();
+  co_await freeing;
+  step = co_await driver_.write_back_.commit(WriteBack::Flush::kIfNeeded);
   co_return step;
 }
 
