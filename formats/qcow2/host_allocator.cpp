@@ -304,8 +304,9 @@ Task<Result<Reservation>> HostClusters::reserve_exactly(std::uint64_t count) {
         const auto here = refcounts_.get(missing);
         if (!here) break;
         if (*here != 0 || core_.metadata.contains(missing)) {
-          // In use behind the frontier: start behind it.
+          // In use behind the frontier: start behind it. What is free before it is in the map.
           frontier_ = missing + 1;
+          for (std::uint64_t c = first; c < missing; ++c) mark_free(c);
           break;
         }
         ++missing;

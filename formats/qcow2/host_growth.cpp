@@ -96,7 +96,9 @@ Task<Result<void>> HostClusters::grow_table(std::uint64_t least_entries) {
   const std::uint64_t first_block = g.reftable_index(first);
   PLATTER_FAULT(*core_.file, FaultEvent::kReftableGrow);
   // New blocks, then the table; the blocks must count both.
-  std::uint64_t entries = std::max({first_block + 1, least_entries, block_count() * 3 / 2});
+  std::uint64_t entries =
+      std::max({first_block + 1, least_entries,
+                std::min(block_count() * 3 / 2, std::uint64_t{kMaxRefTableBytes / 8})});
   std::uint64_t blocks = 1;
   std::uint64_t table_clusters = 0;
   while (true) {
