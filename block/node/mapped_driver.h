@@ -123,6 +123,10 @@ class MappedDriver : public Driver {
   // thread.
   virtual Result<void> unpack(std::span<const std::byte> packed, std::span<std::byte> out);
 
+  // After a write or zeroes have failed with ENOSPC, outside of the request: whether there may be
+  // space now, so that it is worth a second try (there is no third).
+  virtual Task<bool> regain_space();
+
   // While notes_changes(): each request that changes what the disk reads as calls note_change() for
   // its range when it is inside, before it changes anything; where the answer is false, it awaits
   // prepare_change() as well. Constant time for what a usual request covers, any executor.
@@ -232,9 +236,11 @@ class MappedDriver : public Driver {
   Task<Result<void>> read_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
   Task<Result<void>> write_at(BlockNode& node, std::uint64_t host_offset, IoVec iov);
   Task<Result<void>> write_task(std::uint64_t offset, IoVec iov, WriteFlags flags);
+  Task<Result<void>> write_once(std::uint64_t offset, IoVec iov, WriteFlags flags);
   Task<Result<void>> write_new(std::uint64_t offset, IoVec iov);
   Task<Result<void>> write_planned(WritePlan plan, IoVec iov);
   Task<Result<void>> zero_task(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
+  Task<Result<void>> zero_once(std::uint64_t offset, std::uint64_t length, ZeroFlags flags);
   Task<Result<void>> zero_part(std::uint64_t offset, std::uint64_t length, bool may_write);
   Task<Result<void>> hide_around(std::uint64_t offset, std::uint64_t length);
   // Whether [from, to) can be hidden with its unit, because the rest of that reads as zeroes.

@@ -22,7 +22,19 @@ Task<Result<void>> MappedDriver::do_write(std::uint64_t offset, IoVec iov, Write
   return write_task(offset, iov, flags);
 }
 
+// What has been written of a request that finds no space is written once more, where it is by now.
 Task<Result<void>> MappedDriver::write_task(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+  auto result = co_await write_once(offset, iov, flags);
+  if (result || result.error().code() != ENOSPC) [[likely]]
+    co_return result;
+  const bool again = co_await regain_space();
+  if (again) result = co_await write_once(offset, iov, flags);
+  co_return result;
+}
+
+Task<bool> MappedDriver::regain_space() { co_return false; }
+
+Task<Result<void>> MappedDriver::write_once(std::uint64_t offset, IoVec iov, WriteFlags flags) {
   InFlight::Ticket ticket(in_flight_);
   if (held_.load()) [[unlikely]] {
     ticket.release();
@@ -170,6 +182,15 @@ Task<Result<void>> MappedDriver::do_write_zeroes(std::uint64_t offset, std::uint
 }
 
 Task<Result<void>> MappedDriver::zero_task(std::uint64_t offset, std::uint64_t length,
+                                           ZeroFlags flags) {
+  auto result = co_await zero_once(offset, length, flags);
+  if (result || result.error().code() != ENOSPC) co_return result;
+  const bool again = co_await regain_space();
+  if (again) result = co_await zero_once(offset, length, flags);
+  co_return result;
+}
+
+Task<Result<void>> MappedDriver::zero_once(std::uint64_t offset, std::uint64_t length,
                                            ZeroFlags flags) {
   auto ticket = co_await admit();
   const Result<void> still_there = check_inside(offset, length);

@@ -205,6 +205,29 @@ Task<Result<void>> Qcow2Driver::relieve() {
   co_return {};
 }
 
+// What a flush does for space, and waits for those who keep it in quarantine. Nothing is held here
+// that one of them could wait for: neither a ticket nor a claim. Where reaping has been stopped, or
+// somebody else is at it, nothing waits for that.
+Task<bool> Qcow2Driver::regain_space() {
+  {
+    MutexLock lock(core_.mutex());
+    if (!clusters_.is_space_coming()) co_return false;
+  }
+  // (Who comes second tries again when the first has made an end of it.)
+  auto alone = co_await regaining_.lock();
+  {
+    auto ticket = co_await admit();
+    // What fails here stays to be written: a flush will say so. This request has its error.
+    auto committed = co_await write_back_.commit(WriteBack::Flush::kIfNeeded);
+    if (!committed) co_return false;
+  }
+  auto ended = core_.in_flight.wait();
+  co_await ended;
+  auto reaping = clusters_.reap(HostClusters::Wait::kNo);
+  co_await reaping;
+  co_return true;
+}
+
 Task<Result<void>> Qcow2Driver::do_flush() {
   if (!core_.writable) co_return {};
   {

@@ -121,6 +121,7 @@ class Qcow2Driver final : public MappedDriver,
   bool can_hide_units() const override;
   Task<Result<void>> hide_units(std::uint64_t offset, std::uint64_t length) override;
   bool may_have_holes() override;
+  Task<bool> regain_space() override;
   bool note_change(std::uint64_t offset, std::uint64_t length) override {
     return bitmaps_.note(offset, length);
   }
@@ -234,6 +235,7 @@ class Qcow2Driver final : public MappedDriver,
   // when somebody first asks for extents.
   enum class SparseFile : std::uint8_t { kUnknown, kYes, kNo };
   std::atomic<SparseFile> sparse_file_{SparseFile::kUnknown};
+  AsyncMutex regaining_;                       // one regain_space() at a time
   AsyncMutex operations_;                      // resizes, snapshots, checks: one at a time
   bool began_ = false;                         // under operations_
   TableBounds bounds_ = TableBounds::kInFile;  // immutable after open

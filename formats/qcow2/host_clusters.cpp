@@ -140,11 +140,13 @@ void HostClusters::unshare(std::uint64_t cluster) {
 std::vector<ClusterRun> HostClusters::take_unlinked() {
   std::vector<ClusterRun> runs = std::exchange(unlinked_, {});
   unlinked_clusters_ = 0;
+  settling_ = !runs.empty();
   for (ClusterRun& run : runs) run.move_to(ClusterStage::kSettling);
   return runs;
 }
 
 void HostClusters::settled(std::vector<ClusterRun> runs) {
+  settling_ = false;
   if (runs.empty()) return;
   const std::uint64_t barrier = core_.in_flight.barrier();
   for (ClusterRun& run : runs) {
@@ -155,6 +157,7 @@ void HostClusters::settled(std::vector<ClusterRun> runs) {
 }
 
 void HostClusters::not_settled(std::vector<ClusterRun> runs) {
+  settling_ = false;
   for (ClusterRun& run : runs) {
     run.move_to(ClusterStage::kUnlinked);
     unlinked_clusters_ += run.count;

@@ -131,6 +131,10 @@ class HostClusters {
   bool has_unlinked() const PLATTER_REQUIRES(metadata_mutex) {
     return !unlinked_.empty() || !quarantined_.empty();
   }
+  // Whether space has lost its references, and is not free yet for that reason alone.
+  bool is_space_coming() const PLATTER_REQUIRES(metadata_mutex) {
+    return has_unlinked() || settling_ || reapers_ != 0;
+  }
   std::uint64_t unlinked_clusters() const PLATTER_REQUIRES(metadata_mutex) {
     return unlinked_clusters_;
   }
@@ -244,6 +248,7 @@ class HostClusters {
   std::set<std::uint64_t> with_free_ PLATTER_GUARDED_BY(metadata_mutex);
   std::vector<ClusterRun> unlinked_ PLATTER_GUARDED_BY(metadata_mutex);
   std::uint64_t unlinked_clusters_ PLATTER_GUARDED_BY(metadata_mutex) = 0;
+  bool settling_ PLATTER_GUARDED_BY(metadata_mutex) = false;  // a write-back has taken some
   std::deque<ClusterRun> quarantined_ PLATTER_GUARDED_BY(metadata_mutex);
   unsigned reapers_ PLATTER_GUARDED_BY(metadata_mutex) = 0;  // and who has stopped them
   std::optional<Error> punch_error_ PLATTER_GUARDED_BY(metadata_mutex);
