@@ -10,6 +10,7 @@ import concurrent.futures
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -403,6 +404,28 @@ def encrypted():
                    setup=setup, readable=False, image=None, options=["--object", secret, "--object", "secret,id=w,data=abx"])
 
 
+def unread(program, directory):
+    """What a program does with commands that come after nobody reads its output any more."""
+    os.makedirs(directory)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "disk", "4M"], cwd=directory, check=True)
+    with subprocess.Popen([program, "-t", "writeback", "disk"], cwd=directory, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        process.stdin.write(b"write -P 5 0 64k\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        try:
+            process.stdin.write(b"write -P 6 1M 64k\nquit\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has died: the status tells
+        status = process.wait(timeout=30)
+    found = [status]
+    for words in ("read -P 5 0 64k", "read -P 6 1M 64k"):
+        found.append(subprocess.run(["qemu-io", "-r", "-c", words, "disk"], cwd=directory, capture_output=True).returncode)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("platter")
@@ -439,6 +462,13 @@ def main():
                 passed += 1
                 if arguments.v:
                     print(f"ok     {name}")
+        if arguments.k in "output that nobody reads":
+            ours_did, theirs_did = unread(ours, os.path.join(work, "unread")), unread("qemu-io", os.path.join(work, "unread2"))
+            if ours_did != theirs_did:
+                failed += 1
+                print(f"FAILED output that nobody reads\n  status and what reads find: {ours_did}, with qemu-io {theirs_did}")
+            else:
+                passed += 1
     print(f"{passed} scripts ({commands} commands) alike, {failed} not")
     return 1 if failed or not passed else 0
 

@@ -1,6 +1,8 @@
 #include "tools/img/common.h"
 
+#include <poll.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -50,8 +52,21 @@ Error about(const std::string& name, const Error& error) {
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
+namespace {
+
+// Whether standard output is a pipe or a socket that nobody reads. (By now errno may be that of
+// something else: a write that failed earlier has left no more than a mark in the stream.)
+bool nobody_reads_output() {
+  pollfd output{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+  return poll(&output, 1, 0) == 1 && (output.revents & (POLLERR | POLLHUP)) != 0;
+}
+
+}  // namespace
+
 int finish_output(int status) {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+  // Whoever stopped reading had enough, and the work has been done.
+  if (nobody_reads_output()) return status;
   report("could not write to standard output: {}", errno_text(errno));
   return status != 0 ? status : 1;
 }

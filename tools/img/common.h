@@ -43,6 +43,7 @@ int usage_error(fmt::format_string<Args...> text, Args&&... args) {
 // Writes to standard output.
 void print(std::string_view text);
 // Writes out what standard output still holds; reports a failure and gives 1, otherwise `status`.
+// A reader that is gone is no failure.
 int finish_output(int status);
 
 enum class OutputFormat : std::uint8_t { kHuman, kJson };

@@ -44,6 +44,8 @@ int run_img(std::string program, int argc, char** argv) {
   become_batch_work();
   // A limit on file sizes is an error like a full disk, not a reason to die half-way.
   std::signal(SIGXFSZ, SIG_IGN);
+  // Neither is a reader of the output that wants no more of it.
+  std::signal(SIGPIPE, SIG_IGN);
   static constexpr Flag kFlags[] = {{'h', "help"}, {'V', "version"}, {'T', "trace", true}};
 
   // Options of the tool stand in front of the command; the command's own come after it.

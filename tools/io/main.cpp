@@ -3,6 +3,7 @@
 #include <sys/poll.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 
 #include "tools/img/common.h"
@@ -249,6 +250,8 @@ Task<bool> run_all(Session& session, Invocation& invocation) {
 
 int run_io(std::string program, int argc, char** argv) {
   img::set_program(program);  // for what it reports about objects
+  // Whoever reads the output may stop; what has been written is kept all the same.
+  std::signal(SIGPIPE, SIG_IGN);
   Session session(std::move(program));
   Invocation invocation;
   if (const std::optional<int> status = parse(session, argc, argv, invocation)) return *status;
