@@ -224,9 +224,11 @@ Task<Result<Edge>> open_image_plain(OpenSpec spec) {
   request.flags = spec.flags;
   if (!spec.cache.empty()) parse_cache(spec.cache, request.flags);
   const bool read_only = request.flags.read_only;
+  // Whoever reads does not mind writers that share; a format that does asks for itself.
+  const Permissions sharing_reader{perm::kConsistentRead, perm::kAll};
   request.permissions = !read_only               ? Permissions::writer()
                         : spec.flags.force_share ? Permissions::unsafe_reader()
-                                                 : Permissions::reader();
+                                                 : sharing_reader;
   request.user = program();
   if (spec.image_opts) {
     // A first word without '=' is the file, by the name of its node.

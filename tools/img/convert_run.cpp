@@ -7,6 +7,7 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "block/node/open_plain.h"
 #include "tools/img/cancel.h"
 #include "tools/img/convert.h"
 #include "tools/img/new_image.h"
@@ -36,6 +37,10 @@ class Conversion {
       PLATTER_CO_TRY(bitmaps);
     }
     if (!arguments_.no_create) {
+      for (const Edge& source : sources_) {
+        const Result<void> kept = about_target(check_data_file_is_not_of(*source, options));
+        PLATTER_CO_TRY(kept);
+      }
       const Result<void> backing = co_await check_backing(options);
       PLATTER_CO_TRY(backing);
       const Result<void> created = co_await create_target(std::move(options));
@@ -105,6 +110,11 @@ Task<Result<void>> Conversion::open_sources() {
     Result<Edge> source = co_await open_image(std::move(spec));
     PLATTER_CO_TRY(source);
     sources_.push_back(std::move(*source));
+    // What is copied is to be that of one moment.
+    if (!sources_.back()->flags().force_share) {
+      const Result<void> still = co_await sources_.back().set_permissions(Permissions::reader());
+      if (!still) co_return std::unexpected(not_opened(name, still.error()));
+    }
     if (arguments_.snapshot) {
       const Result<void> loaded = co_await load_snapshot(*sources_.back(), *arguments_.snapshot);
       if (!loaded) co_return forward_error(loaded, "{}", name);
@@ -268,7 +278,9 @@ Task<Result<void>> Conversion::check_backing(const Options& options) {
   spec.flags.force_share = true;
   Result<Edge> opened = co_await open_image(std::move(spec));
   if (!opened) co_return in_context(opened);
-  co_return co_await opened->detach();
+  const Result<void> kept = about_target(check_is_not_below(**opened, arguments_.target, options));
+  const Result<void> closed = co_await opened->detach();
+  co_return kept ? closed : kept;
 }
 
 Task<Result<void>> Conversion::create_target(Options options) {

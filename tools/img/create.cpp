@@ -48,9 +48,9 @@ std::string announcement(const CreateArguments& arguments, const CreateOptions& 
   return out + "\n";
 }
 
-// Size of the backing file `stored` as the new image will find it.
+// Size of the backing file `stored` as the new image, to be made with `options`, will find it.
 Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stored,
-                                          std::optional<std::string> format) {
+                                          std::optional<std::string> format, Options options) {
   const Result<std::string> full = resolve_backing(filename, stored);
   PLATTER_CO_TRY(full);
   OpenSpec spec;
@@ -71,7 +71,9 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
   }
   const std::uint64_t size = (*opened)->size();
   const std::string detected((*opened)->driver_name());
+  const Result<void> kept = check_is_not_below(**opened, filename, options);
   Result<void> closed = co_await opened->detach();
+  PLATTER_CO_TRY(kept);
   PLATTER_CO_TRY(closed);
   if (!format) {
     co_return fail(EINVAL, "Backing file specified without backing format: Detected format of {}",
@@ -80,11 +82,13 @@ Task<Result<std::uint64_t>> probe_backing(std::string filename, std::string stor
   co_return size;
 }
 
-// Whether the new image would overwrite its own backing file, by whatever path it is named.
-bool is_itself(const std::string& filename, const std::string& backing) {
-  if (backing == filename) return true;
+// Whether `written`, the image `filename` or its data file, would overwrite the image's own backing
+// file, by whatever path it is named.
+bool is_backing(const std::string& written, const std::string& filename,
+                const std::string& backing) {
+  if (backing == written) return true;
   const Result<std::string> full = resolve_backing(filename, backing);
-  return full && same_file(*full, filename);
+  return full && same_file(*full, written);
 }
 
 Task<Result<void>> create(CreateArguments arguments) {
@@ -118,15 +122,21 @@ Task<Result<void>> create(CreateArguments arguments) {
   const std::string* backing_format = options.peek("backing_fmt");
   if (backing != nullptr && backing->empty())
     co_return fail(EINVAL, "Expected backing file name, got empty string");
-  if (backing != nullptr && is_itself(arguments.filename, *backing)) {
+  if (backing != nullptr && is_backing(arguments.filename, arguments.filename, *backing)) {
     co_return fail(EINVAL,
                    "Error: Trying to create an image with the same filename as the backing file");
+  }
+  const std::string* data_file = options.peek("data_file");
+  if (backing != nullptr && data_file != nullptr &&
+      is_backing(*data_file, arguments.filename, *backing)) {
+    co_return fail(EINVAL, "'{}' cannot be the backing file and the external data file at once",
+                   *data_file);
   }
   if (backing != nullptr && !arguments.unsafe) {
     std::optional<std::string> format;
     if (backing_format != nullptr) format = *backing_format;
     const Result<std::uint64_t> size =
-        co_await probe_backing(arguments.filename, *backing, std::move(format));
+        co_await probe_backing(arguments.filename, *backing, std::move(format), options);
     PLATTER_CO_TRY(size);
     if (!options.has("size")) options.set("size", std::to_string(*size));
   } else if (backing != nullptr && backing_format == nullptr) {

@@ -3,6 +3,7 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "block/node/open_plain.h"
 #include "tools/img/cancel.h"
 #include "tools/img/commands.h"
 #include "tools/img/common.h"
@@ -85,7 +86,13 @@ Task<int> dd(DdArguments arguments) {
   Result<Edge> input = co_await open_image(std::move(spec));
   if (!input) co_return report_failure(input);
   Result<void> result;
-  if (find_driver(arguments.output_format) == nullptr) {
+  if (!(*input)->flags().force_share && stands_on(**input, *arguments.output)) {
+    // What is read would change under the reader.
+    result = co_await input->set_permissions(Permissions::reader());
+  }
+  if (!result) {
+    result = std::unexpected(not_opened(*arguments.input, result.error()));
+  } else if (find_driver(arguments.output_format) == nullptr) {
     result =
         fail(ENOENT, "{}: Unknown file format '{}'", *arguments.output, arguments.output_format);
   } else {

@@ -42,6 +42,7 @@ ImageInfo collect(BlockNode& node) {
   // (QEMU leaves out the "file:" of a file's name.)
   if (ground->driver_name() == "file" && info.filename.starts_with("file:")) {
     info.filename = local_path(info.filename);
+    if (!protocol_prefix(info.filename).empty()) info.filename.insert(0, "./");
   }
   info.knows_state = ground->driver_name() == "file" || ground->driver_name() == "host_device";
   if (const BackingAbility* backing = driver.backing_reference()) {

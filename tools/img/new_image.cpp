@@ -5,6 +5,36 @@
 #include "tools/img/cancel.h"
 
 namespace platter::img {
+
+bool stands_on(BlockNode& node, const std::string& name) {
+  if (!node.filename().empty() && same_file(node.filename(), name)) return true;
+  // An image that is open for its metadata only has no child of it.
+  for (const InfoField& field : node.driver().info().specific) {
+    const auto* const data = std::get_if<std::string>(&field.value);
+    if (field.name == "data-file" && data != nullptr && same_file(*data, name)) return true;
+  }
+  for (const Edge* child : node.driver().children()) {
+    if (*child && stands_on(**child, name)) return true;
+  }
+  return false;
+}
+
+Result<void> check_data_file_is_not_of(BlockNode& node, const Options& options) {
+  const std::string* const data = options.peek("data_file");
+  if (data == nullptr || !stands_on(node, *data)) return {};
+  return fail(EINVAL, "The external data file '{}' would overwrite a file of '{}'", *data,
+              node.filename());
+}
+
+Result<void> check_is_not_below(BlockNode& backing, const std::string& name,
+                                const Options& options) {
+  if (stands_on(backing, name)) {
+    return fail(EINVAL, "The image would overwrite a file of its backing chain, from '{}' on",
+                backing.filename());
+  }
+  return check_data_file_is_not_of(backing, options);
+}
+
 Task<Result<void>> NewImage::create(std::string format, std::uint64_t size, Options options) {
   if (const std::string* backing = options.peek("backing_file")) backing_ = *backing;
   if (const std::string* data = options.peek("data_file")) {

@@ -18,6 +18,15 @@
 
 namespace platter::img {
 
+// Whether the file `name` is one of `node`, or of any image that it stands on.
+bool stands_on(BlockNode& node, const std::string& name);
+
+// Refuse to overwrite a file that another image needs: one that the image `name`, made with
+// `options`, is to stand on, and any whatever with its external data file.
+Result<void> check_is_not_below(BlockNode& backing, const std::string& name,
+                                const Options& options);
+Result<void> check_data_file_is_not_of(BlockNode& node, const Options& options);
+
 class NewImage {
  public:
   explicit NewImage(const std::string& name) : file_(name) {}

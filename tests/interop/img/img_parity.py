@@ -22,13 +22,14 @@ import qcow2_cases  # noqa: E402
 import raw_cases  # noqa: E402
 import rename_cases  # noqa: E402
 import resize_cases  # noqa: E402
+import sharing_cases  # noqa: E402
 import stream_cases  # noqa: E402
 import truncation_cases  # noqa: E402
 
 os.environ["TZ"] = "UTC"
 os.environ["LC_ALL"] = "C.UTF-8"
 PARTS = {
-    "raw": [raw_cases],
+    "raw": [raw_cases, sharing_cases],
     "options": [option_cases],
     "qcow2": [qcow2_cases, rename_cases, resize_cases],
     "amend": [amend_cases, bench_cases, bitmap_cases, stream_cases],

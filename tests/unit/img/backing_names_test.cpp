@@ -67,6 +67,69 @@ TEST_F(BackingNames, AnImageDoesNotOverwriteItsOwnBase) {
   }
 }
 
+TEST_F(BackingNames, AnImageDoesNotOverwriteWhatItsBaseStandsOn) {
+  ASSERT_EQ(
+      call(run_create, {"create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", at("over")}),
+      0);
+  fs::create_hard_link(at("base"), at("second name"));
+  const std::string before = contents("base");
+  const std::string over = contents("over");
+  for (const char* name : {"base", "second name"}) {
+    for (const std::vector<std::string>& words :
+         {std::vector<std::string>{"create", "-q", "-f", "qcow2", "-b", at("over"), "-F", "qcow2",
+                                   at(name)},
+          {"convert", "-O", "qcow2", "-B", at("over"), "-F", "qcow2", at("source"), at(name)}}) {
+      EXPECT_EQ(call(words[0] == "create" ? run_create : run_convert, words), 1);
+      EXPECT_EQ(contents("base"), before);
+    }
+  }
+  for (const char* backing : {"base", "over"}) {
+    for (const char* data : {"base", "second name"}) {
+      const std::string option = "data_file=" + at(data);
+      EXPECT_EQ(call(run_create, {"create", "-q", "-f", "qcow2", "-o", option, "-b", at(backing),
+                                  "-F", "qcow2", at("new")}),
+                1);
+      EXPECT_EQ(call(run_convert, {"convert", "-O", "qcow2", "-o", option, "-B", at(backing), "-F",
+                                   "qcow2", at("source"), at("new")}),
+                1);
+      EXPECT_EQ(contents("base"), before);
+      EXPECT_FALSE(fs::exists(at("new")));
+    }
+  }
+  EXPECT_EQ(contents("over"), over);
+}
+
+TEST_F(BackingNames, ADataFileThatTheBaseNeedsIsKept) {
+  ASSERT_EQ(
+      call(run_create, {"create", "-q", "-f", "qcow2", "-o",
+                        "preallocation=falloc,data_file=" + at("data"), at("with data"), "1M"}),
+      0);
+  std::ofstream(at("data")) << std::string(1 << 20, 'd');
+  const std::string before = contents("data");
+  const std::vector<std::string> base{"-b", at("with data"), "-F", "qcow2"};
+  std::vector<std::string> words{"create", "-q", "-f", "qcow2"};
+  words.insert(words.end(), base.begin(), base.end());
+  std::vector<std::string> over = words;
+  over.push_back(at("data"));
+  EXPECT_EQ(call(run_create, over), 1);
+  words.insert(words.end(), {"-o", "data_file=" + at("data"), at("new")});
+  EXPECT_EQ(call(run_create, words), 1);
+  EXPECT_EQ(contents("data"), before);
+}
+
+TEST_F(BackingNames, ASourceIsNotTheTargetsDataFile) {
+  const std::string before = contents("source");
+  fs::create_hard_link(at("source"), at("second name"));
+  for (const char* data : {"source", "second name"}) {
+    for (const char* share : {"-q", "-U"}) {
+      EXPECT_EQ(call(run_convert, {"convert", share, "-f", "raw", "-O", "qcow2", "-o",
+                                   "data_file=" + at(data), at("source"), at("new")}),
+                1);
+      EXPECT_EQ(contents("source"), before);
+    }
+  }
+}
+
 TEST_F(BackingNames, ABaseOfNoUseIsSeenBeforeTheTargetIsTouched) {
   std::ofstream(at("old")) << "old contents";
   for (const auto& [base, format] :
