@@ -172,6 +172,7 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   }
   advance();
   if (plan->key_slots) {
+    if (is_set(cancelled)) co_return fail(ECANCELED, "cancelled");
     auto amended = co_await amend_key_slots(*plan->key_slots, force);
     PLATTER_CO_TRY(amended);
   }
