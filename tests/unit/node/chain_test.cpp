@@ -189,15 +189,5 @@ TEST(Chain, ExtentsTellDepthAndPlace) {
   EXPECT_FALSE(run([&] { return chain_extent(*top, nullptr, 8 * kBlock, 1); }));
 }
 
-TEST(Chain, GrowingOverABackingNodeShowsZeroes) {
-  NodePtr base = make_memory_node("base", 4 * kBlock);
-  ASSERT_OK(write_bytes(*base, 0, filled(4 * kBlock, 5)));
-  NodePtr top =
-      *run([&] { return make_overlay_node("top", make_memory_node("topf", 0), base, 2 * kBlock); });
-  ASSERT_OK(run([&] { return top->resize(ResizeRequest{.size = 6 * kBlock}); }));
-  EXPECT_EQ(read_bytes(*top, 0, 2 * kBlock), filled(2 * kBlock, 5));
-  EXPECT_EQ(read_bytes(*top, 2 * kBlock, 4 * kBlock), filled(4 * kBlock, 0));
-}
-
 }  // namespace
 }  // namespace platter
