@@ -196,7 +196,8 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   }
   advance();
   if (plan->backing) {
-    auto renamed = co_await change_backing(plan->backing->filename, plan->backing->format, {});
+    const std::function<Result<void>()> always;
+    auto renamed = co_await change_backing(plan->backing->filename, plan->backing->format, always);
     if (!renamed) {
       co_return forward_error(renamed, "Could not change the backing file to '{}'",
                               plan->backing->filename);

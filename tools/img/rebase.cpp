@@ -1,5 +1,6 @@
 // rebase: puts an image on another backing file.
 #include <cerrno>
+#include <functional>
 #include <utility>
 
 #include "block/jobs/copy.h"
@@ -49,7 +50,8 @@ Task<Result<void>> change_reference(BlockNode& top, const ChainOptions& argument
     } else {
       std::string format;
       if (!name.empty()) format = *arguments.backing_format;
-      changed = co_await reference->change_backing(name, format, {});
+      const std::function<Result<void>()> always;
+      changed = co_await reference->change_backing(name, format, always);
     }
   }
   if (changed) co_return {};
