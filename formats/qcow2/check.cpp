@@ -36,7 +36,7 @@ Task<Result<void>> Checker::write_header() {
 // QEMU's order of things: a first comparison changes nothing and tells whether the refcount
 // structure itself can be trusted; only then is it mended in place, or made anew.
 Task<Result<void>> Checker::repair_or_compare() {
-  const bool fixing = request_.fix_leaks || request_.fix_errors;
+  const bool fixing = repairs();
   const CheckResult before_comparison = result_;
   auto step = co_await compare(Fix{}, !fixing);
   PLATTER_CO_TRY(step);
@@ -57,6 +57,8 @@ Task<Result<void>> Checker::repair_or_compare() {
     cancelled_ = nullptr;
     result_.corruptions = 0;
     result_.leaks = 0;
+    // Blocks that could not be read are no more part of it.
+    result_.check_errors = before_comparison.check_errors;
     need_rebuild_ = false;
     counts_.clear();
     fixed_.clear();
@@ -67,11 +69,11 @@ Task<Result<void>> Checker::repair_or_compare() {
     PLATTER_CO_TRY(step);
     recount.corruptions = result_.corruptions;
     recount.leaks = result_.leaks;
-    recount.check_errors = result_.check_errors;
     // The old structure has become a leak, which is not the image's fault.
     step = co_await compare(Fix{.leaks = request_.fix_leaks, .errors = false}, true);
     PLATTER_CO_TRY(step);
     if (need_rebuild_) say("ERROR rebuilt refcount structure is still broken");
+    recount.check_errors = result_.check_errors;
     const std::uint64_t fresh_leaks = request_.fix_leaks ? result_.leaks - recount.leaks : 0;
     result_ = recount;
     if (result_.corruptions < old.corruptions) {
@@ -104,7 +106,7 @@ Task<Result<void>> Checker::mark_clean() {
 // Repairing by a count that is not complete would free what is in use; so would forgetting what a
 // table that is gone told of, while a longer copy of the file may still be found.
 Result<void> Checker::may_repair() const {
-  if (!request_.fix_leaks && !request_.fix_errors) return {};
+  if (!repairs()) return {};
   if (cut_off_) {
     return fail(EIO, "the file was cut off within its L1 or snapshot table: nothing was repaired");
   }
@@ -114,7 +116,6 @@ Result<void> Checker::may_repair() const {
 }
 
 Task<Result<CheckResult>> Checker::run() {
-  const bool fixing = request_.fix_leaks || request_.fix_errors;
   const std::uint64_t most = std::numeric_limits<std::int32_t>::max();
   if (file_clusters() > most) {
     co_return fail(EFBIG, "the file has {} clusters, at most {} can be checked", file_clusters(),
@@ -145,7 +146,7 @@ Task<Result<CheckResult>> Checker::run() {
   step = co_await check_copied();
   PLATTER_CO_TRY(step);
   result_.image_end_offset = (highest_cluster_ + 1) << g_.cluster_bits;
-  if (fixing) {
+  if (repairs()) {
     if (result_.corruptions == 0 && result_.check_errors == 0) {
       step = co_await mark_clean();
       PLATTER_CO_TRY(step);

@@ -181,7 +181,7 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
           (entry & kOffsetMask) >> g_.cluster_bits, entry);
       ++result_.corruptions;
       mendable_ = true;
-      return false;
+      if (!repairs()) return false;
     }
     const ClusterState state = classify(g_, entry & ~kCopied);
     if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
@@ -215,7 +215,8 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     say("ERROR offset={:x}: Allocated cluster has corrupted subcluster allocation bitmap", host);
     ++result_.corruptions;
     mendable_ = true;
-    return false;
+    // (QEMU calls what it names a leak. A repair takes it for what it is: in use.)
+    if (!repairs()) return false;
   }
   if (g_.in_cluster(host) != 0) {
     const bool has_data =

@@ -64,6 +64,7 @@ class Checker {
   std::uint64_t file_clusters() const { return g_.clusters_for(file_.size()); }
   Task<Result<void>> write_table(std::uint64_t offset, std::span<const std::byte> bytes);
   Task<Result<void>> write_header();
+  bool repairs() const { return request_.fix_leaks || request_.fix_errors; }
   Result<void> may_repair() const;
   Task<Result<void>> repair_or_compare();
   Task<Result<void>> mark_clean();

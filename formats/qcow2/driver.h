@@ -246,8 +246,12 @@ class Qcow2Driver final : public MappedDriver,
   Options given_;                                 // what options_ was made of
   bool discard_unmap_ = false;                    // the last choose_discards()
   const std::atomic<bool>* cancelled_ = nullptr;  // of the amendment; under operations_
-  // Between prepare_reopen() and its end.
-  std::optional<OpenFlags> reopening_;
+  // Between prepare_reopen() and its end, beside no operation.
+  struct Reopening {
+    OpenFlags flags;
+    AsyncMutex::Guard alone;  // of operations_
+  };
+  std::optional<Reopening> reopening_;
   Chore shedding_;  // the last member: it ends before anything it sheds from
 };
 

@@ -215,6 +215,8 @@ class HostClusters {
   Task<Result<TableCache::Pin>> prepare(Search& search);
   Task<Result<void>> scan(std::uint64_t slice);
   Task<Result<void>> find_frontier();
+  bool go_on_in_block(std::uint64_t first_block, std::uint64_t end_block)
+      PLATTER_EXCLUDES(metadata_mutex);
   Task<Result<void>> make_blocks(std::uint64_t following);
   // A refcount table of at least so many entries.
   Task<Result<void>> grow_table(std::uint64_t least_entries);

@@ -54,6 +54,17 @@ void HostClusters::place_blocks(std::uint64_t first_block, std::uint64_t blocks,
   frontier_ = end;
 }
 
+// Moves the frontier to the first block that there is among these: what it counts may be in use.
+bool HostClusters::go_on_in_block(std::uint64_t first_block, std::uint64_t end_block) {
+  MutexLock lock(core_.mutex());
+  for (std::uint64_t i = first_block; i < end_block; ++i) {
+    if (refcounts_.block(i) == 0) continue;
+    frontier_ = i << core_.geometry.refblock_bits();
+    return true;
+  }
+  return false;
+}
+
 // Blocks for the region of the frontier, which has none, and for `following` clusters behind the
 // new blocks. One by one they would never leave a range between them that is longer than what one
 // counts.
@@ -72,13 +83,7 @@ Task<Result<void>> HostClusters::make_blocks(std::uint64_t following) {
     auto grown = co_await grow_table(end_block);
     co_return grown;
   }
-  for (std::uint64_t i = first_block; i < end_block; ++i) {
-    if (block(i) == 0) continue;
-    // What it counts may be in use.
-    MutexLock lock(core_.mutex());
-    frontier_ = i << g.refblock_bits();
-    co_return {};
-  }
+  if (go_on_in_block(first_block, end_block)) co_return {};
   auto written = co_await write_table_zeroes(first, blocks);
   PLATTER_CO_TRY(written);
   MutexLock lock(core_.mutex());
@@ -116,6 +121,7 @@ Task<Result<void>> HostClusters::grow_table(std::uint64_t least_entries) {
       break;
     }
   }
+  if (go_on_in_block(first_block, first_block + blocks)) co_return {};
   if (first + blocks + table_clusters > limit()) co_return fail_errno(ENOSPC);
   auto written = co_await write_table_zeroes(first, blocks + table_clusters);
   PLATTER_CO_TRY(written);

@@ -209,12 +209,12 @@ Task<Result<void>> Qcow2Driver::begin_writing() {
 // Reopening --------------------------------------------------------------------------------------
 
 Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
+  auto alone = co_await operations_.lock();
   if (core_.writable && flags.read_only) {
     auto ended = co_await end_writing();
     PLATTER_CO_TRY(ended);
   }
   if (!core_.writable && !flags.read_only) {
-    auto alone = co_await operations_.lock();
     // What is written would go into the snapshot's own tables.
     if (snapshots_.shows_one())
       co_return fail(EBUSY, "the image shows a snapshot: it cannot be opened read/write");
@@ -232,15 +232,15 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     auto bitmaps = co_await bitmaps_.load_enabled();
     PLATTER_CO_TRY(bitmaps);
   }
-  reopening_ = flags;
+  reopening_ = Reopening{.flags = flags, .alone = std::move(alone)};
   co_return {};
 }
 
 void Qcow2Driver::commit_reopen() {
   if (!reopening_) return;
   const bool was = core_.writable;
-  core_.writable = !reopening_->read_only;
-  choose_discards(reopening_->discard_unmap);
+  core_.writable = !reopening_->flags.read_only;
+  choose_discards(reopening_->flags.discard_unmap);
   if (core_.writable) write_back_.set_lazy(wants_lazy());
   if (!was && core_.writable) {
     list_metadata();

@@ -65,6 +65,8 @@ class Refcounts {
     Buffer bytes;
   };
   bool table_dirty() const PLATTER_REQUIRES(metadata_mutex) { return moved_ || !dirty_.empty(); }
+  // The header names another place yet.
+  bool table_moved() const PLATTER_REQUIRES(metadata_mutex) { return moved_; }
   // `moved`: the header must name the new place before anything that the new entries count is used.
   std::vector<TableWrite> take_dirty_table(bool& moved) PLATTER_REQUIRES(metadata_mutex);
   void put_back_table(const std::vector<TableWrite>& writes, bool moved)

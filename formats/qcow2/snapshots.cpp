@@ -46,7 +46,7 @@ Result<std::size_t> Snapshots::find(const std::string& id_or_name) const {
 Task<Result<void>> Snapshots::load(std::string id_or_name) {
   Core& core = driver_.core_;
   auto alone = co_await driver_.operations_.lock();
-  if (core.writable || driver_.reopening_)
+  if (core.writable)
     co_return fail(EBUSY, "a snapshot is shown only by an image that is open read-only");
   const Result<std::size_t> which = find(id_or_name);
   PLATTER_CO_TRY(which);

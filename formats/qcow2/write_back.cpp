@@ -72,8 +72,10 @@ struct WriteBack::Batch {
 
 WriteBack::Batch WriteBack::take() {
   Batch batch;
-  batch.lazy = lazy_.load();
   MutexLock lock(core_.mutex());
+  // A table that has moved is named by the header before the place of the old one, which is among
+  // what was unlinked, is used for anything else.
+  batch.lazy = lazy_.load() && !refcounts_.table_moved();
   if (!batch.lazy) {
     batch.counts = refcounts_.cache().take_dirty();
     batch.table = refcounts_.take_dirty_table(batch.moved);

@@ -4,47 +4,19 @@
 #include <fmt/format.h>
 
 #include <atomic>
-#include <cstring>
 
 #include "block/exec/executor_thread.h"
 #include "race/race_support.h"
+#include "race/stamped.h"
 
 namespace platter::qcow2 {
 namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-constexpr std::uint64_t kSector = 512;
 constexpr std::uint64_t kDiskSize = std::uint64_t{2} << 20;
-constexpr std::uint64_t kSectors = kDiskSize / kSector;
+constexpr std::uint64_t kSectors = kDiskSize / kStamped;
 constexpr std::uint64_t kStripe = 29;  // sectors: 3.6 clusters of 4 KiB
-
-// Numbers of the last change of each sector: even ones are writes, odd ones zeroes.
-struct Numbers {
-  std::vector<std::atomic<std::uint32_t>> begun = std::vector<std::atomic<std::uint32_t>>(kSectors);
-  std::vector<std::atomic<std::uint32_t>> ended = std::vector<std::atomic<std::uint32_t>>(kSectors);
-};
-
-struct Taken {
-  std::string name;
-  std::vector<std::uint32_t> from;  // ended before it was asked for
-  std::vector<std::uint32_t> to;    // begun when it was there
-};
-
-void stamp(std::byte* sector, std::uint64_t number, std::uint32_t change) {
-  const std::uint64_t word = (change & 1) != 0 ? 0 : (std::uint64_t{change} << 32) | number;
-  for (std::size_t at = 0; at < kSector; at += 8) std::memcpy(sector + at, &word, 8);
-}
-
-// Whether the sector holds a change out of [from, to].
-bool fair(const std::byte* sector, std::uint64_t number, std::uint32_t from, std::uint32_t to) {
-  if (std::memcmp(sector, sector + 8, kSector - 8) != 0) return false;
-  std::uint64_t word = 0;
-  std::memcpy(&word, sector, 8);
-  if (word == 0) return from == 0 || (from & 1) != 0 || (to & 1) != 0 || to > from + 2;
-  const std::uint64_t change = word >> 32;
-  return (word & 0xffffffff) == number && change >= from && change <= to;
-}
 
 class Writer {
  public:
@@ -70,36 +42,27 @@ class Writer {
     if (kind == 0) {
       done = co_await node_.flush();
     } else if (kind == 1) {
-      begin(first, sectors, 1);
+      numbers_.begin(first, sectors, true);
       const ZeroFlags flags{.may_unmap = random_() % 2 == 0};
-      done = co_await node_.write_zeroes(first * kSector, sectors * kSector, flags);
-      end(first, sectors);
+      done = co_await node_.write_zeroes(first * kStamped, sectors * kStamped, flags);
+      numbers_.end(first, sectors);
     } else if (kind == 2) {
-      std::vector<std::byte> now(sectors * kSector);
-      done = co_await node_.read(first * kSector, iov(now));
+      std::vector<std::byte> now(sectors * kStamped);
+      done = co_await node_.read(first * kStamped, iov(now));
       for (std::uint64_t s = 0; s < sectors; ++s) {
         const std::uint32_t change = numbers_.ended[first + s].load();
-        EXPECT_TRUE(fair(now.data() + s * kSector, first + s, change, change))
+        EXPECT_TRUE(fair(now.data() + s * kStamped, first + s, change, change))
             << "sector " << first + s;
       }
     } else {
-      begin(first, sectors, 0);
-      std::vector<std::byte> data(sectors * kSector);
+      numbers_.begin(first, sectors, false);
+      std::vector<std::byte> data(sectors * kStamped);
       for (std::uint64_t s = 0; s < sectors; ++s)
-        stamp(data.data() + s * kSector, first + s, numbers_.begun[first + s].load());
-      done = co_await node_.write(first * kSector, iov(data));
-      end(first, sectors);
+        stamp(data.data() + s * kStamped, first + s, numbers_.begun[first + s].load());
+      done = co_await node_.write(first * kStamped, iov(data));
+      numbers_.end(first, sectors);
     }
     EXPECT_TRUE(done) << (done ? "" : done.error().message());
-  }
-
-  void begin(std::uint64_t first, std::uint64_t sectors, std::uint32_t zeroes) {
-    for (std::uint64_t s = first; s < first + sectors; ++s)
-      numbers_.begun[s].store((numbers_.begun[s].load() / 2 + 1) * 2 + zeroes);
-  }
-  void end(std::uint64_t first, std::uint64_t sectors) {
-    for (std::uint64_t s = first; s < first + sectors; ++s)
-      numbers_.ended[s].store(numbers_.begun[s].load());
   }
 
   BlockNode& node_;
@@ -108,12 +71,6 @@ class Writer {
   const unsigned count_;
   std::mt19937 random_;
 };
-
-std::vector<std::uint32_t> copy_of(const std::vector<std::atomic<std::uint32_t>>& numbers) {
-  std::vector<std::uint32_t> copy;
-  for (const auto& one : numbers) copy.push_back(one.load());
-  return copy;
-}
 
 // Takes and removes snapshots, by themselves or in favour of the latest; some stay.
 Task<void> snap(BlockNode& node, const Numbers& numbers, unsigned rounds,
@@ -144,7 +101,7 @@ Task<void> compare(BlockNode& node, const std::vector<std::uint32_t>& from,
   auto got = co_await node.read(0, iov(now));
   CO_OK(got);
   for (std::uint64_t s = 0; s < kSectors; ++s) {
-    EXPECT_TRUE(fair(now.data() + s * kSector, s, from[s], to[s]))
+    EXPECT_TRUE(fair(now.data() + s * kStamped, s, from[s], to[s]))
         << "sector " << s << ", changes " << from[s] << " to " << to[s];
     if (::testing::Test::HasFailure()) co_return;
   }
@@ -175,7 +132,7 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned coun
   auto opening = [&] { return image.open(true, open_options); };
   auto opened = run_blocking(executor, opening);
   ASSERT_TRUE(opened) << opened.error().message();
-  Numbers numbers;
+  Numbers numbers(kSectors);
   std::vector<Taken> taken;
   {
     std::atomic<bool> stop{false};
