@@ -73,8 +73,13 @@ class SlotWriter {
     if (header_.slots[slot].active) {
       // Whoever overwrites the only key must be able to open the volume with either, always.
       const auto idle = std::ranges::find(header_.slots, false, &LuksSlot::active);
-      if (idle != header_.slots.end()) {
+      if (idle != header_.slots.end())
         spare = static_cast<std::size_t>(idle - header_.slots.begin());
+    }
+    const Result<void> opens = check_ahead(slot, spare, filled);
+    PLATTER_CO_TRY(opens);
+    if (header_.slots[slot].active) {
+      if (spare) {
         auto lent = co_await fill_idle(*spare, filled, material);
         PLATTER_CO_TRY(lent);
       }
@@ -90,6 +95,21 @@ class SlotWriter {
   }
 
  private:
+  // All headers on the way are such as will be opened again.
+  Result<void> check_ahead(std::size_t slot, std::optional<std::size_t> spare,
+                           const LuksSlot& filled) const {
+    LuksHeader next = header_;
+    Result<void> opens;
+    if (spare) {
+      next.slots[*spare] = filled;
+      opens = check_luks_iterations(next);
+    }
+    next.slots[slot] = filled;
+    if (opens) opens = check_luks_iterations(next);
+    if (!opens) return forward_error(opens, "Can't add keyslot {}", slot);
+    return {};
+  }
+
   Task<Result<void>> fill_idle(std::size_t slot, LuksSlot filled, std::vector<std::byte> material) {
     auto done = co_await put_material(slot, material);
     PLATTER_CO_TRY(done);

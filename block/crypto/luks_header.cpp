@@ -68,8 +68,45 @@ Result<void> check_slots(const LuksHeader& header) {
   return {};
 }
 
+Result<void> check(const LuksHeader& header, std::uint64_t area) {
+  if (header.payload_offset() < kLuksKeyAreaOffset) {
+    return fail(EINVAL, "LUKS payload is overlapping with the header");
+  }
+  if (header.payload_offset() > area) {
+    return fail(EINVAL, "LUKS payload offset {} is beyond the {} bytes there are",
+                header.payload_offset(), area);
+  }
+  if (header.iterations == 0) return fail(EINVAL, "LUKS key iteration count is zero");
+  if (header.key_bytes == 0 || header.key_bytes > kLuksMaxKeyBytes) {
+    return fail(EINVAL, "LUKS master key of {} bytes is not between 1 and {} bytes long",
+                header.key_bytes, kLuksMaxKeyBytes);
+  }
+  if (header.mode().empty() || header.generator().empty()) {
+    return fail(EINVAL, "Unexpected cipher mode string format '{}'", header.cipher_mode);
+  }
+  const Result<void> slots = check_slots(header);
+  PLATTER_TRY(slots);
+  return check_luks_iterations(header);
+}
+
+Result<std::string> make_uuid() {
+  std::array<std::byte, 16> bytes;
+  const Result<void> random = random_bytes(bytes);
+  PLATTER_TRY(random);
+  bytes[6] = (bytes[6] & std::byte{0x0f}) | std::byte{0x40};  // version 4: random
+  bytes[8] = (bytes[8] & std::byte{0x3f}) | std::byte{0x80};
+  std::string text;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += fmt::format("{:02x}", std::to_integer<unsigned>(bytes[i]));
+  }
+  return text;
+}
+
+}  // namespace
+
 // What a wrong passphrase costs: each slot's key, and each time the digest of what came out.
-Result<void> check_iterations(const LuksHeader& header) {
+Result<void> check_luks_iterations(const LuksHeader& header) {
   const auto hash = Hash::named(header.hash);
   // (No passphrase is tried with a hash that is not there.)
   const std::size_t bytes = hash ? hash->size() : kLuksMaxKeyBytes;
@@ -94,43 +131,6 @@ Result<void> check_iterations(const LuksHeader& header) {
   }
   return {};
 }
-
-Result<void> check(const LuksHeader& header, std::uint64_t area) {
-  if (header.payload_offset() < kLuksKeyAreaOffset) {
-    return fail(EINVAL, "LUKS payload is overlapping with the header");
-  }
-  if (header.payload_offset() > area) {
-    return fail(EINVAL, "LUKS payload offset {} is beyond the {} bytes there are",
-                header.payload_offset(), area);
-  }
-  if (header.iterations == 0) return fail(EINVAL, "LUKS key iteration count is zero");
-  if (header.key_bytes == 0 || header.key_bytes > kLuksMaxKeyBytes) {
-    return fail(EINVAL, "LUKS master key of {} bytes is not between 1 and {} bytes long",
-                header.key_bytes, kLuksMaxKeyBytes);
-  }
-  if (header.mode().empty() || header.generator().empty()) {
-    return fail(EINVAL, "Unexpected cipher mode string format '{}'", header.cipher_mode);
-  }
-  const Result<void> slots = check_slots(header);
-  PLATTER_TRY(slots);
-  return check_iterations(header);
-}
-
-Result<std::string> make_uuid() {
-  std::array<std::byte, 16> bytes;
-  const Result<void> random = random_bytes(bytes);
-  PLATTER_TRY(random);
-  bytes[6] = (bytes[6] & std::byte{0x0f}) | std::byte{0x40};  // version 4: random
-  bytes[8] = (bytes[8] & std::byte{0x3f}) | std::byte{0x80};
-  std::string text;
-  for (std::size_t i = 0; i < bytes.size(); ++i) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
-    text += fmt::format("{:02x}", std::to_integer<unsigned>(bytes[i]));
-  }
-  return text;
-}
-
-}  // namespace
 
 std::string LuksHeader::mode() const {
   const std::size_t dash = cipher_mode.find('-');

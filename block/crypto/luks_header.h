@@ -68,6 +68,8 @@ struct LuksHeader {
 // `bytes` starts with the header; `area` bounds everything: how long header and slots may be.
 Result<LuksHeader> parse_luks_header(std::span<const std::byte> bytes, std::uint64_t area);
 std::array<std::byte, kLuksHeaderBytes> encode_luks_header(const LuksHeader& header);
+// Whether parse_luks_header() takes its iteration counts (kLuksMaxHashes).
+Result<void> check_luks_iterations(const LuksHeader& header);
 
 // A header with all slots idle, for a new volume: its places, names and UUID, but no key yet.
 Result<LuksHeader> plan_luks_header(const CipherSpec& cipher, const std::string& hash);

@@ -19,6 +19,7 @@ BlockNode::BlockNode(const DriverType& type, std::unique_ptr<Driver> driver, std
       driver_(std::move(driver)),
       node_name_(std::move(node_name)),
       filename_(std::move(filename)),
+      listens_(driver_->listens_to_events()),
       flags_(flags) {
   refresh();
 }
@@ -42,7 +43,6 @@ void BlockNode::refresh() {
       align_down<std::uint64_t>(limits_.max_discard, limits_.discard_alignment),
       limits_.discard_alignment);
   can_grow_ = driver_->can_grow();
-  listens_ = driver_->listens_to_events();
   guard_head_ = probed_ && type_.name == "raw";
   plain_writes_ = !flags_.read_only && !flags_.writethrough && !guard_head_ &&
                   flags_.detect_zeroes == OpenFlags::DetectZeroes::kOff &&

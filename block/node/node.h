@@ -147,11 +147,11 @@ class BlockNode : public std::enable_shared_from_this<BlockNode> {
   std::unique_ptr<Driver> driver_;
   const std::string node_name_;
   const std::string filename_;
-  OpenFlags flags_;  // changed only while drained, as are the following six
+  const bool listens_;
+  OpenFlags flags_;  // changed only while drained, as are the following five
   bool probed_ = false;
   Limits limits_;
   bool can_grow_ = false;
-  bool listens_ = false;
   bool plain_writes_ = false;  // an aligned write without FUA may go straight to the driver
   bool guard_head_ = false;
   std::atomic<bool> dirty_{false};  // written since the last flush began

@@ -18,13 +18,16 @@ bool BlockNode::takes_as_is(std::uint64_t offset, const IoVec& iov) const {
 }
 
 Task<Result<void>> BlockNode::read(std::uint64_t offset, IoVec iov, ReadFlags flags) {
-  if (takes_as_is(offset, iov) && range_within(offset, iov.size(), driver_->size()) &&
-      !detail::nested_too_deep() && gate_.enter()) [[likely]] {
-    const detail::Nesting nested;
-    Task<Result<void>> task = driver_->do_read(offset, iov, flags);
-    if (!task.done()) return leave_after(std::move(task));
+  // (Judged inside: a reopen may change the limits until then.)
+  if (!detail::nested_too_deep() && gate_.enter()) [[likely]] {
+    if (takes_as_is(offset, iov) && range_within(offset, iov.size(), driver_->size())) [[likely]] {
+      const detail::Nesting nested;
+      Task<Result<void>> task = driver_->do_read(offset, iov, flags);
+      if (!task.done()) return leave_after(std::move(task));
+      gate_.leave();
+      return task;
+    }
     gate_.leave();
-    return task;
   }
   return read_slow(offset, iov, flags);
 }

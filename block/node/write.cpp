@@ -6,15 +6,18 @@
 
 namespace platter {
 Task<Result<void>> BlockNode::write(std::uint64_t offset, IoVec iov, WriteFlags flags) {
-  if (plain_writes_ && !flags.fua && takes_as_is(offset, iov) &&
-      range_within(offset, iov.size(), driver_->size()) && !detail::nested_too_deep() &&
-      gate_.enter()) [[likely]] {
-    mark_dirty();
-    const detail::Nesting nested;
-    Task<Result<void>> task = driver_->do_write(offset, iov, flags);
-    if (!task.done()) return leave_after(std::move(task));
+  // (Judged inside: a reopen may change the mode and the limits until then.)
+  if (!flags.fua && !detail::nested_too_deep() && gate_.enter()) [[likely]] {
+    if (plain_writes_ && takes_as_is(offset, iov) &&
+        range_within(offset, iov.size(), driver_->size())) [[likely]] {
+      mark_dirty();
+      const detail::Nesting nested;
+      Task<Result<void>> task = driver_->do_write(offset, iov, flags);
+      if (!task.done()) return leave_after(std::move(task));
+      gate_.leave();
+      return task;
+    }
     gate_.leave();
-    return task;
   }
   return write_slow(offset, iov, flags);
 }

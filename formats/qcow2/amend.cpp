@@ -150,7 +150,13 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
                                       std::function<void(std::uint64_t, std::uint64_t)> progress,
                                       const std::atomic<bool>* cancelled) {
   if (!core_.writable) co_return fail(EROFS, "the image is read-only");
-  const auto plan = plan_amendment(options, core_.header);
+  Header header;
+  {
+    // A write-back may be changing other fields.
+    auto guard = co_await core_.header_mutex.lock();
+    header = core_.header;
+  }
+  const auto plan = plan_amendment(options, header);
   PLATTER_CO_TRY(plan);
   if (plan->version < 3) {
     // Refused before anything else is changed.
@@ -166,7 +172,7 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
   const auto advance = [&] {
     if (progress) progress(++done, 7);
   };
-  if (plan->version > core_.header.version) {
+  if (plan->version > header.version) {
     auto upgraded = co_await amend_alone(&Qcow2Driver::upgrade_now, plan->version, cancelled);
     PLATTER_CO_TRY(upgraded);
   }
@@ -177,17 +183,17 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
     PLATTER_CO_TRY(amended);
   }
   advance();
-  if (plan->refcount_order != core_.header.refcount_order) {
+  if (plan->refcount_order != header.refcount_order) {
     auto widened = co_await amend_alone(&Qcow2Driver::change_refcount_width_now,
                                         plan->refcount_order, cancelled);
     PLATTER_CO_TRY(widened);
   }
   advance();
-  if (plan->data_file_raw != core_.header.data_file_raw() ||
-      plan->data_file != core_.header.extensions.data_file) {
-    const auto rename = [&plan](Header& header) {
-      if (!plan->data_file_raw) header.autoclear_features &= ~autoclear::kDataFileRaw;
-      header.extensions.data_file = plan->data_file;
+  if (plan->data_file_raw != header.data_file_raw() ||
+      plan->data_file != header.extensions.data_file) {
+    const auto rename = [&plan](Header& changed) {
+      if (!plan->data_file_raw) changed.autoclear_features &= ~autoclear::kDataFileRaw;
+      changed.extensions.data_file = plan->data_file;
     };
     const std::function<void(Header&)> named(rename);
     auto alone = co_await operations_.lock();
@@ -204,13 +210,13 @@ Task<Result<void>> Qcow2Driver::amend(Options options, bool force,
     }
   }
   advance();
-  if (plan->lazy_refcounts != core_.header.lazy_refcounts()) {
+  if (plan->lazy_refcounts != header.lazy_refcounts()) {
     auto changed = co_await amend_alone(&Qcow2Driver::change_lazy_refcounts_now,
                                         plan->lazy_refcounts, cancelled);
     PLATTER_CO_TRY(changed);
   }
   advance();
-  if (plan->version < core_.header.version) {
+  if (plan->version < header.version) {
     auto downgraded = co_await amend_alone(&Qcow2Driver::downgrade_now, plan->version, cancelled);
     PLATTER_CO_TRY(downgraded);
   }
@@ -234,13 +240,12 @@ Task<Result<void>> Qcow2Driver::amend_key_slots(crypto::LuksAmendment amendment,
   auto alone = co_await operations_.lock();
   if (core_.poisoned.load()) co_return core_.given_up();
   const std::uint64_t base = core_.header.extensions.encryption->offset;
+  // As it is on disk: a write that failed may have come through, or be lost after all.
+  auto present = co_await read_encryption_header(*core_.file, core_.header);
+  PLATTER_CO_TRY(present);
+  luks_ = std::move(*present);
   auto amended = co_await crypto::amend_luks(*core_.file, base, *luks_, std::move(amendment),
                                              key_secret_, force);
-  if (!amended) {
-    // A write may have come through although it failed.
-    auto present = co_await read_encryption_header(*core_.file, core_.header);
-    if (present) luks_ = std::move(*present);
-  }
   co_return amended;
 }
 

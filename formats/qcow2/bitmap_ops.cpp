@@ -189,6 +189,8 @@ Task<Result<void>> Bitmaps::merge_now(std::string name, std::shared_ptr<const Di
 }
 
 Task<Result<std::shared_ptr<const DirtyBitmap>>> Bitmaps::contents(std::string name) {
+  // A resize would replace it.
+  auto alone = co_await driver_.operations_.lock();
   const Result<std::size_t> which = find(bitmaps_, name);
   PLATTER_CO_TRY(which);
   const Bitmap& bitmap = bitmaps_[*which];

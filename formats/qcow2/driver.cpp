@@ -289,9 +289,9 @@ Result<void> Qcow2Driver::may_operate() const {
 }
 
 Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>()>& work) {
+  auto alone = co_await operations_.lock();
   const Result<void> may = may_operate();
   PLATTER_CO_TRY(may);
-  auto alone = co_await operations_.lock();
   write_back_.set_lazy(false);  // counts are on disk before a header that shows what they count
   began_ = false;
   Result<void> result;
@@ -312,9 +312,9 @@ Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>
 
 Task<Result<void>> Qcow2Driver::exclusively(const std::function<Task<Result<void>>()>& work,
                                             bool reload) {
+  auto alone = co_await operations_.lock();
   const Result<void> may = may_operate();
   PLATTER_CO_TRY(may);
-  auto alone = co_await operations_.lock();
   auto holding = hold();
   co_await holding;
   write_back_.set_lazy(false);  // counts on disk are looked at
@@ -410,12 +410,12 @@ std::string Qcow2Driver::backing_format() const {
 
 Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string format,
                                                std::function<Result<void>()> allowed) {
-  if (!core_.writable) co_return fail(EROFS, "the image is read-only");
+  auto alone = co_await operations_.lock();
+  const Result<void> may = may_operate();
+  PLATTER_CO_TRY(may);
   // The data file would not read as the disk does any more.
   if (!filename.empty() && core_.header.data_file_raw())
     co_return fail(EINVAL, "an image with data_file_raw has no backing file");
-  auto alone = co_await operations_.lock();
-  if (core_.poisoned.load()) co_return core_.given_up();
   if (allowed) {
     const Result<void> still = allowed();
     PLATTER_CO_TRY(still);

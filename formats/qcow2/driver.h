@@ -246,7 +246,8 @@ class Qcow2Driver final : public MappedDriver,
   Options given_;                                 // what options_ was made of
   bool discard_unmap_ = false;                    // the last choose_discards()
   const std::atomic<bool>* cancelled_ = nullptr;  // of the amendment; under operations_
-  // Between prepare_reopen() and its end, beside no operation.
+  Task<Result<void>> prepare_mode(OpenFlags flags);
+  // Between prepare_reopen() and its end: beside no operation, with requests held back.
   struct Reopening {
     OpenFlags flags;
     AsyncMutex::Guard alone;  // of operations_

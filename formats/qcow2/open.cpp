@@ -208,8 +208,21 @@ Task<Result<void>> Qcow2Driver::begin_writing() {
 
 // Reopening --------------------------------------------------------------------------------------
 
+// (The node is drained. What comes another way, an operation or VM state, is not of its requests.)
 Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
   auto alone = co_await operations_.lock();
+  auto holding = hold();
+  co_await holding;
+  auto prepared = co_await prepare_mode(flags);
+  if (prepared) {
+    reopening_ = Reopening{.flags = flags, .alone = std::move(alone)};
+  } else {
+    release();
+  }
+  co_return prepared;
+}
+
+Task<Result<void>> Qcow2Driver::prepare_mode(OpenFlags flags) {
   if (core_.writable && flags.read_only) {
     auto ended = co_await end_writing();
     PLATTER_CO_TRY(ended);
@@ -232,7 +245,6 @@ Task<Result<void>> Qcow2Driver::prepare_reopen(OpenFlags flags) {
     auto bitmaps = co_await bitmaps_.load_enabled();
     PLATTER_CO_TRY(bitmaps);
   }
-  reopening_ = Reopening{.flags = flags, .alone = std::move(alone)};
   co_return {};
 }
 
@@ -249,6 +261,7 @@ void Qcow2Driver::commit_reopen() {
     bitmaps_.start();
   }
   if (was && !core_.writable) bitmaps_.stop();
+  release();
   reopening_.reset();
 }
 
@@ -258,6 +271,7 @@ void Qcow2Driver::abort_reopen() {
   } else {
     bitmaps_.stop();
   }
+  release();
   reopening_.reset();
 }
 

@@ -59,13 +59,13 @@ Task<Result<void>> VmState::reach(std::uint64_t position, std::uint64_t length) 
 }
 
 Task<Result<void>> VmState::write(std::uint64_t position, IoVec iov) {
-  if (!driver_.core_.writable) co_return fail(EROFS, "the image is read-only");
   PLATTER_FAULT(*driver_.core_.file, FaultEvent::kVmstateSave);
   const std::uint64_t length = iov.size();
   while (true) {
     {
       // Where it lies depends on the disk's size, which stays as it is while the ticket is held.
       auto ticket = co_await driver_.admit();
+      if (!driver_.core_.writable) co_return fail(EROFS, "the image is read-only");
       const Result<std::uint64_t> needed = l1_entries(position, length);
       PLATTER_CO_TRY(needed);
       if (*needed <= driver_.tables_.l1_size()) {

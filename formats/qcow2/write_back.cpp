@@ -179,13 +179,18 @@ Task<Result<void>> WriteBack::write_count_table(Batch& batch) {
 Task<Result<void>> WriteBack::move_count_table(const Batch& batch) {
   PLATTER_FAULT(*core_.file, FaultEvent::kRefblockAllocSwitchTable);
   auto guard = co_await core_.header_mutex.lock();
-  const Header before = core_.header;
+  const std::uint64_t old_offset = core_.header.refcount_table_offset;
+  const std::uint32_t old_clusters = core_.header.refcount_table_clusters;
   core_.header.refcount_table_offset = batch.place.offset;
   core_.header.refcount_table_clusters = static_cast<std::uint32_t>(batch.place.clusters);
   auto result = co_await core_.write_header();
   if (result) result = co_await barrier();
-  if (result) core_.header_unsure.store(false);
-  if (!result) core_.header = before;
+  if (result) {
+    core_.header_unsure.store(false);
+  } else {
+    core_.header.refcount_table_offset = old_offset;
+    core_.header.refcount_table_clusters = old_clusters;
+  }
   co_return result;
 }
 

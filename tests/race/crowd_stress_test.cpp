@@ -195,6 +195,7 @@ Task<void> play_lanes(Scene& scene, unsigned queue) {
 }
 
 // Operations -------------------------------------------------------------------------------------
+// All on one executor, as graph changes have to be: they take turns where they wait.
 
 Task<void> apply(Scene& scene, const Taken& taken) {
   scene.applied.store(&taken);
@@ -301,14 +302,16 @@ Task<void> change_properties(Scene& scene) {
   for (unsigned i = 0; i < scene.setting.rounds * 2 && !failed(); ++i) {
     BackingAbility& reference = *driver.backing_reference();
     const std::string filename = reference.backing_filename();
+    const auto is_same = [&]() -> Result<void> {
+      if (reference.backing_filename() != filename) return fail(EBUSY, "streamed");
+      return {};
+    };
+    const std::function<Result<void>()> same(is_same);
     Result<void> done;
     switch (random() % 3) {
       case 0:
         // The stream may have ended it by then.
-        done = co_await reference.change_backing(filename, "raw", [&]() -> Result<void> {
-          if (reference.backing_filename() != filename) return fail(EBUSY, "streamed");
-          return {};
-        });
+        done = co_await reference.change_backing(filename, "raw", same);
         if (!done && done.error().code() == EBUSY) done = {};
         expect_done(done, "backing reference");
         break;
@@ -322,7 +325,8 @@ Task<void> change_properties(Scene& scene) {
       default: {
         if (scene.setting.create.find("compat=0.10") != std::string_view::npos) break;
         const Options change = options(i % 2 == 0 ? "lazy_refcounts=on" : "lazy_refcounts=off");
-        done = co_await driver.amender()->amend(change, false, {}, nullptr);
+        const std::function<void(std::uint64_t, std::uint64_t)> untold;
+        done = co_await driver.amender()->amend(change, false, untold, nullptr);
         expect_done(done, "amend");
         break;
       }
@@ -436,13 +440,14 @@ void Crowd::play(const Setting& setting) {
       });
     };
     for (unsigned i = 0; i < kQueues; ++i) start([&, i] { return play_lanes(scene, i); });
-    for (const auto& operation : operations) {
-      start([&]() -> Task<void> {
-        auto working = operation();
-        co_await working;
+    start([&]() -> Task<void> {
+      std::vector<Task<void>> working;
+      for (const auto& operation : operations) working.push_back(operation());
+      for (Task<void>& one : working) {
+        co_await one;
         scene.working.fetch_sub(1);
-      });
-    }
+      }
+    });
     for (std::thread& waiter : waiters) waiter.join();
   }
   const std::vector<std::uint32_t> last = copy_of(scene.numbers.ended);

@@ -66,6 +66,34 @@ TEST_F(OverABackingImage, ANewReferenceKeepsNewRefcounts) {
   run([&] { return rename_beside_amending(image); });
 }
 
+// The counts are on disk before what they count: no mode in which they are not begins amid that.
+Task<void> reopen_beside_a_snapshot(Watched& opened) {
+  BlockNode& node = *opened.node;
+  auto done = co_await fill(node, 0, 1 << 20, 1);
+  CO_OK(done);
+  opened.points->suspend("taking", FaultEvent::kRefblockUpdate);
+  auto taking = node.driver().snapshots()->create("s", 1, 1);
+  auto halted = opened.points->wait_suspended("taking");
+  co_await halted;
+  OpenFlags flags = node.flags();
+  flags.discard_unmap = true;
+  auto reopening = reopen(node, flags);
+  EXPECT_FALSE(reopening.done()) << "reopened while a snapshot was being taken";
+  auto resumed = opened.points->resume("taking");
+  CO_OK(resumed);
+  done = co_await taking;
+  CO_OK(done);
+  done = co_await reopening;
+  CO_OK(done);
+  EXPECT_TRUE(node.flags().discard_unmap);
+  done = co_await fill(node, 0, 1 << 20, 2);
+  CO_OK(done);
+}
+
+TEST(OperationsRace, AReopenWaitsForASnapshotThatIsBeingTaken) {
+  act_out({.create = "lazy_refcounts=on"}, reopen_beside_a_snapshot);
+}
+
 // Its L1 table was copied before the data was.
 Task<void> stream_beside_a_snapshot(Watched& opened) {
   BlockNode& node = *opened.node;

@@ -173,6 +173,26 @@ TEST_F(LuksAmend, SurvivesFaults) {
   }
 }
 
+// Somebody else's slot may have been made on a faster machine, with much time.
+TEST_F(LuksAmend, MakesNoHeaderThatIsNotOpenedAgain) {
+  header_.slots[3].active = true;
+  header_.slots[3].iterations = static_cast<std::uint32_t>(
+      kLuksMaxHashes - header_.slots[0].iterations - 3 * header_.iterations);
+  while (!check_luks_iterations(header_)) header_.slots[3].iterations -= 1000;
+  const auto bytes = encode_luks_header(header_);
+  disk_->write(kBase, IoVec::of_const(bytes));
+  const LuksHeader before = header_;
+  for (const char* where : {"", ",keyslot=5"}) {
+    const std::string refused = amend(std::string("state=active,new-secret=two") + where);
+    EXPECT_NE(refused.find("Can't add keyslot"), std::string::npos) << refused;
+  }
+  const auto stored = stored_header();
+  ASSERT_OK(stored);
+  EXPECT_TRUE(*stored == before);
+  EXPECT_EQ(amend("state=inactive,keyslot=3"), "");
+  EXPECT_EQ(amend("state=active,new-secret=two"), "");
+}
+
 TEST_F(LuksAmend, RefusesInTheWordsOfQemu) {
   EXPECT_EQ(amend("new-secret=two"), "Parameter 'state' is missing");
   EXPECT_EQ(amend("state=foo"), "Parameter 'state' does not accept value 'foo'");
