@@ -57,15 +57,11 @@ int allocate_to(int fd, std::uint64_t offset, std::uint64_t end, const std::atom
 
 Result<void> grow_with_space(int fd, std::uint64_t old_size, std::uint64_t new_size, bool full,
                              const std::atomic<bool>* cancelled, const ResizeProgress* progress) {
-  int error = full ? write_zeroes_to(fd, old_size, new_size, cancelled, progress)
-                   : allocate_to(fd, old_size, new_size, cancelled, progress);
+  const int error = full ? write_zeroes_to(fd, old_size, new_size, cancelled, progress)
+                         : allocate_to(fd, old_size, new_size, cancelled, progress);
+  if (error == 0) return {};
   const char* what = full ? "Could not write zeros for preallocation"
                           : "Could not preallocate data for the new file";
-  if (error == 0 && full && ::fsync(fd) != 0) {
-    error = errno;
-    what = "Could not flush file to disk";
-  }
-  if (error == 0) return {};
   // Gives back what had been allocated. That this fails too changes nothing in the answer.
   [[maybe_unused]] const int undone = ::ftruncate(fd, static_cast<off_t>(old_size));
   return fail_errno(error, "{}", what);
@@ -171,7 +167,14 @@ Result<void> FileCreation::fill(int fd, bool existed) {
       ::ioctl(fd, FS_IOC_FSSETXATTR, &attributes);
     }
   }
-  return set_file_size(fd, 0, size_, preallocation_, nullptr);
+  const Result<void> sized = set_file_size(fd, 0, size_, preallocation_, nullptr);
+  PLATTER_TRY(sized);
+  if (preallocation_ == Preallocation::kFull && ::fsync(fd) != 0) {
+    const int error = errno;
+    [[maybe_unused]] const int undone = ::ftruncate(fd, 0);
+    return fail_errno(error, "Could not flush file to disk");
+  }
+  return {};
 }
 
 Result<void> FileCreation::run() {

@@ -16,8 +16,9 @@
 
 namespace platter {
 
-// Sets the size of a regular file; new space reads as zeroes. Bytes. Off, falloc and full. Once
-// `cancelled` (nullptr: never) is true, the file gets its old size back: ECANCELED.
+// Sets the size of a regular file; new space reads as zeroes. Bytes. Off, falloc and full, which
+// the caller flushes: the kernel tells of a lost write once, and whose it was is the caller's to
+// know. Once `cancelled` (nullptr: never) is true, the file gets its old size back: ECANCELED.
 Result<void> set_file_size(int fd, std::uint64_t old_size, std::uint64_t new_size,
                            Preallocation preallocation, const std::atomic<bool>* cancelled,
                            const ResizeProgress* progress = nullptr);

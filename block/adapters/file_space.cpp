@@ -151,6 +151,18 @@ Task<Result<void>> FileDriver::do_resize(ResizeRequest request) {
                          request.cancelled, request.progress);
   };
   Result<void> done = co_await run_on(WorkerPool::blocking(), work);
+  if (done && request.preallocation == Preallocation::kFull && request.size > old_size) {
+    // (Not with a plain call: what it were told of lost writes, later flushes would not know.)
+    note_change(0);
+    auto flushed = co_await do_flush();
+    if (!flushed) {
+      auto undo = [&] {
+        return set_file_size(fd_.get(), request.size, old_size, Preallocation::kOff, nullptr);
+      };
+      [[maybe_unused]] const Result<void> undone = co_await run_on(WorkerPool::blocking(), undo);
+      done = fail_errno(flushed.error().code(), "Could not flush file to disk");
+    }
+  }
   if (done) size_.store(request.size, std::memory_order_release);
   note_change(0);
   co_return done;
