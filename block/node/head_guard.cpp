@@ -14,10 +14,12 @@ namespace platter {
 Task<Result<void>> BlockNode::check_head(std::uint64_t offset, std::uint64_t length,
                                          const IoVec* iov) {
   if (offset >= kProbeSize) co_return {};
+  // What the write reaches counts also where the disk has just been made shorter than that.
+  const std::uint64_t disk_size = size();
   const std::uint64_t head_size =
-      std::min<std::uint64_t>(std::max(can_grow_ ? offset + length : 0, size()), kProbeSize);
+      std::min<std::uint64_t>(std::max(offset + length, disk_size), kProbeSize);
   const Buffer head = Buffer::zeroed(kProbeSize);
-  const std::uint64_t old = std::min(size(), head_size);
+  const std::uint64_t old = std::min(disk_size, head_size);
   if (old != 0) {
     const std::uint64_t padded = align_up(old, limits_.request_alignment);
     const Buffer block(padded);

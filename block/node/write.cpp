@@ -63,12 +63,14 @@ Task<Result<void>> BlockNode::write_slow(std::uint64_t offset, IoVec iov, WriteF
           ranges_, start, end - start,
           aligned && !head ? RangeLock::Mode::kShared : RangeLock::Mode::kExclusive);
       co_await hold.acquire();
+      // The disk may have become shorter meanwhile.
+      result = check_write(offset, iov.size());
       // The buffer may be a guest's memory, which changes at any time: of a probed image's start,
       // what is written is the copy that was judged. The rest follows as it is.
       Buffer start_copy;
       IoVec rest;
       std::uint64_t rest_offset = 0;
-      if (head) {
+      if (result && head) {
         const std::uint64_t length = iov.size();
         const std::uint64_t copied = std::min<std::uint64_t>(length, align - offset);
         start_copy = Buffer(copied);

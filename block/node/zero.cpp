@@ -48,6 +48,9 @@ Task<Result<void>> BlockNode::zero_locked(std::uint64_t offset, std::uint64_t le
   RangeLock::Hold hold(ranges_, start, end - start,
                        aligned && !head ? RangeLock::Mode::kShared : RangeLock::Mode::kExclusive);
   co_await hold.acquire();
+  // The disk may have become shorter meanwhile.
+  const Result<void> inside = check_write(offset, length);
+  PLATTER_CO_TRY(inside);
   if (head) {
     auto judged = co_await check_head(offset, length, nullptr);
     PLATTER_CO_TRY(judged);
