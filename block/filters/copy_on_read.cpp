@@ -117,10 +117,17 @@ class CopyOnReadDriver : public Driver {
   // Reads the clusters around `iov` and writes back those that are still not allocated.
   Task<Result<void>> copy(std::uint64_t offset, IoVec iov, ReadFlags flags) {
     const std::uint64_t start = align_down(offset, cluster_);
-    const std::uint64_t end = std::min(align_up(offset + iov.size(), cluster_), file_->size());
-    RangeLock::Hold hold(ranges_, start, end - start, RangeLock::Mode::kExclusive);
+    const std::uint64_t whole = align_up(offset + iov.size(), cluster_);
+    RangeLock::Hold hold(ranges_, start, whole - start, RangeLock::Mode::kExclusive);
     auto acquired = hold.acquire();
     co_await acquired;
+    const std::uint64_t size = file_->size();
+    if (!range_within(offset, iov.size(), size)) {
+      // The disk has become shorter since it was asked what lies here; its own read says so.
+      auto read = co_await file_->read(offset, iov, flags);
+      co_return read;
+    }
+    const std::uint64_t end = std::min(whole, size);
     const Buffer clusters(end - start);
     auto read = co_await file_->read(start, clusters.iov(), flags);
     PLATTER_CO_TRY(read);
