@@ -100,6 +100,15 @@ class RawDriver : public Driver {
     if (size_.load() != kToTheEnd) co_return fail(ENOTSUP, "Cannot resize fixed-size raw disks");
     const auto end = checked_add(request.size, offset_.load());
     if (!end) co_return fail(EINVAL, "Disk size too large for the chosen offset");
+    const std::uint64_t own_end = offset_.load() + size();
+    if (request.preallocation != Preallocation::kOff && own_end <= *end &&
+        file_->size() < own_end) {
+      // The disk's last sector may be written to while the file is filled from its end on, or gets
+      // back the end it had: the file holds all of that sector before.
+      const ResizeRequest whole{.size = own_end};
+      auto rounded = co_await file_->resize(whole);
+      PLATTER_CO_TRY(rounded);
+    }
     request.size = *end;
     auto resized = co_await file_->resize(request);
     co_return resized;

@@ -1,6 +1,11 @@
 // raw: windows, sizes, growth, extents, creation and measuring.
+#include <filesystem>
+#include <fstream>
+
 #include "block/adapters/memory.h"
+#include "block/exec/executor_thread.h"
 #include "unit/node/support.h"
+#include "unit/scratch_dir.h"
 
 namespace platter {
 namespace {
@@ -44,6 +49,63 @@ TEST_F(Raw, DisksAreWholeSectors) {
   EXPECT_OK(write_bytes(**edge, 1000, filled(24, 2)));
   EXPECT_FALSE(write_bytes(**edge, 1024, filled(1, 2)));
   EXPECT_OK(close(*edge));
+}
+
+// A disk whose file ends within its last sector grows with its space, and that sector is written
+// to meanwhile.
+class RawGrowth : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::ofstream(path_).close();
+    std::filesystem::resize_file(path_, 1000);
+    auto thread = ExecutorThread::start();
+    ASSERT_OK(thread);
+    writer_ = std::move(*thread);
+    auto edge = open("driver=raw,read-only=off,file.driver=file,file.filename=" + path_,
+                     Permissions::writer());
+    ASSERT_OK(edge);
+    edge_ = std::move(*edge);
+  }
+  void TearDown() override { EXPECT_OK(close(edge_)); }
+
+  // Whether the growth was cancelled is `cancel`.
+  void grow_beside_a_write(Preallocation preallocation, bool cancel) {
+    std::atomic<bool> cancelled{false};
+    bool written = false;
+    const ResizeProgress progress = [&](std::uint64_t, std::uint64_t) {
+      if (std::exchange(written, true)) return;
+      auto writing = [&] { return edge_->write(512, IoVec::of_const(sector_)); };
+      EXPECT_OK(run_blocking(writer_->executor(), writing));
+      auto flushing = [&] { return edge_->flush(); };
+      EXPECT_OK(run_blocking(writer_->executor(), flushing));
+      cancelled = cancel;
+    };
+    const ResizeRequest grow{.size = edge_->size() + 2 * kMiB,
+                             .preallocation = preallocation,
+                             .cancelled = &cancelled,
+                             .progress = &progress};
+    const auto resized = run([&] { return edge_->resize(grow); });
+    EXPECT_EQ(resized.has_value(), !cancel) << message_of(resized);
+    EXPECT_TRUE(written);
+    EXPECT_EQ(read_bytes(*edge_, 512, 512), sector_);
+  }
+
+  const ScratchDir dir_;
+  const std::string path_ = dir_ / "disk";
+  const std::vector<std::byte> sector_ = filled(512, 7);
+  std::unique_ptr<ExecutorThread> writer_;
+  Edge edge_;
+};
+
+TEST_F(RawGrowth, ThatIsCancelledLeavesWhatWasWrittenMeanwhile) {
+  grow_beside_a_write(Preallocation::kFull, true);
+  EXPECT_EQ(edge_->size(), 1024U);
+}
+
+TEST_F(RawGrowth, LeavesWhatWasWrittenMeanwhile) {
+  for (const auto preallocation : {Preallocation::kFull, Preallocation::kFalloc}) {
+    grow_beside_a_write(preallocation, false);
+  }
 }
 
 TEST_F(Raw, TheWindowMayChangeWhileItIsOpen) {
