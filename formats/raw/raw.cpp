@@ -82,7 +82,12 @@ class RawDriver : public Driver {
     return file_->write_zeroes(offset_ + offset, length, flags);
   }
   Task<Result<void>> do_discard(std::uint64_t offset, std::uint64_t length) override {
-    return file_->discard(offset_ + offset, length);
+    // Of the disk's last sector the file may hold only a part, or nothing.
+    const std::uint64_t start = offset_ + offset;
+    const std::uint64_t end = file_->size();
+    if (start >= end) [[unlikely]]
+      return nothing_to_discard();
+    return file_->discard(start, std::min(length, end - start));
   }
   Task<Result<void>> do_flush() override { return file_->flush(); }
 
@@ -186,6 +191,7 @@ class RawDriver : public Driver {
     size_.store(length);
     co_return {};
   }
+  static Task<Result<void>> nothing_to_discard() { co_return {}; }
   static Task<Result<void>> no_compression() {
     co_return fail(ENOTSUP, "the raw format cannot store compressed data");
   }

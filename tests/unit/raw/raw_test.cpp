@@ -51,6 +51,21 @@ TEST_F(Raw, DisksAreWholeSectors) {
   EXPECT_OK(close(*edge));
 }
 
+TEST_F(Raw, DiscardsToTheEndOfItsLastSector) {
+  disk_->write(0, IoVec::of_const(filled(1000, 1)));
+  auto edge = open("driver=raw,read-only=off,discard=unmap,file.driver=memory,file.name=r",
+                   Permissions::writer());
+  ASSERT_OK(edge);
+  // What lies behind the end of the file alone is nothing to give up.
+  EXPECT_OK(run([&] { return (*edge)->discard(1000, 24); }));
+  EXPECT_EQ(read_bytes(**edge, 512, 488), filled(488, 1));
+  EXPECT_OK(run([&] { return (*edge)->discard(512, 512); }));
+  EXPECT_EQ(read_bytes(**edge, 512, 488), filled(488, 0));
+  EXPECT_EQ(read_bytes(**edge, 0, 512), filled(512, 1));
+  EXPECT_EQ(disk_->size(), 1000U);
+  EXPECT_OK(close(*edge));
+}
+
 // A disk whose file ends within its last sector grows with its space, and that sector is written
 // to meanwhile.
 class RawGrowth : public ::testing::Test {
