@@ -152,6 +152,9 @@ Task<Result<void>> BlockNode::write_block(std::uint64_t block, std::uint64_t off
 }
 
 Task<Result<void>> BlockNode::write_aligned(std::uint64_t offset, IoVec iov, WriteFlags flags) {
+  // Compressed are whole clusters, however long they are.
+  const std::uint64_t bounce = std::max<std::uint64_t>(
+      {kBounce, limits_.request_alignment, flags.compressed ? limits_.optimal_transfer : 0U});
   for (std::uint64_t done = 0; done < iov.size();) {
     std::uint64_t length = std::min<std::uint64_t>(iov.size() - done, limits_.max_transfer);
     IoVec piece = iov.slice(done, length);
@@ -159,7 +162,7 @@ Task<Result<void>> BlockNode::write_aligned(std::uint64_t offset, IoVec iov, Wri
       auto direct = co_await call_write(offset + done, piece, flags);
       PLATTER_CO_TRY(direct);
     } else {
-      length = std::min(length, std::max<std::uint64_t>(kBounce, limits_.request_alignment));
+      length = std::min(length, bounce);
       const Buffer buffer(length);
       piece.first(length).copy_to(buffer.data());
       auto bounced = co_await call_write(offset + done, buffer.iov(), flags);
