@@ -1,6 +1,8 @@
 #include "block/exec/workers.h"
 
 #include <algorithm>
+#include <system_error>
+#include <utility>
 
 namespace platter {
 
@@ -28,11 +30,19 @@ WorkerPool& WorkerPool::blocking() {
 void WorkerPool::submit(std::function<void()> work) {
   {
     MutexLock lock(mutex_);
-    queue_.push_back(std::move(work));
-    if (idle_ < queue_.size() && threads_.size() < limit_)
-      threads_.emplace_back([this] { loop(); });
+    if (idle_ <= queue_.size() && threads_.size() < limit_) start_thread();
+    if (!threads_.empty()) queue_.push_back(std::exchange(work, nullptr));
   }
   wake_.notify_one();
+  if (work) work();
+}
+
+void WorkerPool::start_thread() {
+  try {
+    threads_.emplace_back([this] { loop(); });
+  } catch (const std::system_error&) {
+    // The process may have no more of them: those that there are do the work.
+  }
 }
 
 void WorkerPool::loop() {

@@ -32,11 +32,13 @@ class WorkerPool {
   // The process's pool for calls that block: a few more threads than cores.
   static WorkerPool& blocking();
 
+  // Runs `work` itself when not one thread can be had.
   void submit(std::function<void()> work);
   unsigned threads() const { return limit_; }
 
  private:
   void loop();
+  void start_thread() PLATTER_REQUIRES(mutex_);
 
   const unsigned limit_;
   Mutex mutex_;

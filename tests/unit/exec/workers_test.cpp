@@ -1,7 +1,11 @@
 #include "block/exec/workers.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <set>
 
 #include "block/exec/executor.h"
@@ -48,6 +52,30 @@ TEST(WorkerPool, ManyCoroutinesAtOnceStayWithinTheLimit) {
   std::set<std::thread::id> all;
   for (const auto& some : where) all.insert(some.begin(), some.end());
   EXPECT_LE(all.size(), 3U);
+}
+
+// Prints what came of work once its process may have no more threads.
+void work_without_threads(bool has_one) {
+  auto executor = Executor::create();
+  WorkerPool pool(8);
+  std::set<std::thread::id> before;
+  std::set<std::thread::id> after;
+  if (has_one) (*executor)->block_on([&] { return squares(pool, 1, before); });
+  const rlimit none{1, 1};
+  const bool limited = ::setrlimit(RLIMIT_NPROC, &none) == 0;
+  // Root has no such limit.
+  constexpr uid_t kNobody = 65534;
+  if (!limited || (::getuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0)) std::_Exit(3);
+  const int sum = (*executor)->block_on([&] { return squares(pool, 100, after); });
+  const bool here = after.contains(std::this_thread::get_id());
+  std::fprintf(stderr, "%d by %s", sum, here ? "the caller" : "a worker");
+  std::_Exit(0);
+}
+
+TEST(WorkerPoolDeathTest, WorkIsDoneWhereNoThreadCanBeHad) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(work_without_threads(false), ::testing::ExitedWithCode(0), "^338350 by the caller");
+  EXPECT_EXIT(work_without_threads(true), ::testing::ExitedWithCode(0), "^338350 by a worker");
 }
 
 TEST(WorkerPool, FinishesWhatWasSubmitted) {
