@@ -138,6 +138,11 @@ Task<Result<void>> FileDriver::prepare_reopen(OpenFlags flags) {
   reopened_.reset();
   const OpenFlags& now = settings_.flags;
   if (flags.read_only == now.read_only && flags.direct == now.direct) co_return {};
+  if (!now.read_only) {
+    // What was lost of the writes so far, the kernel tells the old description.
+    auto flushed = co_await do_flush();
+    PLATTER_CO_TRY(flushed);
+  }
   const OpenMode mode{flags.read_only, flags.direct};
   Result<UniqueFd> fd = open_again(fd_.get(), mode, settings_.path);
   PLATTER_CO_TRY(fd);

@@ -225,6 +225,15 @@ TEST_F(HostDeviceLosingWrites, AFailedFlushIsNeverForgotten) {
   EXPECT_FALSE(device.flush());
 }
 
+// A reader of what was written takes it for what the device holds.
+TEST_F(HostDeviceLosingWrites, AReopenFailsAsAFlushWould) {
+  OpenDriver device = open();
+  ASSERT_TRUE(device) << device.error();
+  ASSERT_TRUE(device.write(0, out_.iov()));
+  EXPECT_EQ(error_of(device.reopen({.read_only = true})), "Input/output error");
+  EXPECT_FALSE(device.flush());
+}
+
 TEST_F(HostDeviceLosingWrites, FlushesThatMeetAllFail) {
   OpenDriver device = open();
   ASSERT_TRUE(device) << device.error();
