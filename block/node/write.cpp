@@ -112,6 +112,17 @@ Task<Result<void>> BlockNode::write_any(std::uint64_t offset, IoVec iov, WriteFl
   }
   const std::uint64_t align = limits_.request_alignment;
   const std::uint64_t end = offset + iov.size();
+  if (flags.compressed && end == size() && is_aligned(offset, align) && !is_aligned(end, align)) {
+    // A cluster is stored compressed as one: the disk's last one goes with what pads it.
+    const std::uint64_t unit = std::max<std::uint64_t>(limits_.optimal_transfer, align);
+    const std::uint64_t last = std::max(offset, end - end % unit);
+    const Buffer padded = Buffer::zeroed(align_up(end, align) - last);
+    auto before = co_await write_aligned(offset, iov.first(last - offset), flags);
+    PLATTER_CO_TRY(before);
+    iov.from(last - offset).copy_to(padded.data());
+    auto written = co_await call_write(last, padded.iov(), flags);
+    co_return written;
+  }
   std::uint64_t done = 0;
   if (!is_aligned(offset, align)) {
     const std::uint64_t block = align_down(offset, align);

@@ -47,5 +47,35 @@ TEST_P(Qcow2PackedBounce, WritesWholeClusters) {
   run([&] { return write_and_read(image); });
 }
 
+// The disk's end need not be the end of a block of the file.
+Task<void> write_to_the_end(const MemoryImage& image) {
+  OpenRequest request;
+  request.options = options(
+      "driver=qcow2,file.driver=memory,file.request-alignment=4096,file.name=" + image.name());
+  request.flags.read_only = false;
+  request.permissions = Permissions::writer();
+  auto opened = co_await open_node(std::move(request));
+  CO_OK(opened);
+  BlockNode& node = **opened;
+  std::vector<std::byte> bytes(node.size(), std::byte{5});
+  const WriteFlags packed{.compressed = true};
+  auto written = co_await node.write(0, iov(bytes), packed);
+  CO_OK(written);
+  auto extent = co_await node.extent(kMiB, 5632);
+  CO_OK(extent);
+  EXPECT_EQ(extent->kind, ExtentKind::kCompressed);
+  std::vector<std::byte> found(node.size());
+  auto read = co_await node.read(0, iov(found));
+  CO_OK(read);
+  EXPECT_EQ(found, bytes);
+  auto closed = co_await opened->detach();
+  CO_OK(closed);
+}
+
+TEST_P(Qcow2PackedBounce, WritesTheDisksLastClusterWhole) {
+  const MemoryImage image("packed_end", kMiB + 5632, std::string("cluster_size=") + GetParam());
+  run([&] { return write_to_the_end(image); });
+}
+
 }  // namespace
 }  // namespace platter::qcow2
