@@ -49,7 +49,8 @@ bool MappedDriver::take_answer(Walk& walk, std::uint64_t offset, Mapping& mappin
   mapping.length = walk.length;
   if (mapping.kind == Mapping::Kind::kBacking) {
     BlockNode* below = walk.driver->backing();
-    const std::uint64_t size = below ? below->size() : 0;
+    // It shows within the disk only: what lies behind that, as VM state, is nobody's but its own.
+    const std::uint64_t size = below ? std::min(below->size(), walk.driver->size()) : 0;
     if (offset < size) {
       walk.length = std::min(walk.length, size - offset);
       mapping.length = walk.length;

@@ -4,6 +4,8 @@
 // reopened. No two writers share a sector, so that what each has written has to be there.
 #include <fmt/format.h>
 
+#include <chrono>
+#include <iostream>
 #include <memory>
 #include <thread>
 
@@ -32,16 +34,18 @@ struct Setting {
   std::string_view create;
   std::string_view open = "discard=unmap";
   std::uint64_t cluster_size = 65536;
-  bool snapshots = false;  // otherwise it is streamed into
-  bool resizes = true;
-  unsigned rounds = from_environment("PLATTER_STEPS", 12);
-  unsigned seed = from_environment("PLATTER_SEED", 20261123);
+  bool resizes_with_snapshots = true;
 };
+
+constexpr unsigned kFirstSeed = 20261123;
+enum class Beside : std::uint8_t { kStream, kSnapshots };
 
 // What all that goes on at once knows of each other.
 struct Scene {
   BlockNode& node;
   const Setting& setting;
+  unsigned seed = 0;
+  unsigned rounds = from_environment("PLATTER_STEPS", 12);  // of each operation
   Numbers numbers{kSectors, kBelow};
   std::atomic<unsigned> working{0};  // operations' tasks that have not ended
   // A snapshot that is being applied, until each lane has looked at what has become of its blocks.
@@ -60,7 +64,7 @@ void expect_done(const Result<void>& done, std::string_view what) {
 class Writer {
  public:
   Writer(Scene& scene, unsigned index)
-      : scene_(scene), node_(scene.node), index_(index), random_(scene.setting.seed * 97 + index) {}
+      : scene_(scene), node_(scene.node), index_(index), random_(scene.seed * 97 + index) {}
 
   Task<void> play() {
     while (!failed()) {
@@ -211,8 +215,8 @@ Task<void> apply(Scene& scene, const Taken& taken) {
 
 Task<void> take_and_apply(Scene& scene, std::vector<std::unique_ptr<Taken>>& taken) {
   SnapshotAbility& snapshots = *scene.node.driver().snapshots();
-  std::mt19937 random(scene.setting.seed);
-  for (unsigned i = 0; i < scene.setting.rounds && !failed(); ++i) {
+  std::mt19937 random(scene.seed);
+  for (unsigned i = 0; i < scene.rounds && !failed(); ++i) {
     auto one = std::make_unique<Taken>();
     one->name = fmt::format("s{}", i);
     one->from = copy_of(scene.numbers.ended);
@@ -241,7 +245,7 @@ Task<void> stream_up(Scene& scene) {
 
 Task<void> mark(Scene& scene) {
   BitmapAbility& bitmaps = *scene.node.driver().bitmaps();
-  for (unsigned i = 0; i < scene.setting.rounds && !failed(); ++i) {
+  for (unsigned i = 0; i < scene.rounds && !failed(); ++i) {
     auto done = co_await bitmaps.add("marks", 4096, true);
     expect_done(done, "bitmap");
     done = co_await bitmaps.clear("marks");
@@ -260,8 +264,8 @@ bool is_zero(const std::vector<std::byte>& bytes) {
 // Behind the lanes' part nobody writes: what comes there is zeroes, and is once more when it was
 // cut off.
 Task<void> resize(Scene& scene) {
-  std::mt19937 random(scene.setting.seed + 1);
-  for (unsigned i = 0; i < scene.setting.rounds && !failed(); ++i) {
+  std::mt19937 random(scene.seed + 1);
+  for (unsigned i = 0; i < scene.rounds && !failed(); ++i) {
     const ResizeRequest request{.size = kDisk + random() % ((kMost - kDisk) / 512) * 512};
     auto done = co_await scene.node.resize(request);
     expect_done(done, "resize");
@@ -280,8 +284,8 @@ Task<void> resize(Scene& scene) {
 // The state may be gone at any time, but it is never another's data.
 Task<void> keep_state(Scene& scene) {
   VmStateAbility& state = *scene.node.driver().vm_state();
-  std::mt19937 random(scene.setting.seed + 2);
-  for (unsigned i = 0; i < scene.setting.rounds * 2 && !failed(); ++i) {
+  std::mt19937 random(scene.seed + 2);
+  for (unsigned i = 0; i < scene.rounds * 2 && !failed(); ++i) {
     auto data = filled(4096 * (1 + random() % 40), static_cast<int>(1 + i % 250));
     auto done = co_await state.write(0, iov(data));
     expect_done(done, "VM state");
@@ -298,8 +302,8 @@ Task<void> keep_state(Scene& scene) {
 
 Task<void> change_properties(Scene& scene) {
   Driver& driver = scene.node.driver();
-  std::mt19937 random(scene.setting.seed + 3);
-  for (unsigned i = 0; i < scene.setting.rounds * 2 && !failed(); ++i) {
+  std::mt19937 random(scene.seed + 3);
+  for (unsigned i = 0; i < scene.rounds * 2 && !failed(); ++i) {
     BackingAbility& reference = *driver.backing_reference();
     const std::string filename = reference.backing_filename();
     const auto is_same = [&]() -> Result<void> {
@@ -347,7 +351,7 @@ class Crowd : public ::testing::Test {
     run([&] { return fill_backing(data); });
   }
 
-  void play(const Setting& setting);
+  void play(const Setting& setting, Beside beside, unsigned seed);
 
  private:
   std::string backing() const { return dir_ / "backing"; }
@@ -401,8 +405,8 @@ class Crowd : public ::testing::Test {
   ScratchDir dir_;
 };
 
-void Crowd::play(const Setting& setting) {
-  SCOPED_TRACE(fmt::format("{}, PLATTER_SEED={}", setting.create, setting.seed));
+void Crowd::play(const Setting& setting, Beside beside, unsigned seed) {
+  SCOPED_TRACE(fmt::format("{}, seed {}", setting.create, seed));
   std::filesystem::remove(image());
   const std::string create =
       fmt::format("backing_file={},backing_fmt=raw,{}", backing(), setting.create);
@@ -414,13 +418,15 @@ void Crowd::play(const Setting& setting) {
   auto opening = [&] { return open("qcow2", image(), setting.open); };
   auto opened = run_blocking(executor, opening);
   ASSERT_TRUE(opened) << opened.error().message();
-  Scene scene{.node = **opened, .setting = setting};
+  Scene scene{.node = **opened, .setting = setting, .seed = seed};
+  const bool snapshots = beside == Beside::kSnapshots;
   std::vector<std::unique_ptr<Taken>> taken;
   std::vector<std::function<Task<void>()>> operations;
   operations.emplace_back([&] { return keep_state(scene); });
   operations.emplace_back([&] { return change_properties(scene); });
-  if (setting.resizes) operations.emplace_back([&] { return resize(scene); });
-  if (setting.snapshots) {
+  if (!snapshots || setting.resizes_with_snapshots)
+    operations.emplace_back([&] { return resize(scene); });
+  if (snapshots) {
     operations.emplace_back([&] { return take_and_apply(scene, taken); });
   } else {
     operations.emplace_back([&] { return stream_up(scene); });
@@ -462,18 +468,36 @@ void Crowd::play(const Setting& setting) {
   run_blocking(executor, verifying);
 }
 
-TEST_F(Crowd, StreamAndSizes) {
-  play({.create = "cluster_size=64k"});
-  play({.create = "cluster_size=4k", .cluster_size = 4096});
-  play({.create = "cluster_size=16k,extended_l2=on", .cluster_size = 16384});
-  play({.create = "cluster_size=64k,compat=0.10"});
+constexpr Setting kSettings[] = {
+    {.create = "cluster_size=64k"},
+    {.create = "cluster_size=4k", .cluster_size = 4096},
+    {.create = "cluster_size=16k,extended_l2=on", .cluster_size = 16384},
+    {.create = "cluster_size=64k,compat=0.10", .resizes_with_snapshots = false},
+    {.create = "cluster_size=512,refcount_bits=64", .cluster_size = 512},
+    {.create = "cluster_size=4k",
+     .open = "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024",
+     .cluster_size = 4096},
+};
+
+TEST_F(Crowd, UnderAStream) {
+  for (const Setting& setting : kSettings) play(setting, Beside::kStream, kFirstSeed);
 }
 
-TEST_F(Crowd, SnapshotsAndSizes) {
-  play({.create = "cluster_size=64k", .snapshots = true});
-  play({.create = "cluster_size=4k", .cluster_size = 4096, .snapshots = true});
-  play({.create = "cluster_size=16k,extended_l2=on", .cluster_size = 16384, .snapshots = true});
-  play({.create = "cluster_size=64k,compat=0.10", .snapshots = true, .resizes = false});
+TEST_F(Crowd, UnderSnapshots) {
+  for (const Setting& setting : kSettings) play(setting, Beside::kSnapshots, kFirstSeed);
+}
+
+TEST_F(Crowd, ForLong) {
+  using Clock = std::chrono::steady_clock;
+  unsigned seed = from_environment("PLATTER_SEED", kFirstSeed);
+  const auto end = Clock::now() + std::chrono::duration<double>(stress_seconds() * 0.25);
+  unsigned rounds = 0;
+  for (; Clock::now() < end && !failed(); ++seed, ++rounds) {
+    play(kSettings[seed % std::size(kSettings)],
+         seed / 2 % 2 == 0 ? Beside::kStream : Beside::kSnapshots, seed);
+  }
+  std::cout << rounds << " seeds\n";
+  EXPECT_GT(rounds, 0u);
 }
 
 }  // namespace

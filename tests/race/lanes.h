@@ -12,6 +12,12 @@
 #include "block/exec/executor_thread.h"
 #include "race/race_support.h"
 
+// How long the long runs take, in seconds: enough to see that they work, unless a build asks for
+// more.
+#ifndef PLATTER_STRESS_SECONDS_DEFAULT
+#define PLATTER_STRESS_SECONDS_DEFAULT 4
+#endif
+
 namespace platter::qcow2::testing {
 
 inline constexpr std::uint64_t kStripe = 14848;  // 3.6 clusters of 4 KiB
@@ -20,6 +26,10 @@ inline constexpr std::uint64_t kSize = std::uint64_t{4} << 20;
 inline unsigned from_environment(const char* name, unsigned otherwise) {
   const char* const given = std::getenv(name);
   return given ? static_cast<unsigned>(std::atoi(given)) : otherwise;
+}
+
+inline unsigned stress_seconds() {
+  return from_environment("PLATTER_STRESS_SECONDS", PLATTER_STRESS_SECONDS_DEFAULT);
 }
 
 // A sequence of requests, one after the other, on stripes of its own.

@@ -9,17 +9,10 @@ namespace {
 
 using namespace testing;  // NOLINT: helpers of these tests
 
-// How long the long runs take, in seconds: enough to see that they work, unless a build asks for
-// more.
-#ifndef PLATTER_STRESS_SECONDS_DEFAULT
-#define PLATTER_STRESS_SECONDS_DEFAULT 4
-#endif
-
 // New images with new seeds, for `share` of the time that long runs are given.
 void play_long(std::string_view create_options, std::string_view open_options, double share) {
   using Clock = std::chrono::steady_clock;
-  const unsigned seconds =
-      from_environment("PLATTER_STRESS_SECONDS", PLATTER_STRESS_SECONDS_DEFAULT);
+  const unsigned seconds = stress_seconds();
   unsigned seed = from_environment("PLATTER_SEED", 1);
   unsigned rounds = 0;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds * share);

@@ -2,7 +2,7 @@
 #include "block/node/registry.h"
 #include "unit/node/support.h"
 
-namespace platter {
+namespace platter::copy_on_read_shrink {
 namespace {
 
 using namespace platter::testing;
@@ -72,4 +72,4 @@ TEST(CopyOnReadShrink, WhatIsLeftIsRead) {
 }
 
 }  // namespace
-}  // namespace platter
+}  // namespace platter::copy_on_read_shrink

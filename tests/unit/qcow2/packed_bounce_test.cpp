@@ -3,10 +3,10 @@
 
 #include "unit/qcow2/engine_support.h"
 
-namespace platter::qcow2 {
+namespace platter::qcow2::packed_bounce {
 namespace {
 
-using namespace testing;  // NOLINT: helpers of these tests
+using namespace qcow2::testing;  // NOLINT: helpers of these tests
 
 class Qcow2PackedBounce : public ::testing::TestWithParam<const char*> {};
 
@@ -78,4 +78,4 @@ TEST_P(Qcow2PackedBounce, WritesTheDisksLastClusterWhole) {
 }
 
 }  // namespace
-}  // namespace platter::qcow2
+}  // namespace platter::qcow2::packed_bounce

@@ -53,6 +53,38 @@ TEST(VmState, APartThatIsWrittenLeavesTheRest) {
   }
 }
 
+// The backing image goes on where the disk ends.
+Task<void> write_over_backing(const MemoryImage& image) {
+  auto edge = co_await image.open();
+  CO_OK(edge);
+  VmStateAbility& vm = *(**edge).driver().vm_state();
+  std::vector<std::byte> expected(kStateBytes);
+  std::vector<std::byte> part(100, std::byte{9});
+  auto done = co_await vm.write(70'000, iov(part));
+  CO_OK(done);
+  std::ranges::copy(part, expected.begin() + 70'000);
+  std::vector<std::byte> now(kStateBytes, std::byte{1});
+  done = co_await vm.read(0, iov(now));
+  CO_OK(done);
+  EXPECT_TRUE(now == expected) << "what was never written reads as zeroes";
+  done = co_await edge->detach();
+  CO_OK(done);
+}
+
+TEST(VmState, ShowsNothingOfALongerBackingImage) {
+  auto backing = make_memory_disk("vm-backing", 8 << 20);
+  auto data = filled(8 << 20, 7);
+  backing->write(0, iov(data));
+  for (const char* how : {"cluster_size=4k", "cluster_size=4k,compat=0.10", "cluster_size=512",
+                          "cluster_size=16k,extended_l2=on"}) {
+    SCOPED_TRACE(how);
+    MemoryImage image("vm", 1 << 20,
+                      std::string("backing_file=memory:vm-backing,backing_fmt=raw,") + how);
+    run([&] { return write_over_backing(image); });
+  }
+  remove_memory_disk("vm-backing");
+}
+
 Task<void> resize_to(const MemoryImage& image, std::uint64_t size) {
   auto edge = co_await image.open();
   CO_OK(edge);
