@@ -60,9 +60,6 @@ Task<Result<void>> Checker::repair_or_compare() {
     // Blocks that could not be read are no more part of it.
     result_.check_errors = before_comparison.check_errors;
     need_rebuild_ = false;
-    counts_.clear();
-    fixed_.clear();
-    l2_.clear();
     // Allocated and fragmented clusters have been counted already.
     CheckResult recount = result_;
     step = co_await count_references(false);
@@ -104,12 +101,10 @@ Task<Result<void>> Checker::mark_clean() {
 }
 
 // Repairing by a count that is not complete would free what is in use; so would forgetting what a
-// table that is gone told of, while a longer copy of the file may still be found.
+// table that is gone told of, while a longer copy of the file, or the table, may still be found.
 Result<void> Checker::may_repair() const {
   if (!repairs()) return {};
-  if (cut_off_) {
-    return fail(EIO, "the file was cut off within its L1 or snapshot table: nothing was repaired");
-  }
+  if (!gone_.empty()) return fail(EIO, "{}: nothing was repaired", gone_);
   if (result_.check_errors != 0)
     return fail(EIO, "{} places could not be checked: nothing was repaired", result_.check_errors);
   return {};
@@ -133,9 +128,11 @@ Task<Result<CheckResult>> Checker::run() {
   PLATTER_CO_TRY(step);
   step = may_repair();
   PLATTER_CO_TRY(step);
+  if (entries_ == Entries::kLeave && mendable_)
+    co_return fail(kCorrupt, "entries of its tables cannot be right, which check -r all mends");
   apart_ = tables_apart();
   if (request_.fix_errors && entries_ == Entries::kMend && apart_ &&
-      (mendable_ || any_crowded() || !shared_tables().empty())) {
+      (mendable_ || any_crowded() || !shared_tables_.empty())) {
     step = co_await mend();
     PLATTER_CO_TRY(step);
     step = may_repair();

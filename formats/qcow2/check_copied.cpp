@@ -105,6 +105,13 @@ Task<Result<bool>> Checker::check_copied_l2(std::span<std::byte> table, bool fix
   co_return changed;
 }
 
+// Whether something else may lie in `clusters` at `offset`, where nothing is to be written then.
+bool Checker::is_shared_table(std::uint64_t offset, std::uint64_t length) const {
+  const std::uint64_t first = g_.cluster_index(offset);
+  const auto found = std::ranges::lower_bound(shared_tables_, first);
+  return found != shared_tables_.end() && *found < first + g_.clusters_for(length);
+}
+
 Task<Result<void>> Checker::check_copied() {
   // Everything has the flag, every count is one, and the disk agrees: nothing can be wrong.
   if (all_copied_ && !shared_ && !uncounted_ && !mismatch_) co_return Result<void>{};
@@ -113,7 +120,8 @@ Task<Result<void>> Checker::check_copied() {
                                            result_.corruptions == 0 && result_.leaks == 0);
   auto l1 = co_await read_table(file_, "L1 table", header_.l1_table_offset, header_.l1_size);
   PLATTER_CO_TRY(l1);
-  auto mended = co_await check_copied_l1(*l1, fix);
+  const bool fix_l1 = fix && !is_shared_table(header_.l1_table_offset, header_.l1_table_bytes());
+  auto mended = co_await check_copied_l1(*l1, fix_l1);
   PLATTER_CO_TRY(mended);
 
   // From here on the list of L2 tables. One that a hostile L1 points at often is looked at once.
@@ -138,7 +146,8 @@ Task<Result<void>> Checker::check_copied() {
       outcome = std::move(table.read);
       break;
     }
-    auto changed = co_await check_copied_l2(table.data, fix);
+    const bool fix_table = fix && !is_shared_table(offsets[i], g_.cluster_size());
+    auto changed = co_await check_copied_l2(table.data, fix_table);
     if (!changed) outcome = forward_error(changed);
     if (changed && *changed) outcome = co_await write_table(offsets[i], table.data);
   }

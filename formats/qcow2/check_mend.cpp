@@ -7,7 +7,8 @@
 // Where two of the header's tables do so, nothing is mended.
 // Places that nobody refers to are written first, then a refcount structure that counts them, and
 // only then entries that lead there; all else only takes references away, so that an interrupted
-// repair leaves leaks and what has not been repaired yet.
+// repair leaves leaks and what has not been repaired yet. No such place is one that an entry leads
+// to outside the file, as long as it was.
 #include <algorithm>
 
 #include "block/base/bytes.h"
@@ -31,7 +32,7 @@ bool Checker::in_header_or_l1(std::uint64_t table) const {
          (table >= l1 && table < align_up(l1 + header_.l1_table_bytes(), g_.cluster_size()));
 }
 
-std::vector<std::uint64_t> Checker::shared_tables() const {
+std::vector<std::uint64_t> Checker::find_shared_tables() const {
   std::vector<std::uint64_t> found;
   const std::uint64_t end = std::max(fixed_.clusters(), l2_.clusters());
   for (std::uint64_t c = 0; c < end;) {
@@ -84,11 +85,17 @@ std::span<const Checker::Pending> Checker::pending_in(std::uint64_t offset,
 }
 
 Task<Result<void>> Checker::write_pending() {
-  for (const Pending& one : pending_) {
-    std::byte bytes[8];
-    store_be(bytes, one.entry);
-    auto written = co_await write_table(one.offset, bytes);
-    PLATTER_CO_TRY(written);
+  // First those that part data from tables.
+  for (const bool shared : {false, true}) {
+    for (const Pending& one : pending_) {
+      if (copies_.contains(g_.cluster_index(one.offset)) != shared) continue;
+      std::byte bytes[8];
+      store_be(bytes, one.entry);
+      auto written = co_await write_table(one.offset, bytes);
+      PLATTER_CO_TRY(written);
+    }
+    auto flushed = co_await file_.flush();
+    PLATTER_CO_TRY(flushed);
   }
   pending_.clear();
   fresh_.clear();
@@ -153,6 +160,9 @@ Task<Result<void>> Checker::mend_l1(std::uint64_t offset, std::uint64_t entries,
   for (std::uint64_t i = 0; i < entries; ++i) {
     std::uint64_t& entry = (*l1)[i];
     if (entry == 0) continue;
+    // What may be data is changed when that has got its copy.
+    const bool later = copies_.contains(g_.cluster_index(offset + i * 8));
+    if (later && pending_.size() >= kMaxPending) continue;
     const std::uint64_t old = entry;
     const std::uint64_t table = l1_offset(entry);
     const bool aligned = g_.in_cluster(table) == 0;
@@ -192,6 +202,10 @@ Task<Result<void>> Checker::mend_l1(std::uint64_t offset, std::uint64_t entries,
         : table >= end_ ? "the table lies outside the file and is lost"
                         : "the table would lie in the header or the L1 table and is lost");
     ++result_.corruptions_fixed;
+    if (later && entry != old) {
+      pending_.push_back({offset + i * 8, entry});
+      entry = old;
+    }
     changed = changed || entry != old;
   }
   if (!changed) co_return Result<void>{};
@@ -233,7 +247,7 @@ Checker::Mending Checker::mend_packed(std::uint64_t entry, std::uint64_t bitmap)
   return mending;
 }
 
-Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) const {
+Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) {
   Mending mending{entry & ~l2_reserved_bits(g_, entry), bitmap, {}};
   if (mending.entry != entry) mending.why = "reserved bits are cleared";
   const std::uint64_t host = entry & kOffsetMask;
@@ -249,9 +263,10 @@ Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) 
     mending.why = "subclusters both allocated and zero are allocated";
   }
   if (g_.external_data) return mending;
+  const std::uint64_t cluster = g_.cluster_index(host);
   const bool leads_nowhere = g_.in_cluster(host) != 0 || host >= end_;
-  const bool parted = crowded(g_.cluster_index(host));
-  if (!leads_nowhere && !parted && fixed_.get(g_.cluster_index(host)) == 0) return mending;
+  const bool parted = crowded(cluster);
+  if (!leads_nowhere && !parted && fixed_.get(cluster) == 0) return mending;
   const bool has_data = g_.extended_l2 ? allocated != 0 : g_.version < 3 || (entry & kZeroBit) == 0;
   if (!has_data) {
     return {g_.extended_l2 ? 0 : zero_entry(0, false), mending.bitmap,
@@ -261,6 +276,8 @@ Checker::Mending Checker::mend_plain(std::uint64_t entry, std::uint64_t bitmap) 
     return lose_cluster(entry, mending.bitmap,
                         host >= end_ ? "data outside the file is lost" : "unaligned data is lost");
   }
+  // One of them may stay.
+  if (parted && kept_.insert(cluster).second) return mending;
   mending.why = parted ? "data in the place of other data is copied elsewhere"
                        : "data in a table is copied elsewhere";
   mending.copy = true;
@@ -280,8 +297,6 @@ Task<Result<bool>> Checker::mend_l2_table(std::uint64_t offset, std::span<std::b
     if (mending.why.empty()) continue;
     if (mending.copy) {
       const std::uint64_t cluster = g_.cluster_index(entry & kOffsetMask);
-      // One of them may stay.
-      if (crowded(cluster) && kept_.insert(cluster).second) continue;
       const auto copied = copies_.find(cluster);
       if (copied == copies_.end() || pending_.size() >= kMaxPending) continue;
       auto host = co_await refer_to(copied->second);
@@ -326,7 +341,7 @@ Task<Result<void>> Checker::mend() {
   cancelled_ = nullptr;
   end_ = align_up(file_.size(), g_.cluster_size());
   std::vector<std::byte> bytes(g_.cluster_size());
-  for (const std::uint64_t cluster : shared_tables()) {
+  for (const std::uint64_t cluster : shared_tables_) {
     auto read = co_await read_padded(file_, cluster << g_.cluster_bits, bytes);
     PLATTER_CO_TRY(read);
     for (auto* copies : {&copies_, &table_copies_}) {
@@ -362,11 +377,6 @@ Task<Result<void>> Checker::mend() {
 
   // Counted again, as it will be; what cannot be mended has been said.
   result_.corruptions = 0;
-  counts_.clear();
-  fixed_.clear();
-  l2_.clear();
-  overflowed_.clear();
-  kept_.clear();
   need_rebuild_ = false;
   all_copied_ = true;
   shared_ = false;

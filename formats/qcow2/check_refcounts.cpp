@@ -138,15 +138,10 @@ Task<Result<void>> Checker::compare(Fix fix, bool adopt) {
 }
 
 // Where `clusters` free clusters lie: behind everything where the file can grow or is long enough,
-// otherwise in the first gap; 0: nowhere.
+// otherwise in the first gap; 0: nowhere. Entries that lead outside the file shall not lead to what
+// is put there, neither when they are left nor while they wait to be mended.
 std::uint64_t Checker::find_free(std::uint64_t clusters) const {
-  std::uint64_t highest = counts_.clusters();
-  while (highest > 1 && counts_.get(highest - 1) == 0) {
-    const bool whole = highest % RefcountMap::kChunk == 0;
-    const bool nothing = whole && counts_.chunk(highest / RefcountMap::kChunk - 1).empty();
-    highest -= nothing ? RefcountMap::kChunk : 1;
-  }
-  highest = std::max<std::uint64_t>(highest, 1);
+  const std::uint64_t highest = std::max({counts_.end(), outside_.end(), std::uint64_t{1}});
   if (file_.driver().can_grow() || highest + clusters <= file_.size() >> g_.cluster_bits) {
     return highest;
   }
@@ -175,6 +170,11 @@ Task<Result<void>> Checker::rebuild() {
     }
     return used;
   };
+  // The file becomes longer: what is left leading outside leads into it then.
+  const std::uint64_t outside_end = outside_.end();
+  for (std::uint64_t c = 0; c < outside_end; ++c) {
+    if (const std::uint64_t n = outside_.get(c); n != 0) counts_.set(c, n);
+  }
   std::vector<bool> used = used_blocks();
   // The new structure counts itself: repeat until its own size is among what it covers.
   std::uint64_t blocks = 0;

@@ -15,13 +15,18 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
   const std::uint64_t size = file_.size();
   const std::uint64_t limit =
       std::min(align_up(std::min(size, kMaxHostOffset * 2), g_.cluster_size()), kMaxHostOffset * 2);
-  if (!range_within(offset, length, limit)) {
+  const bool inside = range_within(offset, length, limit);
+  if (!inside) {
     say("ERROR: counting reference for region exceeding the end of the file by one cluster or "
         "more: offset {:#x} size {:#x}",
         offset, length);
     ++result_.corruptions;
     uncounted_ = true;
-    return false;
+    if (!repairs()) return false;
+    // What is there of it is in use.
+    claim_outside(offset, length, times);
+    if (offset >= limit) return false;
+    length = std::min(length, limit - offset);
   }
   const std::uint64_t last = g_.cluster_index(offset + length - 1);
   for (std::uint64_t cluster = g_.cluster_index(offset); cluster <= last; ++cluster) {
@@ -36,7 +41,27 @@ bool Checker::count(std::uint64_t offset, std::uint64_t length, std::uint64_t ti
           "clean copy if the image cannot be opened for writing");
     }
   }
-  return true;
+  return inside;
+}
+
+void Checker::claim_outside(std::uint64_t offset, std::uint64_t length, std::uint64_t times) {
+  // (Longer ones are tables, of which nothing is kept.)
+  if (offset >= reach() || length > 2 * g_.cluster_size() || !file_.driver().can_grow()) return;
+  const std::uint64_t last = g_.cluster_index(offset + length - 1);
+  for (std::uint64_t cluster = g_.cluster_index(offset); cluster <= last; ++cluster) {
+    bool overflow = false;
+    if (cluster >= file_clusters()) outside_.add(cluster, times, g_.max_refcount(), overflow);
+  }
+}
+
+// No image of such a disk is longer: what leads further leads nowhere, and the file will not grow
+// so far.
+std::uint64_t Checker::reach() const {
+  constexpr std::uint64_t kMaxClusters = std::uint64_t{1} << 25;
+  constexpr std::uint64_t kMaxBytes = std::uint64_t{4} << 40;
+  const std::uint64_t most = std::min(kMaxClusters << g_.cluster_bits, kMaxBytes);
+  const std::uint64_t disks = std::min(header_.size, most) * (snapshots_.size() + 1);
+  return std::min(align_up(std::min(file_.size(), most), g_.cluster_size()) + disks, most);
 }
 
 bool Checker::count_table(std::uint64_t offset, std::uint64_t length, RefcountMap& kind) {
@@ -53,10 +78,10 @@ bool Checker::count_table(std::uint64_t offset, std::uint64_t length, RefcountMa
 
 Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
                                                            std::uint64_t entries, Active active) {
-  if (!count_table(offset, entries * 8, fixed_)) {
-    cut_off_ = cut_off_ || active == Active::kYes;
-    co_return std::vector<std::uint64_t>{};
-  }
+  // (What the file's last cluster lacks of it would read as no entries.)
+  if (entries != 0 && !range_within(offset, entries * 8, file_.size()))
+    gone_ = active == Active::kYes ? kCutOff : kSnapshotGone;
+  if (!count_table(offset, entries * 8, fixed_)) co_return std::vector<std::uint64_t>{};
   auto l1 = co_await read_table(file_, "L1 table", offset, entries);
   if (!l1) {
     say("ERROR: I/O error in check_refcounts_l1");
@@ -96,8 +121,7 @@ Task<Result<std::vector<std::uint64_t>>> Checker::count_l1(std::uint64_t offset,
 
 // A table that is referenced several times is read once and counted so often: snapshots share most
 // of their tables, and a hostile L1 can point everywhere at the same one.
-Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, Active active,
-                                            bool fix) {
+Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, Active active) {
   std::vector<std::uint32_t> times;
   if (l2_repeated_) {
     std::sort(tables.begin(), tables.end());
@@ -123,36 +147,29 @@ Task<Result<void>> Checker::count_l2_tables(std::vector<std::uint64_t> tables, A
       outcome = std::move(table.read);
       break;
     }
-    const auto pending = pending_in(tables[i], g_.cluster_size());
-    for (const Pending& one : pending) {
+    for (const Pending& one : pending_in(tables[i], g_.cluster_size())) {
       store_be(table.data.data() + (one.offset - tables[i]), one.entry);
     }
-    const bool fix_here = fix && pending.empty();
-    if (count_l2_table(table.data, times.empty() ? 1 : times[i], active, fix_here)) {
-      outcome = co_await write_table(tables[i], table.data);
-    }
+    count_l2_table(table.data, times.empty() ? 1 : times[i], active);
   }
   co_await stream.stop();
   co_return outcome;
 }
 
-bool Checker::count_l2_table(std::span<std::byte> table, std::uint64_t times, Active active,
-                             bool fix) {
-  bool mended = false;
+void Checker::count_l2_table(std::span<const std::byte> table, std::uint64_t times, Active active) {
   std::uint64_t next_contiguous = 0;
   const unsigned step = static_cast<unsigned>(g_.l2_entry_size());
   for (std::size_t at = 0; at < table.size(); at += step) {
-    std::byte* entry = table.data() + at;
+    const std::byte* entry = table.data() + at;
     if (load_be<std::uint64_t>(entry) == 0 &&
         (step == 8 || load_be<std::uint64_t>(entry + 8) == 0)) {
       continue;
     }
-    if (count_l2_entry(entry, times, active, fix, next_contiguous)) mended = true;
+    count_l2_entry(entry, times, active, next_contiguous);
   }
-  return mended;
 }
 
-bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, bool fix,
+void Checker::count_l2_entry(const std::byte* at, std::uint64_t times, Active active,
                              std::uint64_t& next_contiguous) {
   const auto entry = load_be<std::uint64_t>(at);
   const std::uint64_t bitmap = g_.extended_l2 ? load_be<std::uint64_t>(at + 8) : 0;
@@ -174,14 +191,14 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
           (entry & kOffsetMask) >> g_.cluster_bits, entry);
       ++result_.corruptions;
       mendable_ = true;
-      return false;
+      return;
     }
     if (bitmap != 0) {
       say("ERROR compressed cluster {} with non-zero subcluster allocation bitmap, entry={:#x}",
           (entry & kOffsetMask) >> g_.cluster_bits, entry);
       ++result_.corruptions;
       mendable_ = true;
-      if (!repairs()) return false;
+      if (!repairs()) return;
     }
     const ClusterState state = classify(g_, entry & ~kCopied);
     if (const auto* packed = std::get_if<CompressedCluster>(&state)) {
@@ -197,7 +214,7 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
       // Packed clusters share sectors with their neighbours: fragmented by nature.
       ++result_.fragmented_clusters;
     }
-    return false;
+    return;
   }
 
   const std::uint64_t host = entry & kOffsetMask;
@@ -209,26 +226,18 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
       ++result_.corruptions;
       mendable_ = true;
     }
-    return false;
+    return;
   }
   if ((allocated & static_cast<std::uint32_t>(bitmap >> 32)) != 0) {
     say("ERROR offset={:x}: Allocated cluster has corrupted subcluster allocation bitmap", host);
     ++result_.corruptions;
     mendable_ = true;
     // (QEMU calls what it names a leak. A repair takes it for what it is: in use.)
-    if (!repairs()) return false;
+    if (!repairs()) return;
   }
   if (g_.in_cluster(host) != 0) {
     const bool has_data =
         g_.extended_l2 ? allocated != 0 : g_.version < 3 || (entry & kZeroBit) == 0;
-    if (!has_data && fix && !g_.extended_l2) {
-      say("Repairing offset={:x}: Preallocated cluster is not properly aligned; L2 entry "
-          "corrupted.",
-          host);
-      store_be(at, zero_entry(0, false));
-      ++result_.corruptions_fixed;
-      return true;
-    }
     say("ERROR offset={:x}: {} cluster is not properly aligned; L2 entry corrupted.", host,
         has_data ? "Data" : "Preallocated");
     ++result_.corruptions;
@@ -241,7 +250,6 @@ bool Checker::count_l2_entry(std::byte* at, std::uint64_t times, Active active, 
     if ((entry & kCopied) == 0) all_copied_ = false;
   }
   if (!g_.external_data && !count(host, g_.cluster_size(), times)) mendable_ = true;
-  return false;
 }
 
 Task<Result<void>> Checker::count_snapshots() {
@@ -261,6 +269,7 @@ Task<Result<void>> Checker::count_snapshots() {
           "entry corrupted",
           s.id, s.name, s.l1_table_offset);
       ++result_.corruptions;
+      gone_ = kSnapshotGone;
       continue;
     }
     if (s.l1_size > kMaxL1Bytes / 8) {
@@ -268,6 +277,7 @@ Task<Result<void>> Checker::count_snapshots() {
           "corrupted",
           s.id, s.name, s.l1_size);
       ++result_.corruptions;
+      gone_ = kSnapshotGone;
       continue;
     }
     // Following tables that lie in each other could take for ever, and repairing by what half of
@@ -288,7 +298,7 @@ Task<Result<void>> Checker::count_snapshots() {
     PLATTER_CO_TRY(found);
     tables.insert(tables.end(), found->begin(), found->end());
   }
-  auto counted = co_await count_l2_tables(std::move(tables), Active::kNo, false);
+  auto counted = co_await count_l2_tables(std::move(tables), Active::kNo);
   co_return counted;
 }
 
@@ -357,6 +367,8 @@ Task<Result<void>> Checker::count_refcount_blocks(bool fix) {
       say("ERROR refcount block {} refcount={}", i, references);
       ++result_.corruptions;
       need_rebuild_ = true;
+    } else if (repairs() && overflowed_.contains(g_.cluster_index(offset))) {
+      need_rebuild_ = true;
     }
   }
   co_return Result<void>{};
@@ -366,15 +378,25 @@ Task<Result<void>> Checker::count_references(bool fix) {
   result_.allocated_clusters = 0;
   result_.compressed_clusters = 0;
   result_.fragmented_clusters = 0;
+  counts_.clear();
+  fixed_.clear();
+  l2_.clear();
+  outside_.clear();
+  overflowed_.clear();
   l2_repeated_ = false;
   count_table(0, g_.cluster_size(), fixed_);
   auto tables = co_await count_l1(header_.l1_table_offset, header_.l1_size, Active::kYes);
   PLATTER_CO_TRY(tables);
-  auto step = co_await count_l2_tables(std::move(*tables), Active::kYes, fix);
+  auto step = co_await count_l2_tables(std::move(*tables), Active::kYes);
   PLATTER_CO_TRY(step);
   step = co_await count_snapshots();
   PLATTER_CO_TRY(step);
-  if (!count_table(header_.snapshots_offset, snapshot_table_bytes_, fixed_)) cut_off_ = true;
+  count_table(header_.snapshots_offset, snapshot_table_bytes_, fixed_);
+  // (The padding of the last entry need not be there.)
+  if (snapshot_table_bytes_ != 0 &&
+      !range_within(header_.snapshots_offset, snapshot_table_bytes_, file_.size() + 7)) {
+    gone_ = kCutOff;
+  }
   count(header_.refcount_table_offset, header_.refcount_table_bytes());
   if (const auto& encryption = header_.extensions.encryption) {
     count_table(encryption->offset, encryption->length, fixed_);
@@ -386,8 +408,9 @@ Task<Result<void>> Checker::count_references(bool fix) {
   const std::uint64_t first = g_.cluster_index(header_.refcount_table_offset);
   const std::uint64_t clusters = header_.refcount_table_bytes() >> g_.cluster_bits;
   for (std::uint64_t i = 0; fix && i < clusters; ++i) {
-    if (counts_.get(first + i) > 1) need_rebuild_ = true;
+    if (counts_.get(first + i) > 1 || overflowed_.contains(first + i)) need_rebuild_ = true;
   }
+  if (repairs()) shared_tables_ = find_shared_tables();
   co_return step;
 }
 

@@ -13,14 +13,12 @@ Task<Result<void>> Checker::count_for_change(std::string_view before) {
     co_return fail(kCorrupt, "the image has {} errors: repair it before {}",
                    result_.corruptions + result_.check_errors, before);
   }
-  counts_.clear();
   auto step = co_await count_references(false);
   co_return step;
 }
 
 Task<Result<void>> Checker::free_old_structure() {
   cancelled_ = nullptr;  // what is left must be done
-  counts_.clear();
   auto step = co_await count_references(false);
   PLATTER_CO_TRY(step);
   step = co_await compare(Fix{.leaks = true, .errors = false}, true);

@@ -73,15 +73,18 @@ class Checker {
   Task<Result<void>> count_references(bool fix);
   // Counts `times` references to every cluster of a range; false when the range is not in the file.
   bool count(std::uint64_t offset, std::uint64_t length, std::uint64_t times = 1);
+  // A repair, which makes the file longer, puts nothing where a reference leads that leaves it.
+  void claim_outside(std::uint64_t offset, std::uint64_t length, std::uint64_t times);
+  std::uint64_t reach() const;
   // The same for a table, into fixed_ or l2_ as well.
   bool count_table(std::uint64_t offset, std::uint64_t length, RefcountMap& kind);
   // Gives the L2 tables' places, in order; sets l2_repeated_ when one may be there twice.
   Task<Result<std::vector<std::uint64_t>>> count_l1(std::uint64_t offset, std::uint64_t entries,
                                                     Active active);
-  Task<Result<void>> count_l2_tables(std::vector<std::uint64_t> tables, Active active, bool fix);
-  // True when an entry was mended in `table`.
-  bool count_l2_table(std::span<std::byte> table, std::uint64_t times, Active active, bool fix);
-  bool count_l2_entry(std::byte* at, std::uint64_t times, Active active, bool fix,
+  // Changes nothing in them: that they are tables is not known before all is counted.
+  Task<Result<void>> count_l2_tables(std::vector<std::uint64_t> tables, Active active);
+  void count_l2_table(std::span<const std::byte> table, std::uint64_t times, Active active);
+  void count_l2_entry(const std::byte* at, std::uint64_t times, Active active,
                       std::uint64_t& next_contiguous);
   Task<Result<void>> count_snapshots();
   Task<Result<void>> count_bitmaps();
@@ -106,13 +109,12 @@ class Checker {
   Task<Result<void>> mend_l2_tables(std::vector<std::uint64_t> tables);
   Task<Result<bool>> mend_l2_table(std::uint64_t offset, std::span<std::byte> table);
   Mending mend_packed(std::uint64_t entry, std::uint64_t bitmap) const;
-  Mending mend_plain(std::uint64_t entry, std::uint64_t bitmap) const;
+  Mending mend_plain(std::uint64_t entry, std::uint64_t bitmap);
   Mending lose_cluster(std::uint64_t entry, std::uint64_t bitmap, std::string_view why) const;
   // Version 2 cannot say that a cluster over a backing file reads as zeroes.
   bool may_lose() const { return g_.version >= 3 || header_.backing_file.empty(); }
   bool in_header_or_l1(std::uint64_t table) const;
-  // Clusters of tables that something of another kind refers to as well.
-  std::vector<std::uint64_t> shared_tables() const;
+  std::vector<std::uint64_t> find_shared_tables() const;
   bool crowded(std::uint64_t cluster) const;
   bool any_crowded() const;
   bool tables_apart() const;
@@ -143,6 +145,7 @@ class Checker {
 
   // check_copied.cpp: compares the "refcount is one" flags of the active tables.
   Task<Result<void>> check_copied();
+  bool is_shared_table(std::uint64_t offset, std::uint64_t length) const;
   Task<Result<void>> check_copied_l1(std::vector<std::uint64_t>& l1, bool fix);
   Task<Result<bool>> check_copied_l2(std::span<std::byte> table, bool fix);
   Task<Result<std::optional<std::uint64_t>>> refcount_now(std::uint64_t cluster);
@@ -169,6 +172,10 @@ class Checker {
   // anew elsewhere.
   RefcountMap l2_{0};
   RefcountMap fixed_{0};  // at most the highest refcount; at least 2 where there are two
+  // References to clusters behind the end of the file.
+  RefcountMap outside_{0};
+  // Clusters of tables that something of another kind refers to as well, in order.
+  std::vector<std::uint64_t> shared_tables_;
   // By cluster of fixed_ (and crowded ones), and of l2_: where its copy lies.
   std::unordered_map<std::uint64_t, std::uint64_t> copies_;
   std::unordered_map<std::uint64_t, std::uint64_t> table_copies_;
@@ -186,7 +193,11 @@ class Checker {
   bool all_copied_ = true;
   bool shared_ = false;
   bool uncounted_ = false;
-  bool cut_off_ = false;  // a table that no other table tells of ends beyond the file
+  // A table that no other table tells of, and that is not wholly there.
+  static constexpr std::string_view kCutOff =
+      "the file was cut off within its L1 or snapshot table";
+  static constexpr std::string_view kSnapshotGone = "the L1 table of a snapshot is not in the file";
+  std::string_view gone_;
 };
 
 }  // namespace platter::qcow2

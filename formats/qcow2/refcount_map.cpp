@@ -15,6 +15,21 @@ void RefcountMap::Chunk::widen(std::uint64_t value) {
   *this = std::move(wider);
 }
 
+std::uint64_t RefcountMap::end() const {
+  std::uint64_t cluster = chunks_.size() * kChunk;
+  while (cluster > 0) {
+    const Chunk& last = chunk((cluster - 1) / kChunk);
+    if (last.empty()) {
+      cluster = (cluster - 1) / kChunk * kChunk;
+    } else if (last.get((cluster - 1) % kChunk) == 0) {
+      --cluster;
+    } else {
+      break;
+    }
+  }
+  return cluster;
+}
+
 void RefcountMap::set(std::uint64_t cluster, std::uint64_t value) {
   const std::uint64_t index = cluster / kChunk;
   grow(cluster + 1);

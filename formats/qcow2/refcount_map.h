@@ -54,6 +54,9 @@ class RefcountMap {
   void grow(std::uint64_t clusters) { clusters_ = std::max(clusters, clusters_); }
   void clear() { chunks_.clear(); }
 
+  // Behind the last cluster whose count is not zero.
+  std::uint64_t end() const;
+
   std::uint64_t get(std::uint64_t cluster) const {
     return chunk(cluster / kChunk).get(cluster % kChunk);
   }

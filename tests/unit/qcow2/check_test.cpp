@@ -211,8 +211,12 @@ TEST(Check, UnalignedPreallocatedZeroesAreRepaired) {
   poke(image, kL2 + 8, kCopied | 0x60200 | kZeroBit);
   const Checked checked = check(image, true, true);
   ASSERT_OK(checked.result);
-  EXPECT_THAT(checked.text(), HasSubstr("Repairing offset=60200: Preallocated cluster is not "
-                                        "properly aligned; L2 entry corrupted."));
+  EXPECT_THAT(checked.text(),
+              HasSubstr("ERROR offset=60200: Preallocated cluster is not properly aligned"));
+  EXPECT_THAT(checked.text(), HasSubstr("Repairing l2_entry=8000000000060201 at 0x40008: "
+                                        "preallocated space that cannot be is given up"));
+  EXPECT_EQ(checked.result->corruptions, 0U);
+  EXPECT_EQ(checked.result->corruptions_fixed, 1U);
   EXPECT_EQ(peek(image, kL2 + 8), kZeroBit);
   expect_clean(image);
 }

@@ -229,9 +229,7 @@ TEST_F(Mend, NarrowRefcountsTakeACopyForEach) {
   set_entry(1, kCopied | kL1);
   const Checked repaired = check(image_, true, true);
   ASSERT_OK(repaired.result);
-  const Checked again = check(image_, true, true);
-  ASSERT_OK(again.result);
-  EXPECT_EQ(check(image_).text(), "");
+  EXPECT_EQ(check(image_).text(), "") << "after\n" << repaired.text();
   EXPECT_NE(entry(0), entry(1));
   expect_kept(2);
 }
