@@ -2,6 +2,7 @@
 // cannot know enough of.
 #include <gmock/gmock.h>
 
+#include "block/filters/fault.h"
 #include "formats/qcow2/header_io.h"
 #include "formats/qcow2/snapshot_table.h"
 #include "unit/qcow2/image_support.h"
@@ -179,6 +180,52 @@ TEST_F(RepairKeeps, PlacesThatLostEntriesLedToFree) {
   repair();
   EXPECT_GE(peek(image_, kL1) & kOffsetMask, kEnd);
   EXPECT_GE(image_.header.refcount_table_offset, kEnd);
+}
+
+// The first eight bytes of every cluster of the disk.
+std::vector<std::uint64_t> disk_of(Image& image) {
+  std::vector<std::uint64_t> words;
+  const std::uint64_t table = peek(image, image.header.l1_table_offset) & kOffsetMask;
+  for (std::uint64_t at = table; at < table + 16 * 8; at += 8) {
+    const std::uint64_t entry = peek(image, at);
+    words.push_back((entry & kZeroBit) != 0 ? 0 : peek(image, entry & kOffsetMask));
+  }
+  return words;
+}
+
+TEST_F(RepairKeeps, AllThatWasReadWhereverItIsInterrupted) {
+  for (const bool cut_off : {true, false}) {
+    SCOPED_TRACE(cut_off ? "tables move, and entries lead outside" : "the L1 table is data");
+    SetUp();
+    for (std::uint64_t i = 0; i < 16; ++i) poke(image_, kData + i * kCluster, 0x1000 + i);
+    if (cut_off) {
+      cut(kData + 8 * kCluster);
+      set_entry(3, kCopied | kL2);
+    } else {
+      poke(image_, kL1, peek(image_, kL1) | 2);  // reserved
+      set_entry(3, kCopied | kL1);
+    }
+    const std::vector<std::byte> before = file();
+    const std::vector<std::uint64_t> disk = disk_of(image_);
+    bool whole = false;
+    for (std::uint64_t n = 0; !whole; ++n) {
+      SCOPED_TRACE(n);
+      Image image{make_memory_node("image", 0), {}};
+      ASSERT_OK(run([&] { return image.node->write(0, IoVec::of_const(before)); }));
+      auto faults = run([&] { return make_fault_node("faults", image.node); });
+      ASSERT_OK(faults);
+      Image failing{*faults, image_.header};
+      fault_points_of(*failing.node)
+          ->add({.operations = fault_op::kWrite | fault_op::kFlush, .skip = n, .error = EIO});
+      whole = check(failing, true, true).result.has_value();
+      EXPECT_LT(n, 100U);
+      image.header = *run([&] { return read_header(*image.node); });
+      EXPECT_EQ(disk_of(image), disk);
+      EXPECT_OK(check(image, true, true).result);
+      EXPECT_EQ(check(image).text(), "");
+      EXPECT_EQ(disk_of(image), disk);
+    }
+  }
 }
 
 TEST_F(RepairKeeps, PlacesThatEntriesStillLeadToFree) {
