@@ -216,6 +216,24 @@ def standard_files(bench):
         fail(f"closed standard output: exit code {done.returncode}, {done.stderr!r}")
 
 
+def without_threads(bench):
+    """A process whose address space has no room for the stack of another thread says so."""
+    limits = ["prlimit", f"--stack={1 << 30}"]
+    if subprocess.run([*limits, f"--as={2 << 30}", bench.platter, "--version"],
+                      capture_output=True, check=False).returncode != 0:
+        print("-- a build with sanitizers needs all address space: no threads were refused")
+        return
+    # One thread serves the disks; the next ones are the processors'.
+    for cpu in range(2):
+        command = [*limits, f"--as={(2 + cpu) << 30}", bench.platter, "run", "--kernel",
+                   bench.options.guest, "--memory", "16M", "--append", "h", "--cpus", "2"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=300, check=False)
+        if (done.returncode != 3
+                or f"could not start the thread of virtual CPU {cpu}:" not in done.stderr):
+            fail(f"without threads: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
 def main():
     with Bench("--guest", "--bzimage") as bench:
         by_kernel_formats(bench)
@@ -229,6 +247,7 @@ def main():
         by_signal_with_full_output(bench, 1, "f")
         by_signal_with_full_output(bench, 2, "b")
         by_keys(bench)
+        without_threads(bench)
 
         typed = b"hello\x01x" + b"more than the port keeps " * 2700 + b"q"
         with open(bench.path("input"), "wb") as file:

@@ -306,7 +306,12 @@ Result<void> Machine::add_vcpus() {
 Result<void> Machine::run() {
   console_->begin();
   empty_log(debug_log_);
-  for (const auto& vcpu : vcpus_) vcpu->start();
+  for (const auto& vcpu : vcpus_) {
+    const auto started = vcpu->start();
+    if (started) continue;
+    control_->end(EndReason::kFailure, started.error().message());
+    break;
+  }
   watch();
   Vcpu::stop_all(vcpus_);
   stop_devices();

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 
 #include "tools/run/kernel_table.h"
 
@@ -108,13 +109,19 @@ Result<void> Vcpu::set_entry(const EntryState& entry) {
   return {};
 }
 
-void Vcpu::start() {
-  thread_ = std::thread([this] { run(); });
+Result<void> Vcpu::start() {
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    return fail_errno(error.code().value(), "could not start the thread of virtual CPU {}", id_);
+  }
+  return {};
 }
 
 void Vcpu::stop_all(std::span<const std::unique_ptr<Vcpu>> vcpus) {
   // A signal that comes before KVM_RUN is entered would be lost; this flag makes it return at once.
   for (const auto& vcpu : vcpus) {
+    vcpu->has_left_ = !vcpu->thread_.joinable();
     __atomic_store_n(&vcpu->run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
   }
   // One that comes just before a blocking write of console output is lost too, hence the
@@ -131,7 +138,9 @@ void Vcpu::stop_all(std::span<const std::unique_ptr<Vcpu>> vcpus) {
       all_left = all_left && vcpu->has_left_;
     }
   }
-  for (const auto& vcpu : vcpus) vcpu->thread_.join();
+  for (const auto& vcpu : vcpus) {
+    if (vcpu->thread_.joinable()) vcpu->thread_.join();
+  }
 }
 
 Result<unsigned> Vcpu::run_once() {

@@ -43,9 +43,10 @@ class Vcpu {
   // The state the boot processor starts in; others wait for the guest to start them.
   Result<void> set_entry(const EntryState& entry);
 
-  void start();
-  // Makes the run loops of a machine's processors, all of them started, return, and waits for them:
-  // together, since one may wait for what another one does. Control::end() was called before.
+  // Fails with EAGAIN when there can be no more threads.
+  Result<void> start();
+  // Makes the run loops of a machine's processors return, of those that were started, and waits for
+  // them: together, since one may wait for what another one does. Control::end() was called before.
   static void stop_all(std::span<const std::unique_ptr<Vcpu>> vcpus);
 
   // Runs on the calling thread until an exit to user space and gives its reason (KVM_EXIT_*);
