@@ -1,7 +1,8 @@
 // Many small writers in each cluster, on several executors, while everything else is done with the
 // image: it is streamed into, snapshots are taken, applied and removed, it grows and shrinks over a
-// backing image that is longer, VM state comes and goes, its properties are changed, it is
-// reopened. No two writers share a sector, so that what each has written has to be there.
+// backing image that is longer, VM state comes and goes, its version, the width of its refcounts
+// and other properties are changed, it is reopened. No two writers share a sector, so that what
+// each has written has to be there, and in the bitmap that was there from the start.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -9,6 +10,7 @@
 #include <memory>
 #include <thread>
 
+#include "block/crypto/secret.h"
 #include "block/exec/executor_thread.h"
 #include "block/jobs/stream.h"
 #include "race/lanes.h"
@@ -31,11 +33,19 @@ constexpr std::uint32_t kBelow = 2;          // the change that the backing imag
 constexpr std::uint64_t kHidden = 1u << 30;  // added to the numbers of what must never show
 
 struct Setting {
-  std::string_view create;
+  std::string create;  // @: the data file
   std::string_view open = "discard=unmap";
   std::uint64_t cluster_size = 65536;
-  bool resizes_with_snapshots = true;
+  bool version2 = false;  // to begin with; snapshots have the disk's size
+  bool snapshots = true;
+  bool packs = true;  // whole clusters are written compressed, too
+
+  bool resizes(bool with_snapshots) const { return !with_snapshots || !version2; }
 };
+
+constexpr std::uint64_t kGranule = 4096;  // of the bitmap
+constexpr std::string_view kBitmap = "since";
+constexpr std::string_view kKey = "encrypt.key-secret=key";
 
 constexpr unsigned kFirstSeed = 20261123;
 enum class Beside : std::uint8_t { kStream, kSnapshots };
@@ -169,8 +179,9 @@ class Writer {
       auto reading = read(first, sectors);
       co_await reading;
     } else {
-      const WriteFlags flags{.fua = kind == 7,
-                             .compressed = kind == 8 && length == scene_.setting.cluster_size};
+      const WriteFlags flags{
+          .fua = kind == 7,
+          .compressed = kind == 8 && scene_.setting.packs && length == scene_.setting.cluster_size};
       scene_.numbers.begin(first, sectors, false);
       std::vector<std::byte> data(length);
       for (std::uint64_t i = 0; i < sectors; ++i)
@@ -213,7 +224,8 @@ Task<void> apply(Scene& scene, const Taken& taken) {
   scene.applied.store(nullptr);
 }
 
-Task<void> take_and_apply(Scene& scene, std::vector<std::unique_ptr<Taken>>& taken) {
+Task<void> take_and_apply(Scene& scene, std::vector<std::unique_ptr<Taken>>& taken,
+                          std::vector<std::unique_ptr<Taken>>& removed) {
   SnapshotAbility& snapshots = *scene.node.driver().snapshots();
   std::mt19937 random(scene.seed);
   for (unsigned i = 0; i < scene.rounds && !failed(); ++i) {
@@ -232,6 +244,8 @@ Task<void> take_and_apply(Scene& scene, std::vector<std::unique_ptr<Taken>>& tak
     const auto gone = taken.begin() + static_cast<std::ptrdiff_t>(random() % taken.size());
     done = co_await snapshots.remove((*gone)->name);
     expect_done(done, "remove");
+    // A read that began while it was applied may still look at it.
+    removed.push_back(std::move(*gone));
     taken.erase(gone);
   }
 }
@@ -300,6 +314,13 @@ Task<void> keep_state(Scene& scene) {
   }
 }
 
+std::string amendment(const Setting& setting, unsigned random) {
+  if (setting.version2) return random % 2 == 0 ? "compat=1.1" : "compat=0.10";
+  const bool lazy = random % 2 == 0;
+  if (random / 2 % 2 == 0) return lazy ? "lazy_refcounts=on" : "lazy_refcounts=off";
+  return fmt::format("refcount_bits={}", 8U << random / 4 % 4);
+}
+
 Task<void> change_properties(Scene& scene) {
   Driver& driver = scene.node.driver();
   std::mt19937 random(scene.seed + 3);
@@ -327,8 +348,7 @@ Task<void> change_properties(Scene& scene) {
         break;
       }
       default: {
-        if (scene.setting.create.find("compat=0.10") != std::string_view::npos) break;
-        const Options change = options(i % 2 == 0 ? "lazy_refcounts=on" : "lazy_refcounts=off");
+        const Options change = options(amendment(scene.setting, static_cast<unsigned>(random())));
         const std::function<void(std::uint64_t, std::uint64_t)> untold;
         done = co_await driver.amender()->amend(change, false, untold, nullptr);
         expect_done(done, "amend");
@@ -343,6 +363,8 @@ Task<void> change_properties(Scene& scene) {
 class Crowd : public ::testing::Test {
  protected:
   Crowd() {
+    const auto key = crypto::add_secret("key", crypto::SecretBytes::of(std::string_view("open")));
+    EXPECT_TRUE(key);
     auto data = std::vector<std::byte>(kMost);
     for (std::uint64_t s = 0; s < kMost / kStamped; ++s)
       stamp(data.data() + s * kStamped, s < kSectors ? s : s + kHidden, kBelow);
@@ -350,12 +372,14 @@ class Crowd : public ::testing::Test {
     EXPECT_TRUE(made);
     run([&] { return fill_backing(data); });
   }
+  ~Crowd() override { crypto::remove_secret("key"); }
 
   void play(const Setting& setting, Beside beside, unsigned seed);
 
  private:
   std::string backing() const { return dir_ / "backing"; }
   std::string image() const { return dir_ / "image"; }
+  std::string data_file() const { return dir_ / "data"; }
 
   Task<Result<Edge>> open(std::string_view format, const std::string& filename,
                           std::string_view more) {
@@ -375,6 +399,13 @@ class Crowd : public ::testing::Test {
     auto closed = co_await opened->detach();
     CO_OK(closed);
   }
+  // Whatever is not as it was at first has been marked.
+  Task<void> look_for_marks(BlockNode& node, const std::vector<std::uint32_t>& last) {
+    auto marked = co_await node.driver().bitmaps()->contents(std::string(kBitmap));
+    CO_OK(marked);
+    for (std::uint64_t s = 0; s < kSectors && !failed(); ++s)
+      EXPECT_TRUE(last[s] == kBelow || (*marked)->get(s * kStamped)) << "sector " << s;
+  }
   Task<void> compare(BlockNode& node, const std::vector<std::uint32_t>& from,
                      const std::vector<std::uint32_t>& to) {
     std::vector<std::byte> now(kDisk);
@@ -384,9 +415,13 @@ class Crowd : public ::testing::Test {
       EXPECT_TRUE(fair(now.data() + s * kStamped, s, from[s], to[s])) << "sector " << s;
   }
   Task<void> verify(const std::vector<std::uint32_t>& last,
-                    const std::vector<std::unique_ptr<Taken>>& taken) {
-    auto opened = co_await open("qcow2", image(), "");
+                    const std::vector<std::unique_ptr<Taken>>& taken, bool marked) {
+    auto opened = co_await open("qcow2", image(), kKey);
     CO_OK(opened);
+    if (marked) {
+      auto looking = look_for_marks(**opened, last);
+      co_await looking;
+    }
     auto comparing = compare(**opened, last, last);
     co_await comparing;
     for (const auto& one : taken) {
@@ -408,30 +443,40 @@ class Crowd : public ::testing::Test {
 void Crowd::play(const Setting& setting, Beside beside, unsigned seed) {
   SCOPED_TRACE(fmt::format("{}, seed {}", setting.create, seed));
   std::filesystem::remove(image());
-  const std::string create =
-      fmt::format("backing_file={},backing_fmt=raw,{}", backing(), setting.create);
+  std::filesystem::remove(data_file());
+  std::string create = fmt::format("backing_file={},backing_fmt=raw,{}", backing(), setting.create);
+  if (const std::size_t at = create.find('@'); at != std::string::npos)
+    create.replace(at, 1, data_file());
   auto made = run([&] { return create_image("qcow2", image(), kDisk, options(create)); });
   ASSERT_TRUE(made) << made.error().message();
   auto main = ExecutorThread::start();
   ASSERT_TRUE(main);
   Executor& executor = (*main)->executor();
-  auto opening = [&] { return open("qcow2", image(), setting.open); };
+  const std::string how = fmt::format("{},{}", setting.open, kKey);
+  auto opening = [&] { return open("qcow2", image(), how); };
   auto opened = run_blocking(executor, opening);
   ASSERT_TRUE(opened) << opened.error().message();
   Scene scene{.node = **opened, .setting = setting, .seed = seed};
-  const bool snapshots = beside == Beside::kSnapshots;
+  const bool snapshots = beside == Beside::kSnapshots && setting.snapshots;
+  const bool marked = !snapshots && scene.node.driver().bitmaps()->supported();
+  if (marked) {
+    auto marking = [&] {
+      return scene.node.driver().bitmaps()->add(std::string(kBitmap), kGranule, true);
+    };
+    const auto added = run_blocking(executor, marking);
+    ASSERT_TRUE(added) << added.error().message();
+  }
   std::vector<std::unique_ptr<Taken>> taken;
+  std::vector<std::unique_ptr<Taken>> removed;
   std::vector<std::function<Task<void>()>> operations;
   operations.emplace_back([&] { return keep_state(scene); });
   operations.emplace_back([&] { return change_properties(scene); });
-  if (!snapshots || setting.resizes_with_snapshots)
-    operations.emplace_back([&] { return resize(scene); });
+  if (setting.resizes(snapshots)) operations.emplace_back([&] { return resize(scene); });
   if (snapshots) {
-    operations.emplace_back([&] { return take_and_apply(scene, taken); });
+    operations.emplace_back([&] { return take_and_apply(scene, taken, removed); });
   } else {
     operations.emplace_back([&] { return stream_up(scene); });
-    if (scene.node.driver().bitmaps()->supported())
-      operations.emplace_back([&] { return mark(scene); });
+    if (marked) operations.emplace_back([&] { return mark(scene); });
   }
   scene.working.store(static_cast<unsigned>(operations.size()));
   {
@@ -459,24 +504,36 @@ void Crowd::play(const Setting& setting, Beside beside, unsigned seed) {
   const std::vector<std::uint32_t> last = copy_of(scene.numbers.ended);
   auto comparing = [&] { return compare(scene.node, last, last); };
   run_blocking(executor, comparing);
+  if (marked) {
+    auto looking = [&] { return look_for_marks(scene.node, last); };
+    run_blocking(executor, looking);
+  }
   auto checking = [&] { return leaks_of(scene.node); };
   EXPECT_EQ(run_blocking(executor, checking), 0u);
   auto closing = [&] { return opened->detach(); };
   auto closed = run_blocking(executor, closing);
   EXPECT_TRUE(closed) << (closed ? "" : closed.error().message());
-  auto verifying = [&] { return verify(last, taken); };
+  auto verifying = [&] { return verify(last, taken, marked); };
   run_blocking(executor, verifying);
 }
 
-constexpr Setting kSettings[] = {
+const Setting kSettings[] = {
     {.create = "cluster_size=64k"},
     {.create = "cluster_size=4k", .cluster_size = 4096},
     {.create = "cluster_size=16k,extended_l2=on", .cluster_size = 16384},
-    {.create = "cluster_size=64k,compat=0.10", .resizes_with_snapshots = false},
+    {.create = "cluster_size=64k,compat=0.10", .version2 = true},
     {.create = "cluster_size=512,refcount_bits=64", .cluster_size = 512},
     {.create = "cluster_size=4k",
      .open = "discard=unmap,l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024",
      .cluster_size = 4096},
+    {.create = "cluster_size=4k,compression_type=zstd", .cluster_size = 4096},
+    {.create = "cluster_size=4k,data_file=@",
+     .cluster_size = 4096,
+     .snapshots = false,
+     .packs = false},
+    {.create = "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=0",
+     .cluster_size = 4096,
+     .packs = false},
 };
 
 TEST_F(Crowd, UnderAStream) {
