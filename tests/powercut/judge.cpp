@@ -45,7 +45,9 @@ Task<Result<Findings>> check(BlockNode& node, bool fix_leaks = false) {
   co_return std::move(findings);
 }
 
-Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag, bool leaks_allowed = true) {
+}  // namespace
+
+Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag, bool leaks_allowed) {
   auto found = co_await check(node);
   if (!found) co_return found.error().message();
   if (!leaks_allowed && found->leaks != 0) co_return "leaks:" + found->lines;
@@ -60,6 +62,8 @@ Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag, bool leaks_al
   if (again->errors != 0) co_return "errors that a repair of leaks leaves:" + again->lines;
   co_return std::string();
 }
+
+namespace {
 
 std::string snapshot_list_wrong(BlockNode& node, const History& history, std::size_t cut) {
   std::map<std::string, unsigned> present;

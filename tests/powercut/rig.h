@@ -4,6 +4,7 @@
 // Threads: one.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -58,13 +59,25 @@ struct Recording {
 };
 Result<Recording> record(const Operation& operation, const Shape& shape, unsigned seed);
 
+// What was recorded, and who says of the present state of the disks what is wrong with it, if
+// anything is. `pick` is a random number; `complete`: nothing was cut off.
+struct Trial {
+  std::string name;
+  const std::vector<std::vector<std::byte>>& before;  // by disk
+  const WriteLog& log;
+  std::function<std::string(std::size_t cut, bool complete, std::uint64_t pick)> judge;
+};
 // How many different states were tried; the first one that is wrong ends it with a test failure.
 struct Budget {
   std::uint64_t states = 1000;
   unsigned seed = 1;
 };
+std::uint64_t try_states(const Trial& trial, Budget budget);
 std::uint64_t try_states(const Operation& operation, const Shape& shape, const Recording& recording,
                          Budget budget);
+
+// The errors that a check of the image finds, or nothing.
+Task<std::string> check_wrong(BlockNode& node, bool flags_may_lag, bool leaks_allowed = true);
 
 // Judges the present state of the disks: the first thing wrong with it, or nothing. `pick` chooses
 // what is looked at besides the most important, and whether the guest goes on and writes.

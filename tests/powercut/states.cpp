@@ -17,17 +17,14 @@ using Entry = WriteLog::Entry;
 
 class Explorer {
  public:
-  Explorer(const Operation& operation, const Shape& shape, const Recording& recording,
-           Budget budget)
-      : operation_(operation),
-        shape_(shape),
-        recording_(recording),
-        entries_(recording.log->entries()),
-        durable_from_(recording.log->durable_from()),
+  Explorer(const Trial& trial, Budget budget)
+      : trial_(trial),
+        entries_(trial.log.entries()),
+        durable_from_(trial.log.durable_from()),
         budget_(budget),
         random_(budget.seed) {
-    for (unsigned i = 0; i < disks_of(operation); ++i) {
-      disks_.push_back(std::make_unique<StateDisk>(recording.before[i]));
+    for (unsigned i = 0; i < trial.before.size(); ++i) {
+      disks_.push_back(std::make_unique<StateDisk>(trial.before[i]));
       grounds_.add(make_state_node(ground_name(i), *disks_.back()));
     }
   }
@@ -50,11 +47,11 @@ class Explorer {
       const std::uint64_t writes_left = writes.size() - done_++;
       try_moment(entries_[i].begin + 1, std::max<std::uint64_t>(left / writes_left, 4));
     }
-    const std::size_t end = recording_.log->moments();
+    const std::size_t end = trial_.log.moments();
     gather(end);
     if (failed_.empty()) try_one(end, {}, false);
     if (failed_.empty()) try_one(end, {}, true);
-    if (!failed_.empty()) ADD_FAILURE() << shape_.name << ": " << failed_;
+    if (!failed_.empty()) ADD_FAILURE() << trial_.name << ": " << failed_;
     return states_;
   }
 
@@ -98,9 +95,7 @@ class Explorer {
       disks_[entry.disk]->apply(entry, fate);
       if (!sure) at += sectors_of(entry);
     }
-    const bool complete = cut == recording_.log->moments();
-    const std::string wrong =
-        judge(operation_, shape_, recording_.history, cut, complete, random_());
+    const std::string wrong = trial_.judge(cut, cut == trial_.log.moments(), random_());
     if (!wrong.empty()) failed_ = describe(cut, keep, all) + wrong;
   }
 
@@ -174,7 +169,7 @@ class Explorer {
 
   std::string describe(std::size_t cut, const std::vector<bool>& keep, bool all) const {
     std::string text = fmt::format("seed {}, cut at moment {} of {}, state {}:", budget_.seed, cut,
-                                   recording_.log->moments(), states_);
+                                   trial_.log.moments(), states_);
     std::size_t at = 0;
     for (const std::size_t i : pending_) {
       const Entry& entry = entries_[i];
@@ -192,9 +187,7 @@ class Explorer {
     return text + "\n";
   }
 
-  const Operation& operation_;
-  const Shape& shape_;
-  const Recording& recording_;
+  const Trial& trial_;
   const std::vector<Entry>& entries_;
   const std::vector<std::size_t> durable_from_;
   const Budget budget_;
@@ -213,10 +206,20 @@ class Explorer {
 
 }  // namespace
 
+std::uint64_t try_states(const Trial& trial, Budget budget) {
+  Explorer explorer(trial, budget);
+  return explorer.explore();
+}
+
 std::uint64_t try_states(const Operation& operation, const Shape& shape, const Recording& recording,
                          Budget budget) {
-  Explorer explorer(operation, shape, recording, budget);
-  return explorer.explore();
+  const Trial trial{.name = shape.name,
+                    .before = recording.before,
+                    .log = *recording.log,
+                    .judge = [&](std::size_t cut, bool complete, std::uint64_t pick) {
+                      return judge(operation, shape, recording.history, cut, complete, pick);
+                    }};
+  return try_states(trial, budget);
 }
 
 }  // namespace platter::powercut
