@@ -41,7 +41,7 @@ def rows(images):
     def qcow2():
         return i.qcow2
 
-    yield Row("info start-up", both("info", qcow2), wall_ms=3, repeat=20)
+    yield Row("info start-up", both("info", qcow2), wall_ms=2, repeat=20)
     yield Row("create qcow2 1T", both("create", "-q", "-f", "qcow2", i.out, "1T"), before=i.fresh, repeat=5)
     yield Row("create 1T, metadata", both("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", i.out, "1T"),
               before=i.fresh, cpu_ms=400, rounds=3)

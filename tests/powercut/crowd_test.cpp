@@ -320,8 +320,8 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
       auto logging = co_await make_write_log_node(kGround, below->node(), log_);
       PLATTER_CO_TRY(logging);
       detail::remember_node(*logging);
-      auto held = co_await Edge::attach(std::move(*logging), "the power-cut rig",
-                                        {.need = 0, .shared = perm::kAll});
+      const Permissions none{.need = 0, .shared = perm::kAll};
+      auto held = co_await Edge::attach(std::move(*logging), "the power-cut rig", none);
       co_return std::move(held);
     };
     auto ground = run_blocking(executor, file);
