@@ -13,7 +13,6 @@
 #include <functional>
 #include <iostream>
 #include <random>
-#include <thread>
 
 #include "block/adapters/memory.h"
 #include "block/exec/executor_thread.h"
@@ -22,6 +21,7 @@
 #include "block/node/open_state.h"
 #include "powercut/rig.h"
 #include "unit/scratch_dir.h"
+#include "unit/side_threads.h"
 
 namespace platter::powercut::crowd {
 namespace {
@@ -332,22 +332,12 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
     Scene scene{
         .node = **opened, .setting = GetParam(), .log = *log_, .changes = changes_, .seed = seed};
     {
-      std::vector<std::unique_ptr<ExecutorThread>> threads;
-      std::vector<std::thread> waiters;
-      const auto start = [&](std::function<Task<void>()> work) {
-        auto thread = ExecutorThread::start();
-        ASSERT_TRUE(thread);
-        threads.push_back(std::move(*thread));
-        waiters.emplace_back([&target = threads.back()->executor(), work = std::move(work)] {
-          run_blocking(target, work);
-        });
-      };
-      for (unsigned i = 0; i < kQueues; ++i) start([&, i] { return play_lanes(scene, i); });
-      start([&]() -> Task<void> {
+      SideThreads side;
+      for (unsigned i = 0; i < kQueues; ++i) side.start([&, i] { return play_lanes(scene, i); });
+      side.start([&]() -> Task<void> {
         auto streaming = GetParam().streams ? stream_up(scene) : operate(scene);
         co_await streaming;
       });
-      for (std::thread& waiter : waiters) waiter.join();
     }
     auto closing = [&] { return opened->detach(); };
     auto closed = run_blocking(executor, closing);

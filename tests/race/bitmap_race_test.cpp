@@ -5,6 +5,7 @@
 #include "block/exec/executor_thread.h"
 #include "block/node/dirty_bitmap.h"
 #include "race/race_support.h"
+#include "unit/side_threads.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -76,21 +77,10 @@ TEST(BitmapRace, FourQueuesMarkWhatTheyWrite) {
   ASSERT_TRUE(added) << added.error().message();
   std::vector<std::vector<bool>> written(kQueues, std::vector<bool>(kSize / kGranule));
   {
-    std::vector<std::unique_ptr<ExecutorThread>> threads;
-    std::vector<std::thread> waiters;
-    for (unsigned i = 0; i < kQueues; ++i) {
-      auto thread = ExecutorThread::start();
-      ASSERT_TRUE(thread);
-      threads.push_back(std::move(*thread));
-    }
-    for (unsigned i = 0; i < kQueues; ++i) {
-      waiters.emplace_back([&, i] {
-        const auto playing = [&, i] { return write_randomly(node, i + 1, 60, &written[i]); };
-        run_blocking(threads[i]->executor(), playing);
-      });
-    }
+    SideThreads side;
+    for (unsigned i = 0; i < kQueues; ++i)
+      side.start([&, i] { return write_randomly(node, i + 1, 60, &written[i]); });
     on_main([&] { return disturb(node, 10); });
-    for (std::thread& waiter : waiters) waiter.join();
   }
   std::vector<bool> all(kSize / kGranule);
   for (const auto& one : written) {

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <iostream>
 #include <memory>
-#include <thread>
 
 #include "block/crypto/secret.h"
 #include "block/exec/executor_thread.h"
@@ -16,6 +15,7 @@
 #include "race/lanes.h"
 #include "race/stamped.h"
 #include "unit/scratch_dir.h"
+#include "unit/side_threads.h"
 
 namespace platter::qcow2::crowd {
 namespace {
@@ -480,18 +480,9 @@ void Crowd::play(const Setting& setting, Beside beside, unsigned seed) {
   }
   scene.working.store(static_cast<unsigned>(operations.size()));
   {
-    std::vector<std::unique_ptr<ExecutorThread>> threads;
-    std::vector<std::thread> waiters;
-    const auto start = [&](std::function<Task<void>()> work) {
-      auto thread = ExecutorThread::start();
-      ASSERT_TRUE(thread);
-      threads.push_back(std::move(*thread));
-      waiters.emplace_back([&target = threads.back()->executor(), work = std::move(work)] {
-        run_blocking(target, work);
-      });
-    };
-    for (unsigned i = 0; i < kQueues; ++i) start([&, i] { return play_lanes(scene, i); });
-    start([&]() -> Task<void> {
+    SideThreads side;
+    for (unsigned i = 0; i < kQueues; ++i) side.start([&, i] { return play_lanes(scene, i); });
+    side.start([&]() -> Task<void> {
       std::vector<Task<void>> working;
       for (const auto& operation : operations) working.push_back(operation());
       for (Task<void>& one : working) {
@@ -499,7 +490,6 @@ void Crowd::play(const Setting& setting, Beside beside, unsigned seed) {
         scene.working.fetch_sub(1);
       }
     });
-    for (std::thread& waiter : waiters) waiter.join();
   }
   const std::vector<std::uint32_t> last = copy_of(scene.numbers.ended);
   auto comparing = [&] { return compare(scene.node, last, last); };

@@ -8,6 +8,7 @@
 #include "block/exec/executor_thread.h"
 #include "race/race_support.h"
 #include "race/stamped.h"
+#include "unit/side_threads.h"
 
 namespace platter::qcow2 {
 namespace {
@@ -136,25 +137,14 @@ void play(const MemoryImage& image, std::string_view open_options, unsigned coun
   std::vector<Taken> taken;
   {
     std::atomic<bool> stop{false};
-    std::vector<std::unique_ptr<ExecutorThread>> threads;
     std::vector<std::unique_ptr<Writer>> writers;
-    std::vector<std::thread> waiters;
-    for (unsigned i = 0; i < count; ++i) {
-      auto thread = ExecutorThread::start();
-      ASSERT_TRUE(thread);
-      threads.push_back(std::move(*thread));
+    for (unsigned i = 0; i < count; ++i)
       writers.push_back(std::make_unique<Writer>(**opened, numbers, i, count, seed));
-    }
-    for (unsigned i = 0; i < count; ++i) {
-      waiters.emplace_back([&, i] {
-        auto playing = [&] { return writers[i]->play(stop); };
-        run_blocking(threads[i]->executor(), playing);
-      });
-    }
+    SideThreads side;
+    for (const auto& writer : writers) side.start([&] { return writer->play(stop); });
     auto snapping = [&] { return snap(**opened, numbers, rounds, taken); };
     run_blocking(executor, snapping);
     stop.store(true);
-    for (std::thread& waiter : waiters) waiter.join();
   }
   EXPECT_FALSE(taken.empty());
   const std::vector<std::uint32_t> last = copy_of(numbers.ended);
