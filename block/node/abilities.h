@@ -77,6 +77,13 @@ struct BitmapInfo {
   bool inconsistent = false;      // was not stored properly: can only be removed
 };
 
+// A bitmap that is to hold what another one does; granularity and size are those of `marked`.
+struct BitmapCopy {
+  std::string name;
+  bool enabled = false;
+  std::shared_ptr<const DirtyBitmap> marked;
+};
+
 // Each change is durable when it completes, and has changed nothing where it fails.
 class BitmapAbility {
  public:
@@ -86,6 +93,8 @@ class BitmapAbility {
   virtual std::vector<BitmapInfo> list() const = 0;
   // `granularity` 0: the format's choice. A bitmap that is made is clean.
   virtual Task<Result<void>> add(std::string name, std::uint64_t granularity, bool enabled) = 0;
+  // All or none of them. Takes the space that they need once they are there, and no more meanwhile.
+  virtual Task<Result<void>> add_copies(std::vector<BitmapCopy> copies) = 0;
   virtual Task<Result<void>> remove(std::string name) = 0;
   virtual Task<Result<void>> clear(std::string name) = 0;
   virtual Task<Result<void>> set_enabled(std::string name, bool enabled) = 0;

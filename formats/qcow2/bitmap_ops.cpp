@@ -34,6 +34,15 @@ Result<std::size_t> Bitmaps::find(const List& list, const std::string& name) {
   return static_cast<std::size_t>(found - list.begin());
 }
 
+Result<void> Bitmaps::check_same_size(const DirtyBitmap& source) const {
+  const std::uint64_t size = driver_.core_.header.size;
+  if (source.size() == size) return {};
+  return fail(EINVAL,
+              "Bitmaps are of different sizes (destination size is {}, source size is {}) and "
+              "can't be merged",
+              size, source.size());
+}
+
 // Adding and removing
 // ------------------------------------------------------------------------------------------------
 
@@ -46,22 +55,24 @@ Result<void> Bitmaps::check_size(std::uint64_t size, unsigned granularity_bits) 
   return fail(EINVAL, "Too much space will be occupied by the bitmap. Use larger granularity");
 }
 
-Result<void> Bitmaps::check_new(const std::string& name, unsigned granularity_bits) const {
+Result<void> Bitmaps::check_new(const List& list, const BitmapEntry& entry) const {
   const Core& core = driver_.core_;
+  const std::string& name = entry.name;
   const auto refusal = [&](const std::string& why) {
     return fail(EINVAL, "Can't make bitmap '{}' persistent in '{}': {}", name, node_name_, why);
   };
   if (!supported()) return refusal("Cannot store dirty bitmaps in qcow2 v2 files");
-  const Result<void> fits = check_size(core.header.size, granularity_bits);
+  const Result<void> fits = check_size(core.header.size, entry.granularity_bits);
   if (!fits) return refusal(fits.error().message());
   if (name.size() > kMaxBitmapName)
     return refusal(fmt::format("Name length exceeds maximum ({} characters)", kMaxBitmapName));
-  if (bitmaps_.size() >= kMaxBitmaps)
+  if (list.size() >= kMaxBitmaps)
     return refusal("Maximum number of persistent bitmaps is already reached");
   std::vector<BitmapEntry> all;
-  for (const Bitmap& bitmap : bitmaps_) all.push_back(bitmap.entry);
+  for (const Bitmap& bitmap : list) all.push_back(bitmap.entry);
   if (encode_bitmap_directory(all).size() + align_up(24 + name.size(), 8) > kMaxBitmapDirectorySize)
     return refusal("Not enough space in the bitmap directory");
+  if (find(list, name)) return fail(EEXIST, "Bitmap already exists: {}", name);
   return {};
 }
 
@@ -83,12 +94,35 @@ Task<Result<void>> Bitmaps::add(std::string name, std::uint64_t granularity, boo
 }
 
 Task<Result<void>> Bitmaps::add_now(BitmapEntry entry) {
-  const Result<void> fits = check_new(entry.name, entry.granularity_bits);
+  const Result<void> fits = check_new(bitmaps_, entry);
   PLATTER_CO_TRY(fits);
-  if (find(bitmaps_, entry.name)) co_return fail(EEXIST, "Bitmap already exists: {}", entry.name);
   List next = bitmaps_;
   auto bits = std::make_shared<DirtyBitmap>(driver_.core_.header.size, entry.granularity_bits);
   next.push_back({.entry = std::move(entry), .bits = std::move(bits), .changed = true});
+  auto replaced = co_await replace(std::move(next));
+  co_return replaced;
+}
+
+Task<Result<void>> Bitmaps::add_copies(std::vector<BitmapCopy> copies) {
+  const auto work = [this, &copies] { return add_copies_now(copies); };
+  const std::function<Task<Result<void>>()> named(work);
+  auto done = co_await driver_.exclusively(named, false);
+  co_return done;
+}
+
+Task<Result<void>> Bitmaps::add_copies_now(std::vector<BitmapCopy> copies) {
+  List next = bitmaps_;
+  for (const BitmapCopy& copy : copies) {
+    BitmapEntry entry;
+    entry.name = copy.name;
+    entry.granularity_bits = static_cast<unsigned>(std::countr_zero(copy.marked->granularity()));
+    entry.flags = copy.enabled ? bitmap_flag::kAuto : 0;
+    const Result<void> fits = check_new(next, entry);
+    if (!fits) co_return forward_error(fits, "Failed to create bitmap {}", copy.name);
+    const Result<void> same = check_same_size(*copy.marked);
+    if (!same) co_return forward_error(same, "Failed to populate bitmap {}", copy.name);
+    next.push_back({.entry = std::move(entry), .bits = copy.marked->clone(), .changed = true});
+  }
   auto replaced = co_await replace(std::move(next));
   co_return replaced;
 }
@@ -169,13 +203,8 @@ Task<Result<void>> Bitmaps::merge_now(std::string name, std::shared_ptr<const Di
   PLATTER_CO_TRY(which);
   const Result<void> can = usable(bitmaps_[*which]);
   PLATTER_CO_TRY(can);
-  const std::uint64_t size = driver_.core_.header.size;
-  if (source->size() != size) {
-    co_return fail(EINVAL,
-                   "Bitmaps are of different sizes (destination size is {}, source size is {}) and "
-                   "can't be merged",
-                   size, source->size());
-  }
+  const Result<void> same = check_same_size(*source);
+  PLATTER_CO_TRY(same);
   List next = bitmaps_;
   Bitmap& bitmap = next[*which];
   auto loaded = co_await load(bitmap);

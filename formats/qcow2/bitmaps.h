@@ -70,6 +70,7 @@ class Bitmaps final : public BitmapAbility {
   bool supported() const override;
   std::vector<BitmapInfo> list() const override;
   Task<Result<void>> add(std::string name, std::uint64_t granularity, bool enabled) override;
+  Task<Result<void>> add_copies(std::vector<BitmapCopy> copies) override;
   Task<Result<void>> remove(std::string name) override;
   Task<Result<void>> clear(std::string name) override;
   Task<Result<void>> set_enabled(std::string name, bool enabled) override;
@@ -112,8 +113,11 @@ class Bitmaps final : public BitmapAbility {
 
   // bitmap_ops.cpp; each with requests held back and everything written back.
   Result<void> check_size(std::uint64_t size, unsigned granularity_bits) const;
-  Result<void> check_new(const std::string& name, unsigned granularity_bits) const;
+  Result<void> check_same_size(const DirtyBitmap& source) const;
+  // Whether `list` can take one more.
+  Result<void> check_new(const List& list, const BitmapEntry& entry) const;
   Task<Result<void>> add_now(BitmapEntry entry);
+  Task<Result<void>> add_copies_now(std::vector<BitmapCopy> copies);
   Task<Result<void>> remove_now(std::string name);
   Task<Result<void>> clear_now(std::string name);
   Task<Result<void>> enable_now(std::string name, bool enabled);

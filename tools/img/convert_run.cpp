@@ -7,6 +7,7 @@
 
 #include "block/base/checked.h"
 #include "block/jobs/copy.h"
+#include "block/node/dirty_bitmap.h"
 #include "block/node/open_plain.h"
 #include "tools/img/cancel.h"
 #include "tools/img/convert.h"
@@ -17,6 +18,7 @@ namespace platter::img {
 namespace {
 
 constexpr std::uint64_t kLargestCluster = std::uint64_t{1} << 30;  // bytes
+constexpr std::uint64_t kMostBitmapBytes = std::uint64_t{1} << 28;
 
 class Conversion {
  public:
@@ -75,7 +77,6 @@ class Conversion {
   Task<Result<void>> open_sources();
   Result<void> check_target(Options& options);
   Result<void> check_bitmaps();
-  Task<Result<void>> copy_bitmap(BitmapAbility& from, BitmapAbility& to, BitmapInfo bitmap);
   Task<Result<void>> copy_bitmaps();
   Task<Result<void>> check_backing(const Options& options);
   Task<Result<void>> create_target(Options options);
@@ -148,23 +149,10 @@ Result<void> Conversion::check_bitmaps() {
               arguments_.sources.front(), broken->name);
 }
 
-Task<Result<void>> Conversion::copy_bitmap(BitmapAbility& from, BitmapAbility& to,
-                                           BitmapInfo bitmap) {
-  const Result<void> added = co_await to.add(bitmap.name, bitmap.granularity, bitmap.enabled);
-  if (!added) co_return forward_error(added, "Failed to create bitmap {}", bitmap.name);
-  auto contents = co_await from.contents(bitmap.name);
-  Result<void> merged = contents ? Result<void>{} : forward_error(contents);
-  if (contents) merged = co_await to.merge(bitmap.name, std::move(*contents));
-  if (merged) co_return {};
-  const Result<void> removed = co_await to.remove(bitmap.name);
-  static_cast<void>(removed);
-  co_return forward_error(merged, "Failed to populate bitmap {}", bitmap.name);
-}
-
 Task<Result<void>> Conversion::copy_bitmaps() {
   BitmapAbility& from = *sources_.front()->driver().bitmaps();
   BitmapAbility& to = *target_->driver().bitmaps();
-  std::vector<BitmapInfo> list = from.list();
+  const std::vector<BitmapInfo> list = from.list();
   // What is wrong is said of the last ones first.
   const std::vector<BitmapInfo> there = to.list();
   for (auto bitmap = list.rbegin(); bitmap != list.rend(); ++bitmap) {
@@ -184,12 +172,25 @@ Task<Result<void>> Conversion::copy_bitmaps() {
           bitmap->name, target_->size(), sources_.front()->size());
     }
   }
-  for (BitmapInfo& bitmap : list) {
+  // Together, because each step takes space for another directory; but not all that a strange
+  // image may hold is kept in memory at once.
+  std::vector<BitmapCopy> copies;
+  std::uint64_t bytes = 0;
+  for (const BitmapInfo& bitmap : list) {
     if (bitmap.inconsistent) continue;
-    const Result<void> copied = co_await copy_bitmap(from, to, std::move(bitmap));
-    PLATTER_CO_TRY(copied);
+    auto contents = co_await from.contents(bitmap.name);
+    if (!contents) co_return forward_error(contents, "Failed to populate bitmap {}", bitmap.name);
+    bytes += (*contents)->bytes();
+    copies.push_back({bitmap.name, bitmap.enabled, std::move(*contents)});
+    if (bytes < kMostBitmapBytes) continue;
+    const Result<void> added = co_await to.add_copies(std::move(copies));
+    PLATTER_CO_TRY(added);
+    copies.clear();
+    bytes = 0;
   }
-  co_return {};
+  if (copies.empty()) co_return {};
+  const Result<void> added = co_await to.add_copies(std::move(copies));
+  co_return added;
 }
 
 // Everything about the target that can be wrong before it is made.

@@ -97,6 +97,13 @@ def verbs(h, line, made, broken):
     h.case("bitmap convert into a larger one", made + [["peer", "create", "-q", "-f", "qcow2", "x", "20M"],
                                                        ["convert", "-n", "--bitmaps", "-O", "qcow2", "a", "x"],
                                                        ["info", "x"]])
+    # All that there is room for: as many clusters as the image then has.
+    h.case("bitmap convert where there is little room",
+           [["peer", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a", "10M"]] +
+           [["peer", "bitmap", "--add", "-g", "4k", "a", name] for name in "bcdefg"] +
+           [["sh", "qemu-io -c 'write 0 424k' a"],
+            ["limit", "convert", "--bitmaps", "-O", "qcow2", "-o", "cluster_size=4k", "a", "x"],
+            ["info", "x"], ["marks", "x", "g"]])
     for words in ("", "--skip-broken-bitmaps"):
         h.case(f"bitmap convert broken {words}",
                broken + [["convert", "--bitmaps", *words.split(), "-O", "qcow2", "a", "x"], ["info", "x"]])
