@@ -42,6 +42,7 @@ constexpr std::uint64_t kQueueNotifyOff = 30;
 constexpr std::uint64_t kCommonQueueDesc = 32;
 constexpr std::uint64_t kCommonQueueDriver = 40;
 constexpr std::uint64_t kCommonQueueDevice = 48;
+constexpr std::size_t kCommonWidth = 4;  // of the widest fields; addresses are two of them
 
 constexpr unsigned kStatusRegister = 0x06;
 constexpr std::byte kStatusInterrupt{0x08};
@@ -140,9 +141,12 @@ void PciTransport::read_bar(unsigned bar, std::uint64_t offset, std::span<std::b
   std::memset(data.data(), 0, data.size());
   if (bar != kBar || !range_within(offset, data.size(), kBarSize)) return;
   if (offset < kCommonOffset + kCommonSize) {
-    std::array<std::byte, 4> value;
-    store_le(value.data(), read_common(offset));
-    std::memcpy(data.data(), value.data(), std::min(data.size(), value.size()));
+    // Fields are at most four bytes wide; a wider access is one to each of the halves.
+    for (std::size_t at = 0; at < data.size(); at += kCommonWidth) {
+      std::array<std::byte, kCommonWidth> value;
+      store_le(value.data(), read_common(offset + at));
+      std::memcpy(data.data() + at, value.data(), std::min(data.size() - at, value.size()));
+    }
   } else if (offset == kIsrOffset) {
     data[0] = std::byte{read_isr()};
   } else if (range_within(offset - kDeviceOffset, data.size(), kDeviceSize)) {
@@ -157,10 +161,12 @@ void PciTransport::read_bar(unsigned bar, std::uint64_t offset, std::span<std::b
 void PciTransport::write_bar(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) {
   if (bar != kBar || !range_within(offset, data.size(), kBarSize)) return;
   if (offset < kCommonOffset + kCommonSize) {
-    // Fields are at most four bytes wide and written whole (4.1.3.1).
-    std::array<std::byte, 4> value{};
-    std::memcpy(value.data(), data.data(), std::min(data.size(), value.size()));
-    write_common(offset, load_le<std::uint32_t>(value.data()));
+    // Written whole (4.1.3.1), as they are read.
+    for (std::size_t at = 0; at < data.size(); at += kCommonWidth) {
+      std::array<std::byte, kCommonWidth> value{};
+      std::memcpy(value.data(), data.data() + at, std::min(data.size() - at, value.size()));
+      write_common(offset + at, load_le<std::uint32_t>(value.data()));
+    }
   } else if (range_within(offset - kDeviceOffset, data.size(), kDeviceSize)) {
     device_.write_config(offset - kDeviceOffset, data);
   } else if (offset >= kNotifyOffset && offset < kMsixTableOffset) {

@@ -206,6 +206,24 @@ TEST_F(PciTest, CommonStructure) {
   EXPECT_EQ(bar(56, 4), 0u) << "beyond the structure";
 }
 
+// A driver that sets an address at once must not get a ring at the address's lower half.
+TEST_F(PciTest, AddressesAreTakenInOnePieceToo) {
+  constexpr std::uint64_t kAddress = 0x1'2345'6000;
+  std::array<std::byte, 8> wide;
+  for (const std::uint64_t field : {32U, 40U, 48U}) {
+    store_le(wide.data(), kAddress + field * 16);
+    pci.write_bar(0, field, wide);
+    EXPECT_EQ(bar(field, 4), (kAddress + field * 16) & 0xffffffff);
+    EXPECT_EQ(bar(field + 4, 4), 1U);
+    wide.fill(std::byte{0xff});
+    pci.read_bar(0, field, wide);
+    EXPECT_EQ(load_le<std::uint64_t>(wide.data()), kAddress + field * 16);
+  }
+  // The last field ends with the structure.
+  pci.read_bar(0, 52, wide);
+  EXPECT_EQ(load_le<std::uint64_t>(wide.data()), 1U);
+}
+
 TEST_F(PciTest, ServesWithMsix) {
   map();
   const unsigned msix = find_msix();
