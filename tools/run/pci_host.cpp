@@ -151,26 +151,39 @@ void PciHost::write(std::uint64_t offset, std::span<const std::byte> data) {
                          load_le<std::uint32_t>(raw));
 }
 
+void PciHost::put_on_bus(const Bar& bar, Place& place) {
+  virtio::PciFunction& function = *bar.first;
+  const unsigned number = bar.second;
+  auto device = std::make_shared<CallbackDevice>(
+      [&function, number](std::uint64_t offset, std::span<std::byte> data) {
+        function.read_bar(number, offset, data);
+      },
+      [&function, number](std::uint64_t offset, std::span<const std::byte> data) {
+        function.write_bar(number, offset, data);
+      });
+  place.on_bus = memory_.add(place.address, place.size, "PCI BAR", std::move(device)).has_value();
+}
+
 void PciHost::bar_mapped(virtio::PciFunction& function, unsigned bar, std::uint64_t address,
                          std::uint64_t size) {
-  auto device = std::make_shared<CallbackDevice>(
-      [&function, bar](std::uint64_t offset, std::span<std::byte> data) {
-        function.read_bar(bar, offset, data);
-      },
-      [&function, bar](std::uint64_t offset, std::span<const std::byte> data) {
-        function.write_bar(bar, offset, data);
-      });
   MutexLock lock(mapped_mutex_);
-  // While firmware sizes BARs they may lie anywhere for a moment, also on top of each other.
-  if (memory_.add(address, size, "PCI BAR", std::move(device))) mapped_[{&function, bar}] = address;
+  // While BARs are sized or moved they may lie anywhere for a moment, also on top of each other.
+  const Bar key{&function, bar};
+  put_on_bus(key, mapped_[key] = {.address = address, .size = size});
 }
 
 void PciHost::bar_unmapped(virtio::PciFunction& function, unsigned bar) {
   MutexLock lock(mapped_mutex_);
   const auto found = mapped_.find({&function, bar});
   if (found == mapped_.end()) return;
-  memory_.remove(found->second);
+  const Place left = found->second;
   mapped_.erase(found);
+  if (!left.on_bus) return;
+  memory_.remove(left.address);
+  // Others may have waited for this to go.
+  for (auto& [other, place] : mapped_) {
+    if (!place.on_bus) put_on_bus(other, place);
+  }
 }
 
 }  // namespace platter::run

@@ -68,10 +68,17 @@ class PciHost final : public BusDevice, private virtio::PciListener {
   std::array<virtio::PciFunction*, kSlots> slots_{};  // immutable once the guest runs
   std::atomic<std::uint32_t> address_{0};
 
+  struct Place {
+    std::uint64_t address = 0;
+    std::uint64_t size = 0;
+    bool on_bus = false;  // otherwise something else is there
+  };
+  using Bar = std::pair<virtio::PciFunction*, unsigned>;
+  void put_on_bus(const Bar& bar, Place& place) PLATTER_REQUIRES(mapped_mutex_);
+
   Mutex mapped_mutex_;
-  // What is on the memory bus, by function and BAR.
-  std::map<std::pair<virtio::PciFunction*, unsigned>, std::uint64_t> mapped_
-      PLATTER_GUARDED_BY(mapped_mutex_);
+  // Where BARs are mapped.
+  std::map<Bar, Place> mapped_ PLATTER_GUARDED_BY(mapped_mutex_);
 };
 
 }  // namespace platter::run

@@ -319,6 +319,27 @@ TEST_F(PciTest, AssignedBarsAreOnTheBusAndMove) {
   host.reset();
 }
 
+TEST_F(PciTest, BarsThatChangePlacesAreBothThere) {
+  FakeFunction first(0x1000), second(0x1000);
+  ASSERT_TRUE(host->plug(first));
+  ASSERT_TRUE(host->plug(second));
+  ASSERT_TRUE(host->assign_resources());
+  first.write_config(0x10, 4, PciHost::kWindow + 0x1000);
+  std::array<std::byte, 1> data{};
+  EXPECT_FALSE(memory.read(PciHost::kWindow + 0x42, data));
+  second.write_config(0x10, 4, PciHost::kWindow);
+  for (const unsigned place : {0U, 0x1000U}) {
+    data[0] = {};
+    EXPECT_TRUE(memory.read(PciHost::kWindow + place + 0x42, data)) << place;
+    EXPECT_EQ(data[0], std::byte{0x42});
+  }
+  // Each goes with its own function.
+  first.write_config(0x04, 2, 0);
+  EXPECT_FALSE(memory.read(PciHost::kWindow + 0x1042, data));
+  EXPECT_TRUE(memory.read(PciHost::kWindow + 0x42, data));
+  host.reset();
+}
+
 TEST_F(PciTest, WindowAndSlotsEnd) {
   FakeFunction huge(0x20000000);
   ASSERT_TRUE(host->plug(huge));
