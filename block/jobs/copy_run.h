@@ -87,6 +87,7 @@ class CopyRun {
                                     std::uint64_t within);
   Task<bool> take_up(const Piece& piece, Bench& bench);
   Task<Result<void>> keep_differences(const Piece& piece, Bench& bench);
+  Task<Result<void>> hold_zeroes(std::uint64_t offset, std::span<std::byte> zeroes);
 
   const std::span<const CopySource> sources_;
   BlockNode& target_;

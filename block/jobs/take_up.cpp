@@ -73,6 +73,28 @@ Task<bool> CopyRun::take_up(const Piece& piece, Bench& bench) {
   co_return done.has_value();
 }
 
+// Makes zeroes the target's own, whatever it is to stand on. Where they show already, a format that
+// has no zeroes without data may have nothing to do for them: there they are written.
+Task<Result<void>> CopyRun::hold_zeroes(std::uint64_t offset, std::span<std::byte> zeroes) {
+  const Result<void> zeroed = co_await zero_one(offset, zeroes.size());
+  PLATTER_CO_TRY(zeroed);
+  while (!zeroes.empty()) {
+    const Result<ChainExtent> extent =
+        co_await chain_extent(target_, target_.backing(), offset, zeroes.size());
+    PLATTER_CO_TRY(extent);
+    const std::size_t length = std::min<std::uint64_t>(extent->length, zeroes.size());
+    if (!extent->present) {
+      const WriteFlags flags{.unchanged = true};
+      const Result<void> written =
+          co_await target_.write(offset, IoVec(zeroes.first(length)), flags);
+      if (!written) co_return write_failed(written, offset);
+    }
+    offset += length;
+    zeroes = zeroes.subspan(length);
+  }
+  co_return {};
+}
+
 // Writes to the target the sectors of the piece that would read otherwise.
 Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
   const std::span<std::byte> now = room(piece, bench.buffer);
@@ -97,8 +119,9 @@ Task<Result<void>> CopyRun::keep_differences(const Piece& piece, Bench& bench) {
     if (!write) continue;
     const std::size_t length = std::min(at, now.size()) - start;
     if (piece.kind == Kind::kZero) {
-      // What are zeroes stays zeroes, and takes no space.
-      const Result<void> zeroed = co_await zero_one(piece.offset + start, length);
+      // What are zeroes stays zeroes, and takes no space where the format can do without.
+      const Result<void> zeroed =
+          co_await hold_zeroes(piece.offset + start, now.subspan(start, length));
       PLATTER_CO_TRY(zeroed);
       continue;
     }
