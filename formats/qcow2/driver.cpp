@@ -431,8 +431,32 @@ Task<Result<void>> Qcow2Driver::change_backing(std::string filename, std::string
   co_return written;
 }
 
+// Data is where the guest has it: it goes once nothing on disk leads there any more, and nobody
+// writes there anew.
+Task<Result<void>> Qcow2Driver::empty_data_file_now() {
+  const std::uint64_t end = align_up(size(), core_.geometry.cluster_size());
+  auto discarded = co_await writer_.discard(0, end, Discard::kNever, true);
+  PLATTER_CO_TRY(discarded);
+  auto settled = co_await settle(WriteBack::Flush::kOwn, Requests::kHeld);
+  PLATTER_CO_TRY(settled);
+  BlockNode& data = core_.data_node();
+  const std::uint64_t held = std::min(end, data.size());
+  if (held == 0 || !core_.discard_passes[static_cast<std::size_t>(Discard::kSnapshot)])
+    co_return {};
+  const ZeroFlags flags{.may_unmap = true, .no_fallback = true};
+  auto zeroed = co_await data.write_zeroes(0, held, flags);
+  if (!zeroed && zeroed.error().code() != ENOTSUP) co_return zeroed;
+  co_return {};
+}
+
 Task<Result<void>> Qcow2Driver::make_empty() {
   PLATTER_FAULT(*core_.file, FaultEvent::kEmptyImagePrepare);
+  if (core_.data_file) {
+    const auto work = [this] { return empty_data_file_now(); };
+    const std::function<Task<Result<void>>()> named(work);
+    auto done = co_await exclusively(named, false);
+    co_return done;
+  }
   {
     auto ticket = co_await admit();
     const std::uint64_t end = align_up(size(), core_.geometry.cluster_size());

@@ -198,6 +198,7 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> publish_expansion(Expansion& expansion);
 
   // resize.cpp, with requests held back.
+  Task<Result<void>> empty_data_file_now();
   Task<Result<void>> resize_now(const ResizeRequest& request);
   Task<Result<void>> cut_data_file(const ResizeRequest& request);
   Task<Result<void>> resize_data_file(const ResizeRequest& request);
