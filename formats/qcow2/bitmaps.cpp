@@ -202,10 +202,27 @@ Task<Result<void>> Bitmaps::write_directory(Change& change) {
   co_return written;
 }
 
+// An image whose enabled bitmaps do not fit in memory could not be opened for writing any more.
+Result<void> Bitmaps::check_memory(const List& next) const {
+  const Geometry& g = driver_.core_.geometry;
+  std::uint64_t bytes = 0;
+  for (const Bitmap& bitmap : next) {
+    if (!bitmap.tracked()) continue;
+    bytes +=
+        bitmap_table_entries(bitmap.bits->size(), bitmap.entry.granularity_bits, g.cluster_size())
+        << g.cluster_bits;
+  }
+  if (bytes <= kMaxLoadedBitmapBytes) return {};
+  return fail(EFBIG, "the enabled bitmaps would take {} bytes of memory, at most {}", bytes,
+              kMaxLoadedBitmapBytes);
+}
+
 Task<Result<void>> Bitmaps::stage(Change& change) {
   Core& core = driver_.core_;
   const Geometry& g = core.geometry;
   if (core.poisoned.load()) co_return driver_.core_.given_up();
+  const Result<void> fits = check_memory(change.next);
+  PLATTER_CO_TRY(fits);
   if (!bitmaps_.empty()) {
     change.old.push_back(
         {directory_.directory_offset, g.clusters_for(directory_.directory_size) << g.cluster_bits});

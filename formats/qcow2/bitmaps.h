@@ -114,6 +114,7 @@ class Bitmaps final : public BitmapAbility {
   // bitmap_ops.cpp; each with requests held back and everything written back.
   Result<void> check_size(std::uint64_t size, unsigned granularity_bits) const;
   Result<void> check_same_size(const DirtyBitmap& source) const;
+  Result<void> check_memory(const List& next) const;
   // Whether `list` can take one more.
   Result<void> check_new(const List& list, const BitmapEntry& entry) const;
   Task<Result<void>> add_now(BitmapEntry entry);

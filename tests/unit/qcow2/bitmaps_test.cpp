@@ -278,6 +278,33 @@ TEST(Bitmaps, Refusals) {
   EXPECT_EQ(refusal(image, "a", 0), "Bitmap already exists: a");
 }
 
+TEST(Bitmaps, NoMoreAreEnabledThanCanBeLoaded) {
+  MemoryImage image("bitmaps-memory", std::uint64_t{2} << 40, "cluster_size=64k");
+  run([&]() -> Task<void> {
+    auto node = co_await image.open();
+    CO_OK(node);
+    BitmapAbility& bitmaps = *(*node)->driver().bitmaps();
+    for (const char* name : {"a", "b"}) {
+      auto added = co_await bitmaps.add(name, 512, true);
+      CO_OK(added);
+    }
+    auto third = co_await bitmaps.add("c", 512, true);
+    EXPECT_FALSE(third);
+    third = co_await bitmaps.add("c", 512, false);
+    CO_OK(third);
+    third = co_await bitmaps.set_enabled("c", true);
+    EXPECT_FALSE(third);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+    node = co_await image.open();
+    CO_OK(node);
+    auto removed = co_await (*node)->driver().bitmaps()->remove("a");
+    CO_OK(removed);
+    closed = co_await node->detach();
+    CO_OK(closed);
+  });
+}
+
 TEST(Bitmaps, ResizingKeepsThem) {
   MemoryImage image("bitmaps-resize", 64 * kMiB, "cluster_size=512");
   run([&]() -> Task<void> {
