@@ -197,8 +197,10 @@ class Qcow2Driver final : public MappedDriver,
   Task<Result<void>> replace_zero_clusters(Expansion& expansion);
   Task<Result<void>> publish_expansion(Expansion& expansion);
 
-  // resize.cpp, with requests held back.
+  // make_empty() where data lie in a file of their own, with requests held back.
   Task<Result<void>> empty_data_file_now();
+
+  // resize.cpp, with requests held back.
   Task<Result<void>> resize_now(const ResizeRequest& request);
   Task<Result<void>> cut_data_file(const ResizeRequest& request);
   Task<Result<void>> resize_data_file(const ResizeRequest& request);

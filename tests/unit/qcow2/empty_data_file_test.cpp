@@ -26,7 +26,8 @@ TEST(EmptyDataFile, KeepsDataThatTheTablesStillName) {
     OpenRequest request;
     request.format = "qcow2";
     request.options = options("file.driver=blkdebug,file.image.filename=" + image.filename() +
-                              ",file.inject-error.0.iotype=flush,file.inject-error.0.once=off");
+                              ",file.inject-error.0.event=none,file.inject-error.0.iotype=flush");
+    request.flags.read_only = false;
     request.permissions = Permissions::writer();
     node = co_await open_node(std::move(request));
     CO_OK(node);
