@@ -108,7 +108,9 @@ Task<Result<void>> HostDeviceDriver::do_write_zeroes(std::uint64_t offset, std::
     n = co_await run_on(WorkerPool::blocking(), work);
   }
   note_change(0);
-  if (n == -EOPNOTSUPP || n == -ENOTTY || n == -EINVAL) co_return fail_errno(ENOTSUP);
+  // EBUSY: another program uses the device, and the page cache has what it writes to just now.
+  if (n == -EOPNOTSUPP || n == -ENOTTY || n == -EINVAL || n == -EBUSY)
+    co_return fail_errno(ENOTSUP);
   if (n < 0) co_return fail_errno(-n);
   if (flags.fua) {
     auto flushed = co_await do_flush();
@@ -131,6 +133,7 @@ Task<Result<void>> HostDeviceDriver::do_discard(std::uint64_t offset, std::uint6
     can_discard_.store(false, std::memory_order_relaxed);
     co_return fail_errno(ENOTSUP);
   }
+  if (error == EBUSY) co_return fail_errno(ENOTSUP);  // as above; it may go another time
   if (error != 0) co_return fail_errno(error);
   co_return {};
 }

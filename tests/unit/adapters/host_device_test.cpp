@@ -2,12 +2,15 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <thread>
 
 #include "block/adapters/posix_file.h"
+#include "block/base/unique_fd.h"
 #include "block/exec/buffer.h"
 #include "unit/adapters/adapter_test.h"
 
@@ -107,6 +110,41 @@ TEST_F(HostDevice, ReadsWritesZeroesAndDiscards) {
     EXPECT_EQ(device.extent(4096, 8192)->kind, ExtentKind::kData);
   }
   EXPECT_TRUE(read_file(file_) == std::string(kSize, '\0'));
+}
+
+// The kernel does neither while another program, which has claimed the device, writes to its pages.
+TEST_F(HostDevice, PagesThatAreWrittenToRefuseAndDoNotFail) {
+  ATTACH_OR_SKIP("");
+  const UniqueFd claimed(::open(loop_->path().c_str(), O_RDWR | O_EXCL | O_CLOEXEC));
+  ASSERT_TRUE(claimed);
+  constexpr std::size_t kWritten = 1 << 16;
+  void* const pages =
+      ::mmap(nullptr, kWritten, PROT_READ | PROT_WRITE, MAP_SHARED, claimed.get(), 0);
+  ASSERT_NE(pages, MAP_FAILED);
+  OpenDriver device = open();
+  ASSERT_TRUE(device) << device.error();
+  unsigned zeroes_refused = 0;
+  unsigned discards_refused = 0;
+  {
+    const std::jthread writer([pages](const std::stop_token& stop) {
+      volatile auto* const bytes = static_cast<unsigned char*>(pages);
+      for (std::size_t at = 0; !stop.stop_requested(); at = (at + 4096) % kWritten) bytes[at] = 1;
+    });
+    const auto refused = [](const Result<void>& done) {
+      EXPECT_TRUE(done || done.error().code() == ENOTSUP) << done.error().message();
+      return done ? 0U : 1U;
+    };
+    for (int i = 0; i < 10'000 && (zeroes_refused == 0 || discards_refused == 0); ++i) {
+      zeroes_refused += refused(device.zero(0, 1 << 20, {.may_unmap = i % 2 == 0}));
+      discards_refused += refused(device.discard(0, 1 << 20));
+    }
+  }
+  EXPECT_GT(zeroes_refused, 0U);
+  EXPECT_GT(discards_refused, 0U);
+  ASSERT_EQ(::munmap(pages, kWritten), 0);
+  ASSERT_TRUE(device.flush());
+  EXPECT_TRUE(device.zero(0, 1 << 20));
+  EXPECT_TRUE(device.discard(0, 1 << 20));
 }
 
 TEST_F(HostDevice, LargeSectors) {

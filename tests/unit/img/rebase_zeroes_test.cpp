@@ -27,7 +27,7 @@ void expect_kept(std::uint64_t below) {
   EXPECT_EQ(call(run_rebase, {"rebase", "-f", "qcow2", "-b", "memory:rebase-new", "-F", "raw",
                               image.filename()}),
             0);
-  run([&]() -> Task<void> {
+  platter::testing::run([&]() -> Task<void> {
     auto node = co_await image.open(false);
     CO_OK(node);
     const bool zero = co_await reads_as(**node, 0, kMany, 0);
