@@ -84,6 +84,11 @@ Task<Result<void>> CopyRun::hold_zeroes(std::uint64_t offset, std::span<std::byt
     PLATTER_CO_TRY(extent);
     const std::size_t length = std::min<std::uint64_t>(extent->length, zeroes.size());
     if (!extent->present) {
+      if (target_.flags().detect_zeroes != OpenFlags::DetectZeroes::kOff) {
+        co_return fail(ENOTSUP,
+                       "zeroes at offset {} cannot be kept with detect-zeroes, which writes none",
+                       offset);
+      }
       const WriteFlags flags{.unchanged = true};
       const Result<void> written =
           co_await target_.write(offset, IoVec(zeroes.first(length)), flags);

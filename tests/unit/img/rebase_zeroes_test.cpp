@@ -43,5 +43,23 @@ TEST(RebaseZeroes, BehindAShorterBackingFileStay) { expect_kept(kMany / 4); }
 
 TEST(RebaseZeroes, OnNothingStay) { expect_kept(0); }
 
+// Zeroes that are detected are not written.
+TEST(RebaseZeroes, OfAnImageThatDetectsThemAreNotGivenUp) {
+  const MemoryImage image("rebase-detects", kMany, "compat=0.10");
+  auto data = filled(4096, 0xaa);
+  make_memory_disk("rebase-data", kMany)->write(0, iov(data));
+  EXPECT_EQ(call(run_rebase, {"rebase", "--image-opts", "-b", "memory:rebase-data", "-F", "raw",
+                              "driver=qcow2,detect-zeroes=on,file.filename=" + image.filename()}),
+            1);
+  platter::testing::run([&]() -> Task<void> {
+    auto node = co_await image.open(false);
+    CO_OK(node);
+    EXPECT_EQ((*node)->backing(), nullptr);
+    auto closed = co_await node->detach();
+    CO_OK(closed);
+  });
+  remove_memory_disk("rebase-data");
+}
+
 }  // namespace
 }  // namespace platter::img::rebase_zeroes
