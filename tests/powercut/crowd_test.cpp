@@ -16,6 +16,7 @@
 
 #include "block/adapters/memory.h"
 #include "block/exec/executor_thread.h"
+#include "block/filters/fault.h"
 #include "block/jobs/stream.h"
 #include "block/node/graph.h"
 #include "block/node/open_state.h"
@@ -38,6 +39,7 @@ constexpr const char* kGround = "powercut-0";
 struct Setting {
   const char* create;
   bool streams = false;
+  bool faults = false;  // requests to the image's file fail now and then
   const char* open = "";
 };
 
@@ -45,6 +47,7 @@ struct Setting {
 struct Change {
   Stamp stamp = 0;
   std::size_t begun = 0;         // moment
+  bool done = false;             // acknowledged
   std::size_t durable = kNever;  // moment
 };
 using Changes = std::vector<std::vector<Change>>;  // by sector
@@ -53,16 +56,34 @@ struct Scene {
   BlockNode& node;
   const Setting& setting;
   WriteLog& log;
+  FaultPoints& points;
   Changes& changes;
   unsigned seed;
   std::atomic<unsigned> playing{kLanes};
+  std::atomic<unsigned> refused{0};
 };
 
 bool failed() { return ::testing::Test::HasFailure(); }
 
-bool done_well(const Result<void>& done, std::string_view what) {
-  EXPECT_TRUE(done) << what << ": " << (done ? "" : done.error().message());
+// Whether it was done; it has to be, unless there are faults.
+bool done_well(Scene& scene, const Result<void>& done, std::string_view what) {
+  if (!done && scene.setting.faults) {
+    scene.refused.fetch_add(1);
+  } else {
+    EXPECT_TRUE(done) << what << ": " << (done ? "" : done.error().message());
+  }
   return done.has_value();
+}
+
+// What is wrong with what a sector shows, if it may show any change from `from` on.
+std::string find_wrong(std::span<const std::byte> shown, std::uint64_t sector,
+                       const std::vector<Change>& changes, std::size_t from, std::size_t cut) {
+  const auto stamp = get_stamp(shown, sector);
+  for (std::size_t i = from; i < changes.size(); ++i)
+    if ((i == from || changes[i].begun < cut) && stamp == changes[i].stamp) return {};
+  return fmt::format("sector {} of {} shows {}, at least {} was promised\n", sector, kSectors,
+                     stamp ? fmt::format("{}", *stamp) : "what nobody wrote to it",
+                     changes[from].stamp);
 }
 
 // One request after the other, on blocks of its own.
@@ -90,8 +111,12 @@ class Lane {
     const std::uint64_t in = whole ? 0 : below(kBlock);
     const std::uint64_t sectors = whole ? kBlock : 1 + below(kBlock - in);
     const std::uint64_t first = block * kBlock + in;
-    const std::uint64_t kind = below(16);
-    if (kind < 3) {
+    const std::uint64_t kind = below(20);
+    if (scene_.setting.faults && below(12) == 0) add_fault();
+    if (kind > 15) {
+      auto reading = read(first, sectors);
+      co_await reading;
+    } else if (kind < 3) {
       auto flushing = flush();
       co_await flushing;
     } else if (kind == 3) {
@@ -101,7 +126,7 @@ class Lane {
       begin(first, sectors, 0);
       const ZeroFlags flags{.may_unmap = below(2) == 0};
       auto done = co_await scene_.node.write_zeroes(first * kSector, sectors * kSector, flags);
-      if (done_well(done, "zeroes")) end(first, sectors);
+      if (done_well(scene_, done, "zeroes")) end(first, sectors);
     } else {
       std::vector<std::byte> data(sectors * kSector);
       const Stamp stamp = ++stamp_;
@@ -110,11 +135,13 @@ class Lane {
       begin(first, sectors, stamp);
       const WriteFlags flags{.fua = kind == 5};
       auto done = co_await scene_.node.write(first * kSector, IoVec(std::span(data)), flags);
-      if (!done_well(done, "write")) co_return;
+      if (!done_well(scene_, done, "write")) co_return;
       if (flags.fua) {
         const std::size_t now = scene_.log.moments();
-        for (std::uint64_t s = first; s < first + sectors; ++s)
+        for (std::uint64_t s = first; s < first + sectors; ++s) {
+          scene_.changes[s].back().done = true;
           scene_.changes[s].back().durable = now;
+        }
       } else {
         end(first, sectors);
       }
@@ -127,13 +154,44 @@ class Lane {
       scene_.changes[s].push_back({.stamp = stamp, .begun = now});
   }
   void end(std::uint64_t first, std::uint64_t sectors) {
-    for (std::uint64_t s = first; s < first + sectors; ++s)
+    for (std::uint64_t s = first; s < first + sectors; ++s) {
+      scene_.changes[s].back().done = true;
       unflushed_.emplace_back(s, scene_.changes[s].size() - 1);
+    }
+  }
+
+  // Once, for one of the next requests of a kind.
+  void add_fault() {
+    constexpr std::uint32_t kKinds[] = {
+        fault_op::kRead,    fault_op::kWrite, fault_op::kWrite,  fault_op::kWriteZeroes,
+        fault_op::kDiscard, fault_op::kFlush, fault_op::kResize, fault_op::kUsual};
+    FaultRule rule{.operations = kKinds[below(std::size(kKinds))],
+                   .skip = below(30),
+                   .count = 1,
+                   .error = below(2) == 0 ? EIO : ENOSPC};
+    if (rule.operations == fault_op::kWrite && below(3) == 0)
+      rule.action = FaultRule::Action::kShort;
+    scene_.points.add(rule);
+  }
+
+  // What was acknowledged is there, whatever has failed since.
+  Task<void> read(std::uint64_t first, std::uint64_t sectors) {
+    std::vector<std::byte> now(sectors * kSector);
+    auto done = co_await scene_.node.read(first * kSector, IoVec(std::span(now)));
+    if (!done_well(scene_, done, "read")) co_return;
+    for (std::uint64_t i = 0; i < sectors; ++i) {
+      const std::vector<Change>& changes = scene_.changes[first + i];
+      std::size_t from = changes.size() - 1;
+      while (!changes[from].done) --from;
+      EXPECT_EQ(find_wrong(std::span(now).subspan(i * kSector, kSector), first + i, changes, from,
+                           kNever),
+                "");
+    }
   }
 
   Task<void> flush() {
     auto done = co_await scene_.node.flush();
-    if (!done_well(done, "flush")) co_return;
+    if (!done_well(scene_, done, "flush")) co_return;
     const std::size_t now = scene_.log.moments();
     for (const auto& [sector, change] : unflushed_) scene_.changes[sector][change].durable = now;
     unflushed_.clear();
@@ -143,10 +201,10 @@ class Lane {
   Task<void> discard(std::uint64_t first, std::uint64_t sectors) {
     begin(first, sectors, 0);
     auto done = co_await scene_.node.discard(first * kSector, sectors * kSector);
-    if (!done_well(done, "discard")) co_return;
+    if (!done_well(scene_, done, "discard")) co_return;
     std::vector<std::byte> now(sectors * kSector);
     done = co_await scene_.node.read(first * kSector, IoVec(std::span(now)));
-    if (!done_well(done, "read")) co_return;
+    if (!done_well(scene_, done, "read")) co_return;
     for (std::uint64_t i = 0; i < sectors; ++i) {
       const auto shown = get_stamp(std::span(now).subspan(i * kSector, kSector), first + i);
       if (shown == Stamp{0}) {
@@ -213,10 +271,10 @@ Task<void> operate(Scene& scene) {
         }
         break;
     }
-    done_well(done, what);
+    done_well(scene, done, what);
     // Others' requests come in between.
     done = co_await scene.node.flush();
-    done_well(done, "flush");
+    done_well(scene, done, "flush");
   }
 }
 
@@ -224,20 +282,7 @@ Task<void> stream_up(Scene& scene) {
   StreamOptions options;
   options.in_flight = 4;
   auto done = co_await stream(scene.node, options);
-  done_well(done, "stream");
-}
-
-std::string find_wrong(std::span<const std::byte> shown, std::uint64_t sector,
-                       const std::vector<Change>& changes, std::size_t cut) {
-  const auto stamp = get_stamp(shown, sector);
-  std::size_t from = 0;
-  for (std::size_t i = 0; i < changes.size(); ++i)
-    if (changes[i].durable != kNever && changes[i].durable <= cut) from = i;
-  for (std::size_t i = from; i < changes.size(); ++i)
-    if ((i == from || changes[i].begun < cut) && stamp == changes[i].stamp) return {};
-  return fmt::format("sector {} of {} shows {}, flushed was {}\n", sector, kSectors,
-                     stamp ? fmt::format("{}", *stamp) : "what nobody wrote to it",
-                     changes[from].stamp);
+  done_well(scene, done, "stream");
 }
 
 Task<std::string> judge_task(const std::string& options, const Changes& changes, std::size_t cut,
@@ -250,8 +295,12 @@ Task<std::string> judge_task(const std::string& options, const Changes& changes,
   std::vector<std::byte> now(kDisk);
   auto got = co_await node->read(0, IoVec(std::span(now)));
   if (!got) co_return got.error().message();
-  for (std::uint64_t s = 0; s < kSectors; ++s)
-    wrong += find_wrong(std::span(now).subspan(s * kSector, kSector), s, changes[s], cut);
+  for (std::uint64_t s = 0; s < kSectors; ++s) {
+    std::size_t from = 0;
+    for (std::size_t i = 0; i < changes[s].size(); ++i)
+      if (changes[s][i].durable <= cut) from = i;
+    wrong += find_wrong(std::span(now).subspan(s * kSector, kSector), s, changes[s], from, cut);
+  }
   if (!wrong.empty()) co_return std::move(wrong);
   // The guest goes on.
   const std::uint64_t sector = pick % kSectors;
@@ -317,11 +366,13 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
     auto file = [&]() -> Task<Result<Edge>> {
       auto below = co_await open_file(filename);
       PLATTER_CO_TRY(below);
-      auto logging = co_await make_write_log_node(kGround, below->node(), log_);
+      auto logging = co_await make_write_log_node("", below->node(), log_);
       PLATTER_CO_TRY(logging);
-      detail::remember_node(*logging);
+      auto failing = co_await make_fault_node(kGround, std::move(*logging));
+      PLATTER_CO_TRY(failing);
+      detail::remember_node(*failing);
       const Permissions none{.need = 0, .shared = perm::kAll};
-      auto held = co_await Edge::attach(std::move(*logging), "the power-cut rig", none);
+      auto held = co_await Edge::attach(std::move(*failing), "the power-cut rig", none);
       co_return std::move(held);
     };
     auto ground = run_blocking(executor, file);
@@ -329,8 +380,13 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
     auto opening = [&] { return open_image(options_, true); };
     auto opened = run_blocking(executor, opening);
     ASSERT_TRUE(opened) << opened.error().message();
-    Scene scene{
-        .node = **opened, .setting = GetParam(), .log = *log_, .changes = changes_, .seed = seed};
+    FaultPoints& points = *fault_points_of(*ground->node());
+    Scene scene{.node = **opened,
+                .setting = GetParam(),
+                .log = *log_,
+                .points = points,
+                .changes = changes_,
+                .seed = seed};
     {
       SideThreads side;
       for (unsigned i = 0; i < kQueues; ++i) side.start([&, i] { return play_lanes(scene, i); });
@@ -339,22 +395,38 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
         co_await streaming;
       });
     }
+    if (GetParam().faults) std::cout << points.acted() << " faults, " << scene.refused << " told\n";
+    points.clear_rules();
+    for (int i = 0; GetParam().faults && i < 2; ++i) {
+      // The first one may tell of what has failed before.
+      auto flushing = [&] { return opened->node()->flush(); };
+      if (run_blocking(executor, flushing)) all_durable(log_->moments());
+    }
     auto closing = [&] { return opened->detach(); };
     auto closed = run_blocking(executor, closing);
-    EXPECT_TRUE(closed) << (closed ? "" : closed.error().message());
+    done_well(scene, closed, "close");
     auto leaving = [&] { return ground->detach(); };
     closed = run_blocking(executor, leaving);
     EXPECT_TRUE(closed);
   }
 
+  void all_durable(std::size_t now) {
+    for (auto& changes : changes_) {
+      for (Change& change : changes)
+        if (change.done) change.durable = std::min(change.durable, now);
+    }
+  }
+
   std::uint64_t try_cuts(unsigned seed, std::uint64_t states) {
-    const Trial trial{
-        .name = fmt::format("{}, seed {}", GetParam().create, seed),
-        .before = before_,
-        .log = *log_,
-        .judge = [&](std::size_t cut, bool complete, std::uint64_t pick) {
-          return run([&] { return judge_task(options_, changes_, cut, complete, pick); });
-        }};
+    const Trial trial{.name = fmt::format("{}, seed {}", GetParam().create, seed),
+                      .before = before_,
+                      .log = *log_,
+                      .judge = [&](std::size_t cut, bool complete, std::uint64_t pick) {
+                        return run([&] {
+                          return judge_task(options_, changes_, cut, complete && !GetParam().faults,
+                                            pick);
+                        });
+                      }};
     return try_states(trial, {.states = states, .seed = seed});
   }
 
@@ -363,7 +435,8 @@ class CrowdCut : public ::testing::TestWithParam<Setting> {
   const std::string options_ =
       fmt::format("driver=qcow2,file={},discard=unmap{}", kGround, GetParam().open);
   const std::shared_ptr<WriteLog> log_ = std::make_shared<WriteLog>();
-  Changes changes_ = Changes(kSectors, {Change{.stamp = 1, .begun = 0, .durable = 0}});
+  Changes changes_ =
+      Changes(kSectors, {Change{.stamp = 1, .begun = 0, .done = true, .durable = 0}});
   std::vector<std::vector<std::byte>> before_;
 };
 
@@ -388,6 +461,19 @@ constexpr Setting kSettings[] = {
      .open = ",l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024"},
 };
 
+constexpr Setting kFaultySettings[] = {
+    {.create = "cluster_size=4k", .faults = true},
+    {.create = "cluster_size=4k", .streams = true, .faults = true},
+    {.create = "cluster_size=64k", .faults = true},
+    {.create = "cluster_size=512", .faults = true},
+    {.create = "cluster_size=16k,extended_l2=on", .faults = true},
+    {.create = "cluster_size=16k,extended_l2=on", .streams = true, .faults = true},
+    {.create = "cluster_size=4k,lazy_refcounts=on",
+     .faults = true,
+     .open = ",l2-cache-size=1024,l2-cache-entry-size=512,refcount-cache-size=1024"},
+};
+
+INSTANTIATE_TEST_SUITE_P(Faulty, CrowdCut, ::testing::ValuesIn(kFaultySettings));
 INSTANTIATE_TEST_SUITE_P(Settings, CrowdCut, ::testing::ValuesIn(kSettings));
 
 }  // namespace
