@@ -1,7 +1,7 @@
 // C10 with many at work: small writers in each cluster, on several executors over a real file,
 // beside a stream, snapshots, resizes and changes of properties, until the power is cut at some
 // moment. No two writers share a sector, so that of each it is known what a flush, whoever asked
-// for it, has promised.
+// for it, has promised. In a second round requests to the file fail now and then.
 //
 // PLATTER_SEED, PLATTER_STATES: as for the operations one by one.
 #include <fmt/format.h>
