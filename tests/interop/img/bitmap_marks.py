@@ -6,26 +6,29 @@ bitmap, and qemu-img map shows what the export says.
 """
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 image, bitmap = sys.argv[1:]
 with tempfile.TemporaryDirectory() as directory:
-    socket = os.path.join(directory, "s")
-    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-B", bitmap, "-k", socket, image])
+    path = os.path.join(directory, "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        # The server gets a socket that listens already: until it serves, who connects waits. (One
+        # that it makes is there before it listens, and a SIGTERM before it serves would be lost.)
+        listener.bind(path)
+        listener.listen()
+        server = subprocess.Popen(
+            ["sh", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec qemu-nbd "$@" 3<&{listener.fileno()}', "sh",
+             "-r", "-t", "-f", "qcow2", "-B", bitmap, image], pass_fds=[listener.fileno()])
     try:
-        # The server listens once it has opened the image, or ends.
-        while not os.path.exists(socket) and server.poll() is None:
-            time.sleep(0.01)
         answer = subprocess.run(
             ["qemu-img", "map", "--output=json", "--image-opts",
-             f"driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"],
+             f"driver=nbd,server.type=unix,server.path={path},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"],
             capture_output=True, text=True)
     finally:
-        if server.poll() is None:
-            server.terminate()
+        server.terminate()
         server.wait()
 if answer.returncode != 0:
     sys.exit(answer.stderr.strip() or "no answer")
