@@ -81,7 +81,11 @@ Task<Result<void>> CopyRun::hold_zeroes(std::uint64_t offset, std::span<std::byt
   while (!zeroes.empty()) {
     const Result<ChainExtent> extent =
         co_await chain_extent(target_, target_.backing(), offset, zeroes.size());
-    PLATTER_CO_TRY(extent);
+    if (!extent) {
+      const std::string& name = target_.filename();
+      co_return forward_naming(name, extent, "{}: error while reading block status at offset {}",
+                               name, offset);
+    }
     const std::size_t length = std::min<std::uint64_t>(extent->length, zeroes.size());
     if (!extent->present) {
       if (target_.flags().detect_zeroes != OpenFlags::DetectZeroes::kOff) {

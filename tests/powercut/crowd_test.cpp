@@ -243,24 +243,26 @@ Task<void> operate(Scene& scene) {
     Result<void> done;
     std::string what;
     switch (random() % 6) {
-      case 0:
+      case 0: {
         what = "lazy refcounts";
-        done = co_await driver.amender()->amend(
-            *Options::parse_keyval(random() % 2 == 0 ? "lazy_refcounts=on" : "lazy_refcounts=off"),
-            false, untold, nullptr);
+        const auto change =
+            Options::parse_keyval(random() % 2 == 0 ? "lazy_refcounts=on" : "lazy_refcounts=off");
+        done = co_await driver.amender()->amend(*change, false, untold, nullptr);
         break;
+      }
       case 1: {
         what = "resize";
         const ResizeRequest request{.size = kDisk + random() % ((kMost - kDisk) / 512) * 512};
         done = co_await scene.node.resize(request);
         break;
       }
-      case 2:
+      case 2: {
         what = "refcount width";
-        done = co_await driver.amender()->amend(
-            *Options::parse_keyval(random() % 2 == 0 ? "refcount_bits=16" : "refcount_bits=64"),
-            false, untold, nullptr);
+        const auto change =
+            Options::parse_keyval(random() % 2 == 0 ? "refcount_bits=16" : "refcount_bits=64");
+        done = co_await driver.amender()->amend(*change, false, untold, nullptr);
         break;
+      }
       default:
         if (list.size() < 3) {
           what = "snapshot";
