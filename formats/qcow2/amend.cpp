@@ -264,6 +264,7 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
   const auto lacks = [](const Snapshot& s) { return !s.disk_size; };
   if (std::ranges::any_of(snapshots_.table(), lacks)) {
     Header header = core_.header;
+    if (needs_repair_) header.incompatible_features |= incompatible::kDirty;
     auto completed = co_await complete_snapshots(*core_.file, header,
                                                  static_cast<std::uint32_t>(version), cancelled_);
     // As far as it came, it is on disk.
@@ -273,8 +274,9 @@ Task<Result<void>> Qcow2Driver::upgrade_now(std::uint64_t version) {
     core_.geometry = core_.header.geometry();
     co_return completed;
   }
-  const auto raise = [version](Header& header) {
+  const auto raise = [this, version](Header& header) {
     header.version = static_cast<std::uint32_t>(version);
+    if (needs_repair_) header.incompatible_features |= incompatible::kDirty;
   };
   const std::function<void(Header&)> named(raise);
   auto written = co_await change_header(named);
@@ -297,13 +299,13 @@ Task<Result<void>> Qcow2Driver::change_refcount_width_now(std::uint64_t order) {
 }
 
 Task<Result<void>> Qcow2Driver::change_lazy_refcounts_now(std::uint64_t on) {
-  const auto switch_it = [on](Header& header) {
+  const auto switch_it = [this, on](Header& header) {
     if (on != 0) {
       header.compatible_features |= compatible::kLazyRefcounts;
     } else {
       // All counts are on disk by now.
       header.compatible_features &= ~compatible::kLazyRefcounts;
-      header.incompatible_features &= ~incompatible::kDirty;
+      if (!needs_repair_) header.incompatible_features &= ~incompatible::kDirty;
     }
   };
   const std::function<void(Header&)> named(switch_it);
@@ -332,6 +334,8 @@ Result<void> Qcow2Driver::may_downgrade() const {
 }
 
 Task<Result<void>> Qcow2Driver::downgrade_now(std::uint64_t version) {
+  // Version 2 has no bit that says so.
+  if (needs_repair_) co_return fail(EIO, "the image must be repaired first: 'check -r all'");
   auto expanded = co_await expand_zeroes();
   PLATTER_CO_TRY(expanded);
   const auto lower = [version](Header& header) {

@@ -301,7 +301,9 @@ Task<Result<void>> Qcow2Driver::alongside(const std::function<Task<Result<void>>
     result = co_await working;
   }
   if (began_ && !wants_lazy() && !needs_repair_) {
-    auto cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
+    // The file says that counts and flags are right only once they have reached the disk.
+    auto cleaned = co_await write_back_.commit(WriteBack::Flush::kOwn);
+    if (cleaned) cleaned = co_await core_.set_incompatible(incompatible::kDirty, false);
     if (result) result = std::move(cleaned);
   }
   write_back_.set_lazy(wants_lazy());
