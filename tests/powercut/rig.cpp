@@ -32,13 +32,6 @@ void make_backings(const Shape& shape) {
   make_memory_disk("powercut-other", bytes.size())->write(0, IoVec(std::span(bytes)));
 }
 
-void make_secrets() {
-  for (const char* id : {kOldKey, kNewKey}) {
-    const auto added = crypto::add_secret(id, crypto::SecretBytes::of(std::string_view(id)));
-    static_cast<void>(added);  // it is there already
-  }
-}
-
 std::uint64_t backed_sectors(const Operation& operation, const Shape& shape) {
   switch (operation.backing) {
     case Backing::kNone:
@@ -180,6 +173,13 @@ void Grounds::add(NodePtr node) {
   detail::remember_node(node);
   auto edge = run([&] { return Edge::attach(std::move(node), "the power-cut rig", none); });
   if (edge) edges_.push_back(std::move(*edge));
+}
+
+void make_secrets() {
+  for (const char* id : {kOldKey, kNewKey}) {
+    const auto added = crypto::add_secret(id, crypto::SecretBytes::of(std::string_view(id)));
+    static_cast<void>(added);  // it is there already
+  }
 }
 
 std::string ground_name(unsigned disk) { return fmt::format("powercut-{}", disk); }

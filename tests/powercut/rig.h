@@ -34,6 +34,8 @@ class Grounds {
   std::vector<Edge> edges_;
 };
 std::string ground_name(unsigned disk);
+// The passphrases kOldKey and kNewKey, as secrets of these names.
+void make_secrets();
 unsigned disks_of(const Operation& operation);
 // Options that open the image (or the image that backs it) over these nodes.
 std::string top_options(const Operation& operation, std::string_view secret = kOldKey);
